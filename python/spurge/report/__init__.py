@@ -1,0 +1,1 @@
+"""Results for people: files, tables and plots."""
