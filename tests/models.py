@@ -1,4 +1,4 @@
-"""Tiny models of real `transformers` classes with random weights, and a tiny tokenizer: nothing is downloaded."""
+"""Tiny models of real `transformers` classes with random weights, and a tiny tokenizer; no downloads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ HIDDEN, WIDTH, LAYERS, HEADS = 32, 48, 3, 4
 MAX_TOKENS = 64
 
 WORDS = (
-    "the a an is was it this that and or not of in on to we i film movie story plot actor scene music food room service "
-    "good great superb lovely brilliant happy charming bad awful dull boring terrible sad ugly fail hate love like "
+    "the a an is was it this that and or not of in on to we i film movie story plot actor scene music food "
+    "room service good great superb lovely brilliant happy charming bad awful dull boring terrible sad ugly "
+    "fail hate love like "
     "very quite so never always table chair tuesday window paper street clearly perhaps today well"
 ).split()
 PIECES = ["##s", "##ed", "##ing", "##ly", "##er", "##ness", "un", "re", "walk", "talk", "play", "paint"]
@@ -89,8 +90,8 @@ def tiny(
 ) -> Any:
     """A classifier of the family's real class, random weights, in evaluation mode.
 
-    Weights are drawn wider than `transformers` would (deviation 0.2), so that predictions differ between inputs and an
-    edited neuron moves them. `settings` go to the configuration.
+    Weights are drawn wider than `transformers` would (deviation 0.2), so that predictions differ between inputs
+    and an edited neuron moves them. `settings` go to the configuration.
     """
     name, sizes = _FAMILIES[family]
     task = "ForImageClassification" if family == "vit" else "ForSequenceClassification"
