@@ -90,8 +90,8 @@ def tiny(
 ) -> Any:
     """A classifier of the family's real class, random weights, in evaluation mode.
 
-    Weights are drawn wider than `transformers` would (deviation 0.2), so that predictions differ between inputs
-    and an edited neuron moves them. `settings` go to the configuration.
+    Weights are drawn wider than `transformers` would (deviation 0.2), so that predictions differ
+    between inputs and an edited neuron moves them. `settings` go to the configuration.
     """
     name, sizes = _FAMILIES[family]
     task = "ForImageClassification" if family == "vit" else "ForSequenceClassification"
