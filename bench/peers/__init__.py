@@ -1,0 +1,1 @@
+"""What users pick today, written as they would write it, or better."""
