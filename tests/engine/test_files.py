@@ -27,8 +27,10 @@ json_values = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -63,7 +65,9 @@ def test_json_refuses_what_has_no_json_form(bad: object) -> None:
         files.canonical_json({"a": "\ud800"})
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": 1})
     with pytest.raises(ValueError):
@@ -125,7 +129,9 @@ def test_tensors_come_back(tmp_path: Path) -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 4), max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]),
+    dtype=st.sampled_from(
+        [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
+    ),
     text=st.text(st.characters(exclude_categories=["Cs"])),
 )
 def test_any_dense_tensor_and_text_comes_back(
@@ -166,7 +172,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_flipped_bit_is_refused(tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject) -> None:
+def test_a_flipped_bit_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject
+) -> None:
     position = data.draw(st.integers(0, len(whole) * 8 - 1))
     changed = bytearray(whole)
     changed[position // 8] ^= 1 << (position % 8)
