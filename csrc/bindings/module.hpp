@@ -1,0 +1,11 @@
+#pragma once
+// One function per op family, each in its own bind_<stem>.cpp.
+#include <pybind11/pybind11.h>
+
+namespace spurge {
+namespace py = pybind11;
+
+void bind_gate(py::module_& m);
+void bind_ig(py::module_& m);
+
+}  // namespace spurge

@@ -1,0 +1,47 @@
+#pragma once
+// Fork-safe on purpose: threads live only inside the call, so there is no pool to inherit.
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace spurge {
+
+// A thread costs about 11 us to start and join: below this many elements each, one does better.
+constexpr std::int64_t kElementsPerThread = 1 << 16;
+
+// Calls body(begin, end) on disjoint ranges that cover [0, n), in at most `threads` threads with at
+// least `grain` items each. Ranges begin at multiples of `align`, so that vector loops cut the data
+// into the same lanes for any number of threads. A body must not let ranges change a result.
+template <class Body>
+void parallel_for(std::int64_t n, std::int64_t grain, int threads, const Body& body, std::int64_t align = 1) {
+  if (n <= 0) return;
+  const std::int64_t useful = std::max<std::int64_t>(1, n / std::max<std::int64_t>(grain, 1));
+  const std::int64_t parts = std::min<std::int64_t>(std::max(threads, 1), useful);
+  if (parts == 1) return body(std::int64_t{0}, n);
+
+  const auto cut = [&](std::int64_t k) { return k == parts ? n : n / align * k / parts * align; };
+  std::vector<std::exception_ptr> error(static_cast<std::size_t>(parts));
+  const auto run = [&](std::int64_t k) noexcept {
+    try {
+      body(cut(k), cut(k + 1));
+    } catch (...) {
+      error[static_cast<std::size_t>(k)] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> crew;
+  crew.reserve(static_cast<std::size_t>(parts - 1));
+  std::int64_t started = 1;
+  try {
+    for (; started < parts; ++started) crew.emplace_back(run, started);
+  } catch (...) {  // no more threads to be had: this one does the rest
+  }
+  run(0);
+  for (std::int64_t k = started; k < parts; ++k) run(k);
+  for (auto& thread : crew) thread.join();
+  for (auto& e : error)
+    if (e) std::rethrow_exception(e);
+}
+
+}  // namespace spurge

@@ -1,0 +1,15 @@
+#pragma once
+// Inner loops of the CPU kernels; gate_simd.cpp is compiled once per instruction set.
+#include <cstdint>
+
+#include "core/half.hpp"
+#include "core/isa.hpp"
+
+namespace spurge::gate {
+
+SPURGE_EACH_LEVEL(
+    template <class T> void open_block(T* out, const T* x, const T* u, Acc<T> shift, std::int64_t n);
+    template <class T> void gate_row(T* z, const float* gates, std::int64_t n);
+    template <class T> void gate_scattered(T* z, const std::int64_t* columns, const float* gates, std::int64_t n);)
+
+}  // namespace spurge::gate

@@ -1,0 +1,75 @@
+#include <algorithm>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/parallel.hpp"
+#include "ops/gate/gate.hpp"
+#include "spurge/gate.hpp"
+
+namespace spurge::gate {
+
+namespace {
+
+// x and u are read from memory once: one block of each stays in the first cache while the nodes pass.
+constexpr std::int64_t kBlock = 2048;
+
+// Above this share of a row, one vector pass over the whole row beats touching the columns singly.
+constexpr std::int64_t kDenseShare = 16;
+
+void check_columns(const std::int64_t* columns, std::int64_t n, std::int64_t width) {
+  std::vector<bool> seen(static_cast<std::size_t>(width), false);
+  for (std::int64_t j = 0; j < n; ++j) {
+    const std::int64_t c = columns[j];
+    SPURGE_CHECK(c >= 0 && c < width, "columns: must lie in [0, ", width, "), got ", c);
+    SPURGE_CHECK(!seen[static_cast<std::size_t>(c)], "columns: must be distinct, got ", c, " twice");
+    seen[static_cast<std::size_t>(c)] = true;
+  }
+}
+
+}  // namespace
+
+void open_rows_cpu(void* out, const void* x, const void* u, const double* alphas, std::int64_t nodes,
+                   std::int64_t size, DType dtype, int threads) {
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto block = SPURGE_SELECT(open_block<T>);
+    auto* const o = static_cast<T*>(out);
+    const auto* const xs = static_cast<const T*>(x);
+    const auto* const us = static_cast<const T*>(u);
+    const auto body = [=](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; i += kBlock) {
+        const std::int64_t n = std::min(kBlock, end - i);
+        for (std::int64_t s = 0; s < nodes; ++s)
+          block(o + s * size + i, xs + i, us + i, static_cast<Acc<T>>(alphas[s] - 1.0), n);
+      }
+    };
+    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kBlock);
+  });
+}
+
+void gate_columns_cpu(void* z, const std::int64_t* columns, const float* gates, std::int64_t particles,
+                      std::int64_t rows, std::int64_t width, std::int64_t n, DType dtype, int threads) {
+  check_columns(columns, n, width);
+  const bool dense = n * kDenseShare >= width;
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto row = SPURGE_SELECT(gate_row<T>);
+    const auto scattered = SPURGE_SELECT(gate_scattered<T>);
+    auto* const zs = static_cast<T*>(z);
+    const auto body = [=](std::int64_t begin, std::int64_t end) {
+      std::vector<float> full(static_cast<std::size_t>(dense ? width : 0), 1.0f);
+      for (std::int64_t r = begin, p = -1; r < end; ++r) {
+        if (dense && r / rows != p) {
+          p = r / rows;
+          for (std::int64_t j = 0; j < n; ++j) full[static_cast<std::size_t>(columns[j])] = gates[p * n + j];
+        }
+        if (dense) row(zs + r * width, full.data(), width);
+        else scattered(zs + r * width, columns, gates + r / rows * n, n);
+      }
+    };
+    const std::int64_t touched = std::max<std::int64_t>(dense ? width : n, 1);
+    parallel_for(particles * rows, kElementsPerThread / touched + 1, threads, body);
+  });
+}
+
+}  // namespace spurge::gate

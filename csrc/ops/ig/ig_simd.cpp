@@ -1,0 +1,66 @@
+#include "core/simd.hpp"
+#include "ops/ig/ig.hpp"
+#include "ops/ig/ig_math.hpp"
+
+namespace spurge::ig::SPURGE_LEVEL {
+
+using spurge::SPURGE_LEVEL::Lanes;
+using spurge::SPURGE_LEVEL::One;
+
+// out[i] = sum_s weights[s] * grads[s * stride + i]
+template <class V, class T>
+SPURGE_HD void sum_nodes_at(Acc<T>* out, const T* grads, std::int64_t stride, const Acc<T>* weights,
+                            std::int64_t nodes) {
+  V sum(Acc<T>(0));
+  for (std::int64_t s = 0; s < nodes; ++s) sum = add_product(sum, V(weights[s]), V::load(grads + s * stride));
+  sum.store(out);
+}
+
+template <class T>
+void sum_nodes(Acc<T>* __restrict out, const T* __restrict grads, std::int64_t stride,
+               const Acc<T>* __restrict weights, std::int64_t nodes, std::int64_t n) {
+  using V = Lanes<Acc<T>>;
+  using S = One<Acc<T>>;
+  std::int64_t i = 0;
+  for (; i + V::n <= n; i += V::n) sum_nodes_at<V>(out + i, grads + i, stride, weights, nodes);
+  for (; i < n; ++i) sum_nodes_at<S>(out + i, grads + i, stride, weights, nodes);
+}
+
+// out[i] += p[t0 + i] * z[t0 + i], then t1, ...: a few tokens a pass, so that out is loaded less often
+template <class V, int Tokens, class T>
+SPURGE_HD void sum_tokens_at(Acc<T>* out, const T* p, const T* z, std::int64_t stride, const std::int64_t* tokens) {
+  V sum = V::load(out);
+  for (int k = 0; k < Tokens; ++k)
+    sum = add_product(sum, V::load(p + tokens[k] * stride), V::load(z + tokens[k] * stride));
+  sum.store(out);
+}
+
+template <int Tokens, class T>
+SPURGE_HD void sum_tokens_pass(Acc<T>* __restrict out, const T* __restrict p, const T* __restrict z,
+                               std::int64_t stride, const std::int64_t* __restrict tokens, std::int64_t n) {
+  using V = Lanes<Acc<T>>;
+  using S = One<Acc<T>>;
+  std::int64_t i = 0;
+  for (; i + V::n <= n; i += V::n) sum_tokens_at<V, Tokens>(out + i, p + i, z + i, stride, tokens);
+  for (; i < n; ++i) sum_tokens_at<S, Tokens>(out + i, p + i, z + i, stride, tokens);
+}
+
+template <class T>
+void sum_tokens(Acc<T>* out, const T* p, const T* z, std::int64_t stride, const std::int64_t* tokens,
+                std::int64_t count, std::int64_t n) {
+  std::int64_t k = 0;
+  for (; k + 4 <= count; k += 4) sum_tokens_pass<4>(out, p, z, stride, tokens + k, n);
+  for (; k < count; ++k) sum_tokens_pass<1>(out, p, z, stride, tokens + k, n);
+}
+
+#define SPURGE_INSTANTIATE(T)                                                                              \
+  template void sum_nodes<T>(Acc<T>*, const T*, std::int64_t, const Acc<T>*, std::int64_t, std::int64_t);  \
+  template void sum_tokens<T>(Acc<T>*, const T*, const T*, std::int64_t, const std::int64_t*, std::int64_t, \
+                              std::int64_t);
+SPURGE_INSTANTIATE(float)
+SPURGE_INSTANTIATE(double)
+SPURGE_INSTANTIATE(bf16)
+SPURGE_INSTANTIATE(f16)
+#undef SPURGE_INSTANTIATE
+
+}  // namespace spurge::ig::SPURGE_LEVEL
