@@ -1,4 +1,4 @@
-"""Sets of neurons behave as sets, scores select by their stated rules, files come back whole or not at all."""
+"""Sets of neurons behave as sets, scores select by their rules, files come back whole or not at all."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ def share_of(name: str, value: Any) -> float:
     """``value`` as a float in (0, 1]; TypeError for no number, ValueError outside."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    value = float(value)
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number above 0 and at most 1, got {value}")
-    return float(value)
+    return value
