@@ -1,0 +1,422 @@
+"""The cascade: what would the model do if these neurons were scaled so, asked for all layers in one pass.
+
+Integrated gradients of the feed-forward neurons, layer by layer, usually run the whole model once per layer and
+quadrature node. Here one batch holds all those questions and each begins only behind the layer where it differs:
+the down projection is linear, so scaling a layer's activations by ``alpha`` moves its output by ``(alpha - 1) u``,
+``u = z W2'``, and rows open there at no cost in their own layer. One backward pass gives the gradients of every path,
+and since ``z`` is the same for all nodes they are summed in the model's width before one product with ``W2``:
+
+.. math:: \\mathrm{Attr}_{l,k} = \\sum_t z_{l,t,k} \\Bigl( \\sum_s w_s \\frac{\\partial F}{\\partial u_{l,t}}
+          \\Big|_{\\alpha_s} W_2 \\Bigr)_k
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spurge import ops
+from spurge.engine.calls import main_input, repeat_rows
+from spurge.engine.memory import budget
+from spurge.engine.patches import frozen
+from spurge.engine.quadrature import MOST_NODES, gauss_legendre
+from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
+from spurge.engine.neurons import NeuronSet
+from spurge.engine.sites import Site
+from spurge.engine.weight import Weight, weigh
+
+__all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
+
+Path = Literal["layer", "joint", "neuron"]
+ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Attributions of every neuron for Q targets and B examples; tensors are float32 on the model's device.
+
+    Attributes:
+        values: site -> ``[Q, B, F]``.
+        full: F(1), the targets of the unedited model, ``[Q, B]``.
+        erased: site -> F(0), with the whole site erased, ``[Q, B]``. Joint path: under ``"all"``, every site erased.
+            Neuron path: empty, each value is itself an exact difference.
+        residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
+        nodes: site -> quadrature nodes used.
+        change: site -> relative change of the values from half as many nodes; None where nodes were fixed.
+    """
+
+    values: dict[str, Tensor]
+    full: Tensor
+    erased: dict[str, Tensor]
+    residual: dict[str, Tensor]
+    nodes: dict[str, int]
+    change: dict[str, float | None]
+
+    def relative_residual(self) -> float:
+        """Largest ``|residual|`` over the largest ``|F(1) - F(0)|`` of its target and example; NaN on the neuron path."""
+        if not self.erased:
+            return math.nan
+        effect = torch.stack([(self.full - value).abs() for value in self.erased.values()]).amax(0)
+        residual = torch.stack([value.abs() for value in self.residual.values()]).amax(0)
+        return float((residual / effect.clamp_min(torch.finfo(effect.dtype).tiny)).max())
+
+
+class Cascade:
+    r"""Integrated gradients, exact ablations and gated runs of feed-forward neurons.
+
+    Args:
+        model: a ``transformers`` classifier (encoder or decoder) or image classifier.
+        path: ``"layer"``: all units of a layer scaled together, layer by layer (knowledge neurons, DEPN);
+            ``"joint"``: all layers scaled together, the cheapest, its sum is the whole network's effect;
+            ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
+            exactly with one forward row per unit.
+        nodes: Gauss-Legendre nodes S of the layer and joint paths; the first count to try when ``tolerance`` is given.
+        tolerance: refine each layer, doubling its nodes, until its completeness residual is at most ``tolerance``
+            times the example's largest layer effect ``|F(1) - F(0)|`` *and* its values change by at most ``tolerance``
+            (relative L2) from half as many nodes. None: ``nodes`` as they are.
+        memory: budget in bytes or as text (``"256MiB"``) for what is needed beyond the model itself; a share of what
+            is free by default. The work is split to fit; the result does not depend on the split.
+        attention: give targets the attention row of the probed token (first token of an encoder, last real token of a
+            decoder).
+        sites: restrict to these; all feed-forward sites by default.
+        progress: show a progress bar over the parts of a call.
+
+    Raises:
+        ValueError: a setting out of range, a model without sites.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        path: Path = "layer",
+        nodes: int = 2,
+        tolerance: float | None = None,
+        memory: str | int | None = None,
+        attention: bool = False,
+        sites: Sequence[Site] | None = None,
+        progress: bool = False,
+    ):
+        if path not in get_args(Path):
+            raise ValueError(f"path: expected one of {', '.join(get_args(Path))}, got {path!r}")
+        gauss_legendre(nodes)
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
+        if tolerance is not None and path == "neuron":
+            raise ValueError("tolerance: the neuron path is exact and takes none")
+        self.model, self.path, self.nodes, self.tolerance, self.progress = model, path, nodes, tolerance, progress
+        self.relay = Relay(model, attention=attention, sites=sites)
+        self.sites = self.relay.sites
+        self.budget = budget(memory, next(model.parameters()).device)
+        self._settled: Any = None
+        self._weights: dict[tuple[int, ...], Weight] = {}
+
+    # ---- public calls ------------------------------------------------------------------------------------------
+
+    def attribute(self, inputs: Mapping[str, Any], target: Target) -> Attribution:
+        """Attribution of every neuron to ``target`` on a batch.
+
+        Args:
+            inputs: keyword arguments of the model, tensors ``[B, ...]``.
+            target: rows -> ``[R]`` or ``[R, Q]``, differentiable in the rows' logits and attention; it indexes its own
+                per-example data with ``rows.example``.
+
+        Raises:
+            ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
+        """
+        with frozen(self.model):
+            parts = [self._attribute(trace, target) for trace in self._traces(inputs, target)]
+        return _join(parts)
+
+    def ablate(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet) -> Tensor:
+        """Exact effect of switching single units off, ``F(1) - F(unit off)``: ``[Q, B, n]`` in the order of ``neurons``.
+
+        Equals MacU Eq. 5 on the path of that unit alone, for any target, differentiable or not.
+
+        Raises:
+            ValueError: a neuron the model does not have, an empty set or batch, a target not finite.
+        """
+        units = self._units(neurons)
+        with frozen(self.model), torch.no_grad():
+            parts = [self._ablate(trace, target, units) for trace in self._traces(inputs, target)]
+        return torch.cat(parts, 1)
+
+    def gated(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet, gates: Tensor) -> Tensor:
+        """Targets of the model under P settings of the gates of ``neurons``, without gradients: ``[P, B, Q]``.
+
+        The layers below the first gated one run once for all settings.
+
+        Args:
+            gates: ``[P, n]`` in the order of ``neurons``; 1 leaves a unit as it is, 0 erases it.
+
+        Raises:
+            ValueError: a neuron the model does not have, gates of another shape or not finite.
+        """
+        units = self._units(neurons)
+        if not torch.is_tensor(gates) or gates.dim() != 2 or gates.shape[1] != len(units) or not len(gates):
+            came = tuple(gates.shape) if torch.is_tensor(gates) else type(gates).__name__
+            raise ValueError(f"gates: expected [settings, {len(units)}], got {came}")
+        if not torch.isfinite(gates).all():
+            raise ValueError("gates: must be finite")
+        with frozen(self.model), torch.no_grad():
+            parts = [self._gated(trace, target, units, gates) for trace in self._traces(inputs, target)]
+        return torch.cat(parts, 1)
+
+    # ---- splitting ---------------------------------------------------------------------------------------------
+
+    def _traces(self, inputs: Mapping[str, Any], target: Target) -> Iterator[Trace]:
+        """The unedited pass, a block of examples at a time."""
+        batch = len(main_input(inputs))
+        kind = getattr(target, "__code__", type(target))  # closures over other data read the same outputs
+        if self._settled is not kind:
+            self.relay.prune_for(inputs, target)
+            self._settled = kind
+        size = min(batch, self._weigh(inputs).examples(self.budget, self.nodes))
+        starts = range(0, batch, size)
+        for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
+            examples = slice(start, start + size)
+            block = {k: v[examples] if repeat_rows(v, batch, 2) is not v else v for k, v in inputs.items()}
+            number = torch.arange(batch, device=main_input(inputs).device)[examples]
+            yield self.relay.trace(block, number)
+
+    def _weigh(self, inputs: Mapping[str, Any]) -> Weight:
+        shape = tuple(main_input(inputs).shape[1:])
+        if shape not in self._weights:
+            self._weights[shape] = weigh(self.relay, inputs)
+        return self._weights[shape]
+
+    def _units(self, neurons: NeuronSet) -> list[tuple[int, int]]:
+        """(site, index) of every neuron, in the order given."""
+        place = {site.name: i for i, site in enumerate(self.sites)}
+        units = []
+        for ref in neurons:
+            if ref.site not in place or ref.index >= self.sites[place[ref.site]].width:
+                raise ValueError(f"neurons: the model has no neuron {ref}")
+            units.append((place[ref.site], ref.index))
+        if not units:
+            raise ValueError("neurons: the set is empty")
+        return units
+
+    # ---- the paths ---------------------------------------------------------------------------------------------
+
+    def _attribute(self, trace: Trace, target: Target) -> Attribution:
+        full = _values(target, trace.rows).t()
+        if self.path == "neuron":
+            return self._neuron_path(trace, target, full)
+        measure = self._joint_path if self.path == "joint" else self._layer_path
+        erased = self._erased(trace, target)
+        effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0)
+        values: dict[str, Tensor] = {}
+        nodes = dict.fromkeys((site.name for site in self.sites), self.nodes)
+        change: dict[str, float | None] = dict.fromkeys(nodes)
+        pending, count = list(range(len(self.sites))), self.nodes
+        while pending:
+            new = measure(trace, target, count, pending)
+            change |= {name: _relative_change(values.get(name), value) for name, value in new.items()}
+            values |= new
+            nodes |= dict.fromkeys(new, count)
+            residual = _residual(full, erased, values)
+            if self.tolerance is None:
+                break
+            pending = self._unfinished(pending, effect, residual, change)
+            count *= 2
+            if pending and count > MOST_NODES:
+                worst = max(float((residual[key].abs() / effect).nan_to_num().max()) for key in residual)
+                warnings.warn(
+                    f"tolerance {self.tolerance:g} not reached with {count // 2} nodes: relative residual {worst:.2g}",
+                    stacklevel=4,
+                )
+                break
+        return Attribution(values, full, erased, residual, nodes, change)
+
+    def _unfinished(
+        self, pending: list[int], effect: Tensor, residual: dict[str, Tensor], change: dict[str, float | None]
+    ) -> list[int]:
+        def open_still(name: str) -> bool:
+            moved = change[name]
+            gap = residual[name if name in residual else ALL].abs() > self.tolerance * effect
+            return moved is None or moved > self.tolerance or bool(gap.any())
+
+        late = [i for i in pending if open_still(self.sites[i].name)]
+        return pending if self.path == "joint" and late else late
+
+    def _layer_path(self, trace: Trace, target: Target, nodes: int, pending: list[int]) -> dict[str, Tensor]:
+        alphas, weights = gauss_legendre(nodes)
+        values: dict[str, Tensor] = {}
+        for group, s in self._weigh(trace.inputs).cuts(self.budget, nodes, trace.batch, pending):
+            with torch.enable_grad():
+                opened = [ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, alphas[s]) for i in group]
+                leaves = [rows.requires_grad_() for rows in opened]
+                value = _values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
+            for q in range(value.shape[1]):
+                more = q + 1 < value.shape[1]
+                grads = torch.autograd.grad(value[:, q].sum(), leaves, retain_graph=more, allow_unused=True)
+                for i, grad in zip(group, grads, strict=True):
+                    part = self._collect(i, trace, grad, weights[s])
+                    whole = values.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
+                    whole[q] += part
+        return {self.sites[i].name: values[self.sites[i].name] for i in pending}
+
+    def _collect(self, i: int, trace: Trace, grad: Tensor | None, weights: Tensor) -> Tensor:
+        """``[B, F]``: node gradients summed in width H, one product with W2, multiplied by z and summed over tokens."""
+        z = trace.sites[i].z
+        if grad is None:  # the target does not read this layer
+            return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
+        pulled = ops.node_sum(grad, weights).to(z.dtype) @ self.sites[i].weight()
+        return ops.multiply_sum(pulled, z, _mask(trace, z)).float()
+
+    def _joint_path(self, trace: Trace, target: Target, nodes: int, pending: list[int]) -> dict[str, Tensor]:
+        alphas, weights = gauss_legendre(nodes)
+        total: dict[str, Tensor] = {}
+        for s in self._weigh(trace.inputs).node_slices(self.budget, nodes, trace.batch):
+            with torch.enable_grad():
+                rows, z, scaled = self.relay.scaled(trace, alphas[s])
+                value = _values(target, rows)
+            for q in range(value.shape[1]):
+                more = q + 1 < value.shape[1]
+                grads = torch.autograd.grad(value[:, q].sum(), scaled, retain_graph=more, allow_unused=True)
+                share = weights[s].repeat_interleave(trace.batch)[:, None]
+                for site, active, grad in zip(self.sites, z, grads, strict=True):
+                    part = active.new_zeros(trace.batch, site.width, dtype=torch.float32)
+                    if grad is not None:
+                        mask = _mask(trace, active)
+                        mask = mask.repeat(len(alphas[s]), 1) if mask is not None else None
+                        each = ops.multiply_sum(grad @ site.weight(), active, mask).float()
+                        part = (each * share.to(each)).unflatten(0, (-1, trace.batch)).sum(0)
+                    whole = total.setdefault(site.name, part.new_zeros(value.shape[1], *part.shape))
+                    whole[q] += part
+        return total
+
+    def _neuron_path(self, trace: Trace, target: Target, full: Tensor) -> Attribution:
+        units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]
+        with torch.no_grad():
+            effects = self._ablate(trace, target, units)
+        values = dict(
+            zip((site.name for site in self.sites), effects.split([site.width for site in self.sites], 2), strict=True)
+        )
+        return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), dict.fromkeys(values))
+
+    def _erased(self, trace: Trace, target: Target) -> dict[str, Tensor]:
+        """F(0) of every path, ``[Q, B]``."""
+        zero = torch.zeros(1, dtype=torch.float64)
+        with torch.no_grad():
+            if self.path == "joint":
+                return {ALL: _values(target, self.relay.scaled(trace, zero)[0]).t()}
+            erased = {}
+            sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
+            for group in (sites[start : start + size] for start in range(0, len(sites), size)):
+                opened = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, zero) for i in group}
+                value = _values(target, self.relay.run(trace, opened)).unflatten(0, (len(group), trace.batch))
+                erased |= {self.sites[i].name: value[j].t() for j, i in enumerate(group)}
+            return erased
+
+    def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]]) -> Tensor:
+        order = sorted(range(len(units)), key=units.__getitem__)
+        at_once = self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
+        full = _values(target, trace.rows)
+        effects = full.new_empty(len(units), *full.shape)
+        blocks = range(0, len(order), at_once)
+        for start in tqdm(blocks, desc="ablate", unit="block", disable=not self.progress or len(blocks) == 1):
+            chosen = order[start : start + at_once]
+            columns: dict[int, list[int]] = {}
+            for j in chosen:
+                columns.setdefault(units[j][0], []).append(units[j][1])
+            opened = {i: self._without(i, trace, torch.tensor(ks)) for i, ks in columns.items()}
+            value = _values(target, self.relay.run(trace, opened)).unflatten(0, (len(chosen), trace.batch))
+            effects[chosen] = full - value
+        return effects.permute(2, 1, 0)
+
+    def _without(self, i: int, trace: Trace, columns: Tensor) -> Tensor:
+        """Rows ``[n * B, T, H]`` in the place of the site's anchor, each with one unit off."""
+        seen = trace.sites[i]
+        columns = columns.to(seen.z.device)
+        z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
+        w = self.sites[i].weight()[:, columns].t()[:, None, None]  # [n, 1, 1, H]
+        return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
+
+    def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor) -> Tensor:
+        order = sorted(range(len(units)), key=units.__getitem__)
+        gates = gates.to(trace.sites[0].z.device, torch.float32)[:, order]
+        columns: dict[int, list[int]] = {}
+        for j in order:
+            columns.setdefault(units[j][0], []).append(units[j][1])
+        entry = min(columns)
+        spans = dict(zip(columns, torch.arange(len(units)).split([len(ks) for ks in columns.values()]), strict=True))
+        seen, site = trace.sites[entry], self.sites[entry]
+        picked = torch.tensor(columns[entry], device=gates.device)
+        results = []
+        for setting in gates.split(self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)):
+            moved = seen.z[None, ..., picked] * (setting[:, None, None, spans[entry]] - 1).to(seen.z.dtype)
+            opened = (moved @ site.weight()[:, picked].t() + seen.anchor).flatten(0, 1)
+
+            def gate(z: Tensor, ks: Tensor, values: Tensor) -> Tensor:
+                z = z.clone() if z._is_view() else z
+                ops.gate_columns_(z, ks, values)
+                return z
+
+            inside = {
+                i: lambda z, ks=torch.tensor(ks, device=gates.device), values=setting[:, spans[i]].contiguous(): gate(
+                    z, ks, values
+                )
+                for i, ks in columns.items()
+                if i != entry
+            }
+            value = _values(target, self.relay.run(trace, {entry: opened}, inside=inside))
+            results.append(value.unflatten(0, (len(setting), trace.batch)))
+        return torch.cat(results)
+
+
+def _values(target: Target, rows: Rows) -> Tensor:
+    """The target as ``[R, Q]`` float32, checked."""
+    value = target(rows)
+    if not torch.is_tensor(value) or value.dim() not in (1, 2) or value.shape[0] != len(rows.logits):
+        came = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+        raise ValueError(f"target: expected [{len(rows.logits)}] or [{len(rows.logits)}, targets], got {came}")
+    if not torch.isfinite(value.detach()).all():
+        raise ValueError("target: is NaN or infinite on some row; check the model's logits and the target itself")
+    return value.float().reshape(len(rows.logits), -1)
+
+
+def _mask(trace: Trace, z: Tensor) -> Tensor | None:
+    """Which tokens count, ``[B, T]``; None where all do."""
+    mask = trace.inputs.get("attention_mask")
+    return mask.to(torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None
+
+
+def _relative_change(before: Tensor | None, after: Tensor) -> float | None:
+    if before is None:
+        return None
+    norm = float(after.norm())
+    return float((after - before).norm()) / norm if norm else 0.0
+
+
+def _residual(full: Tensor, erased: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    sums = {name: value.sum(2) for name, value in values.items()}
+    if ALL in erased:
+        return {ALL: full - erased[ALL] - torch.stack(list(sums.values())).sum(0)}
+    return {name: full - erased[name] - sums[name] for name in erased}
+
+
+def _join(parts: list[Attribution]) -> Attribution:
+    def joined(pick: str) -> dict[str, Tensor]:
+        return {key: torch.cat([getattr(part, pick)[key] for part in parts], 1) for key in getattr(parts[0], pick)}
+
+    change: dict[str, float | None] = {}
+    for name in parts[0].change:
+        seen = [part.change[name] for part in parts if part.change[name] is not None]
+        change[name] = max(seen) if seen else None
+    return Attribution(
+        joined("values"),
+        torch.cat([part.full for part in parts], 1),
+        joined("erased"),
+        joined("residual"),
+        {name: max(part.nodes[name] for part in parts) for name in parts[0].nodes},
+        change,
+    )
