@@ -19,8 +19,7 @@ struct PhiloxBlock {
   std::uint32_t word[4];
 };
 
-// `static`: files compiled for different instruction sets must not share one copy of this code.
-SPURGE_HD static inline PhiloxBlock philox(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
+SPURGE_HD PhiloxBlock philox(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
   std::uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const std::uint64_t a = std::uint64_t(kPhiloxMultiplier0) * c0;
@@ -36,7 +35,7 @@ SPURGE_HD static inline PhiloxBlock philox(PhiloxBlock counter, std::uint32_t ke
 }
 
 // The upper 24 bits as a number in [0, 1): every step of it is exact in float32.
-SPURGE_HD static inline float uniform(std::uint32_t word) {
+SPURGE_HD float uniform(std::uint32_t word) {
   return static_cast<float>(static_cast<std::int32_t>(word >> 8)) * 0x1p-24f;
 }
 

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "core/parallel.hpp"
 #include "ops/swarm/swarm.hpp"
-#include "ops/swarm/swarm_math.hpp"
 
 namespace spurge::swarm {
 
@@ -28,9 +28,10 @@ void best_cpu(std::int64_t* leader, float* best, float* best_fitness, const floa
     }
   };
   parallel_for(particles, kElementsPerThread / std::max<std::int64_t>(dimensions, 1) + 1, threads, body);
+  float top = -std::numeric_limits<float>::infinity();
   *leader = 0;
-  for (std::int64_t p = 1; p < particles; ++p)
-    if (precedes(best_fitness[p], p, best_fitness[*leader], *leader)) *leader = p;
+  for (std::int64_t p = 0; p < particles; ++p)
+    if (best_fitness[p] > top) top = best_fitness[*leader = p];
 }
 
 }  // namespace spurge::swarm

@@ -11,17 +11,17 @@ namespace spurge::swarm {
 constexpr int kLanes = 16;
 constexpr int kChunk = 2 * kLanes;
 
-SPURGE_HD static inline PhiloxBlock draw(const Step& step, std::int64_t particle, std::int64_t block) {
+SPURGE_HD PhiloxBlock draw(const Step& step, std::int64_t particle, std::int64_t block) {
   return philox({{static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(particle), step.iteration, 0u}},
                 static_cast<std::uint32_t>(step.seed), static_cast<std::uint32_t>(step.seed >> 32));
 }
 
-SPURGE_HD static inline float clip(float x, float low, float high) {  // NaN stays NaN
+SPURGE_HD float clip(float x, float low, float high) {  // NaN stays NaN
   const float above = x < low ? low : x;
   return above > high ? high : above;
 }
 
-SPURGE_HD static inline void move(float& position, float& velocity, float best, float leader, std::uint32_t word1,
+SPURGE_HD void move(float& position, float& velocity, float best, float leader, std::uint32_t word1,
                                   std::uint32_t word2, const Step& step) {
   const float x = position;
   const float pull1 = step.cognitive * uniform(word1) * (best - x);
@@ -31,12 +31,6 @@ SPURGE_HD static inline void move(float& position, float& velocity, float best, 
   const float inside = clip(free, step.low, step.high);
   velocity = inside != free && free == free ? -v : v;  // NaN has met no wall
   position = inside;
-}
-
-// Whether particle p leads over q: the larger fitness, then the smaller index. NaN leads over nobody.
-SPURGE_HD static inline bool precedes(float fitness_p, std::int64_t p, float fitness_q, std::int64_t q) {
-  if (fitness_p > fitness_q || fitness_q != fitness_q) return fitness_p == fitness_p || p < q;
-  return fitness_p == fitness_q && p < q;
 }
 
 }  // namespace spurge::swarm

@@ -4,6 +4,9 @@
 #if defined(SPURGE_LEVEL_avx2) || defined(SPURGE_LEVEL_avx512)
 #include <immintrin.h>
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 warns of its own avx512fintrin.h
+#endif
 
 namespace spurge::swarm::SPURGE_LEVEL {
 
