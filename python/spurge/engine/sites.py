@@ -184,7 +184,11 @@ def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
     shapes = {path: _shape(linear) for path, linear in outside.items()}
     found = []
     for down, (width, out) in shapes.items():
-        ups = [up for up, (reads, gives) in shapes.items() if up != down and reads == hidden and gives in (width, 2 * width)]
+        ups = [
+            up
+            for up, (reads, gives) in shapes.items()
+            if up != down and reads == hidden and gives in (width, 2 * width)
+        ]
         if out == hidden and ups:
             found.append((ups[0], down))
     known = [pair for pair in found if _matches(pair[1], _DOWN)]
@@ -278,7 +282,7 @@ def _site_of(name: str, module: nn.Module, blocks: list[tuple[str, nn.Module]]) 
     for layer, (block_name, block) in enumerate(blocks):
         if name.startswith(f"{block_name}."):
             down = name[len(block_name) + 1 :]
-            ups = dict((d, u) for u, d in _pairs(block))
+            ups = {d: u for u, d in _pairs(block)}
             return _site(block, block_name, layer, ups.get(down), down)
     width, hidden = _shape(module)
     return Site(name, len(blocks), width, hidden, module, module, name, module, None, None, None)
