@@ -51,21 +51,34 @@ SPURGE_HD float widen(float x) { return x; }
 SPURGE_HD double widen(double x) { return x; }
 SPURGE_HD float widen(bf16 x) { return float_of_bits(std::uint32_t(x.bits) << 16); }
 SPURGE_HD float widen(f16 x) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   // 2^112 moves the exponent from half's bias to float's, and makes subnormals normal.
   return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * float_of_bits(0x77800000u)));
+#endif
 }
 
 // Round to nearest, ties to even.
 SPURGE_HD void narrow(float& to, float x) { to = x; }
 SPURGE_HD void narrow(double& to, double x) { to = x; }
 SPURGE_HD void narrow(bf16& to, float x) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const std::uint32_t bits = bits_of_float(x);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   to.bits = std::uint16_t(nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+#endif
 }
 SPURGE_HD void narrow(f16& to, float x) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const std::uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   std::uint32_t half;
   if (magnitude > 0x7f800000u) {  // NaN
@@ -78,6 +91,7 @@ SPURGE_HD void narrow(f16& to, float x) {
     half = (magnitude + 0xc8000fffu + (magnitude >> 13 & 1u)) >> 13;
   }
   to.bits = std::uint16_t(sign | half);
+#endif
 }
 
 }  // namespace spurge
