@@ -39,6 +39,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Framework-free kernels. Use spurge.ops instead of this module.";
   spurge::bind_gate(m);
   spurge::bind_ig(m);
+  spurge::bind_proximity(m);
+  spurge::bind_swarm(m);
   m.def("build_config", &spurge::build_config, "What was compiled in, and what runs.");
 #ifdef SPURGE_HAS_CUDA
   m.attr("built_with_cuda") = true;

@@ -7,5 +7,7 @@ namespace py = pybind11;
 
 void bind_gate(py::module_& m);
 void bind_ig(py::module_& m);
+void bind_proximity(py::module_& m);
+void bind_swarm(py::module_& m);
 
 }  // namespace spurge

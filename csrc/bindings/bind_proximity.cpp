@@ -1,0 +1,58 @@
+#include "bindings/module.hpp"
+#include "bindings/tensor.hpp"
+#include "spurge/proximity.hpp"
+
+namespace spurge {
+namespace {
+
+void proximity_scores(Tensor hard, Tensor soft, Tensor grad, Tensor scores, Tensor ids, Tensor bitmap, Tensor labels,
+                      std::int64_t k, double sharpness, int threads, Stream stream) {
+  const DType dtype = dtype_of("scores", scores);
+  check_rank("scores", scores, 2, "[R, U]");
+  check_rank("ids", ids, 2, "[B, U]");
+  check_rank("bitmap", bitmap, 3, "[G, Y, words]");
+  check_dtype("ids", ids, kDLInt, 32, "int32");
+  check_dtype("bitmap", bitmap, kDLInt, 32, "int32");
+  check_dtype("labels", labels, kDLInt, 64, "int64");
+  const proximity::Shape s{scores.size(0), scores.size(1), ids.size(0), bitmap.size(0), bitmap.size(1), bitmap.size(2)};
+  check_shape("ids", ids, {s.examples, s.units});
+  check_shape("labels", labels, {s.examples});
+  check_shape("hard", hard, {s.rows, s.sets});
+  check_shape("soft", soft, {s.rows, s.sets});
+  check_shape("grad", grad, {s.rows, s.sets, s.units});
+  for (const Named& a : {Named{"hard", hard}, Named{"soft", soft}, Named{"grad", grad}})
+    check_dtype(a.name, a.tensor, dtype);
+  SPURGE_CHECK(s.examples > 0 ? s.rows % s.examples == 0 : s.rows == 0, "scores: the rows must be a multiple of the ",
+               s.examples, " examples, got ", s.rows, " rows");
+  SPURGE_CHECK(k >= 1, "k: must be at least 1, got ", k);
+
+  const Place place = place_of(stream, {{"scores", scores},
+                                        {"ids", ids},
+                                        {"bitmap", bitmap},
+                                        {"labels", labels},
+                                        {"hard", hard},
+                                        {"soft", soft},
+                                        {"grad", grad}});
+
+  py::gil_scoped_release nogil;  // every Python object was read above
+  const auto* const words = bitmap.as<const std::int32_t>();
+  if (place.cuda) {
+#ifdef SPURGE_HAS_CUDA
+    proximity::scores_cuda(hard.data(), soft.data(), grad.data(), scores.data(), ids.as<const std::int32_t>(), words,
+                           labels.as<const std::int64_t>(), s, k, sharpness, dtype, place.on);
+#endif
+  } else {
+    proximity::scores_cpu(hard.data(), soft.data(), grad.data(), scores.data(), ids.as<const std::int32_t>(), words,
+                          labels.as<const std::int64_t>(), s, k, sharpness, dtype, threads);
+  }
+}
+
+}  // namespace
+
+void bind_proximity(py::module_& m) {
+  using namespace pybind11::literals;
+  m.def("proximity", &proximity_scores, "hard"_a, "soft"_a, "grad"_a, "scores"_a, "ids"_a, "bitmap"_a, "labels"_a,
+        "k"_a, "sharpness"_a, "threads"_a = 1, "stream"_a = py::none());
+}
+
+}  // namespace spurge
