@@ -25,6 +25,13 @@ def repeat_rows(value: Any, batch: int, times: int) -> Any:
     return value
 
 
+def take(inputs: Mapping[str, Any], examples: slice) -> dict[str, Any]:
+    """Some of the examples of a batch of model inputs."""
+    batch = len(main_input(inputs))
+    per_example = {k for k, v in inputs.items() if torch.is_tensor(v) and v.dim() and v.shape[0] == batch}
+    return {key: value[examples] if key in per_example else value for key, value in inputs.items()}
+
+
 def leading(value: Any) -> Any:
     """The first dimension of every tensor in a call's arguments, in the same nesting."""
     if torch.is_tensor(value):

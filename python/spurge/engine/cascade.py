@@ -12,10 +12,8 @@ and since ``z`` is the same for all nodes they are summed in the model's width b
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,49 +21,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from spurge import ops
-from spurge.engine.calls import main_input, repeat_rows
+from spurge.engine.attribution import ALL, Attribution, join, relative_change, residuals, target_values
+from spurge.engine.calls import main_input, take
 from spurge.engine.memory import budget
+from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
 from spurge.engine.quadrature import MOST_NODES, gauss_legendre
 from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
-from spurge.engine.neurons import NeuronSet
 from spurge.engine.sites import Site
 from spurge.engine.weight import Weight, weigh
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
 
 Path = Literal["layer", "joint", "neuron"]
-ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
-
-
-@dataclass(frozen=True, eq=False)
-class Attribution:
-    """Attributions of every neuron for Q targets and B examples; tensors are float32 on the model's device.
-
-    Attributes:
-        values: site -> ``[Q, B, F]``.
-        full: F(1), the targets of the unedited model, ``[Q, B]``.
-        erased: site -> F(0), with the whole site erased, ``[Q, B]``. Joint path: under ``"all"``, every site erased.
-            Neuron path: empty, each value is itself an exact difference.
-        residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
-        nodes: site -> quadrature nodes used.
-        change: site -> relative change of the values from half as many nodes; None where nodes were fixed.
-    """
-
-    values: dict[str, Tensor]
-    full: Tensor
-    erased: dict[str, Tensor]
-    residual: dict[str, Tensor]
-    nodes: dict[str, int]
-    change: dict[str, float | None]
-
-    def relative_residual(self) -> float:
-        """Largest ``|residual|`` over the largest ``|F(1) - F(0)|`` of its target and example; NaN on the neuron path."""
-        if not self.erased:
-            return math.nan
-        effect = torch.stack([(self.full - value).abs() for value in self.erased.values()]).amax(0)
-        residual = torch.stack([value.abs() for value in self.residual.values()]).amax(0)
-        return float((residual / effect.clamp_min(torch.finfo(effect.dtype).tiny)).max())
 
 
 class Cascade:
@@ -115,7 +83,6 @@ class Cascade:
         self.relay = Relay(model, attention=attention, sites=sites)
         self.sites = self.relay.sites
         self.budget = budget(memory, next(model.parameters()).device)
-        self._settled: Any = None
         self._weights: dict[tuple[int, ...], Weight] = {}
 
     # ---- public calls ------------------------------------------------------------------------------------------
@@ -132,11 +99,11 @@ class Cascade:
             ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
         """
         with frozen(self.model):
-            parts = [self._attribute(trace, target) for trace in self._traces(inputs, target)]
-        return _join(parts)
+            parts = [self._attribute(trace, target) for trace in self._traces(inputs)]
+        return join(parts)
 
     def ablate(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet) -> Tensor:
-        """Exact effect of switching single units off, ``F(1) - F(unit off)``: ``[Q, B, n]`` in the order of ``neurons``.
+        """Exact effect of switching single units off, ``F(1) - F(unit off)``: ``[Q, B, n]`` in order of ``neurons``.
 
         Equals MacU Eq. 5 on the path of that unit alone, for any target, differentiable or not.
 
@@ -145,7 +112,7 @@ class Cascade:
         """
         units = self._units(neurons)
         with frozen(self.model), torch.no_grad():
-            parts = [self._ablate(trace, target, units) for trace in self._traces(inputs, target)]
+            parts = [self._ablate(trace, target, units) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
     def gated(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet, gates: Tensor) -> Tensor:
@@ -166,25 +133,20 @@ class Cascade:
         if not torch.isfinite(gates).all():
             raise ValueError("gates: must be finite")
         with frozen(self.model), torch.no_grad():
-            parts = [self._gated(trace, target, units, gates) for trace in self._traces(inputs, target)]
+            parts = [self._gated(trace, target, units, gates) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
     # ---- splitting ---------------------------------------------------------------------------------------------
 
-    def _traces(self, inputs: Mapping[str, Any], target: Target) -> Iterator[Trace]:
+    def _traces(self, inputs: Mapping[str, Any]) -> Iterator[Trace]:
         """The unedited pass, a block of examples at a time."""
         batch = len(main_input(inputs))
-        kind = getattr(target, "__code__", type(target))  # closures over other data read the same outputs
-        if self._settled is not kind:
-            self.relay.prune_for(inputs, target)
-            self._settled = kind
         size = min(batch, self._weigh(inputs).examples(self.budget, self.nodes))
         starts = range(0, batch, size)
         for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
             examples = slice(start, start + size)
-            block = {k: v[examples] if repeat_rows(v, batch, 2) is not v else v for k, v in inputs.items()}
             number = torch.arange(batch, device=main_input(inputs).device)[examples]
-            yield self.relay.trace(block, number)
+            yield self.relay.trace(take(inputs, examples), number)
 
     def _weigh(self, inputs: Mapping[str, Any]) -> Weight:
         shape = tuple(main_input(inputs).shape[1:])
@@ -207,7 +169,7 @@ class Cascade:
     # ---- the paths ---------------------------------------------------------------------------------------------
 
     def _attribute(self, trace: Trace, target: Target) -> Attribution:
-        full = _values(target, trace.rows).t()
+        full = target_values(target, trace.rows).t()
         if self.path == "neuron":
             return self._neuron_path(trace, target, full)
         measure = self._joint_path if self.path == "joint" else self._layer_path
@@ -219,10 +181,10 @@ class Cascade:
         pending, count = list(range(len(self.sites))), self.nodes
         while pending:
             new = measure(trace, target, count, pending)
-            change |= {name: _relative_change(values.get(name), value) for name, value in new.items()}
+            change |= {name: relative_change(values.get(name), value) for name, value in new.items()}
             values |= new
             nodes |= dict.fromkeys(new, count)
-            residual = _residual(full, erased, values)
+            residual = residuals(full, erased, values)
             if self.tolerance is None:
                 break
             pending = self._unfinished(pending, effect, residual, change)
@@ -254,7 +216,7 @@ class Cascade:
             with torch.enable_grad():
                 opened = [ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, alphas[s]) for i in group]
                 leaves = [rows.requires_grad_() for rows in opened]
-                value = _values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
+                value = target_values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
             for q in range(value.shape[1]):
                 more = q + 1 < value.shape[1]
                 grads = torch.autograd.grad(value[:, q].sum(), leaves, retain_graph=more, allow_unused=True)
@@ -278,7 +240,7 @@ class Cascade:
         for s in self._weigh(trace.inputs).node_slices(self.budget, nodes, trace.batch):
             with torch.enable_grad():
                 rows, z, scaled = self.relay.scaled(trace, alphas[s])
-                value = _values(target, rows)
+                value = target_values(target, rows)
             for q in range(value.shape[1]):
                 more = q + 1 < value.shape[1]
                 grads = torch.autograd.grad(value[:, q].sum(), scaled, retain_graph=more, allow_unused=True)
@@ -308,19 +270,19 @@ class Cascade:
         zero = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             if self.path == "joint":
-                return {ALL: _values(target, self.relay.scaled(trace, zero)[0]).t()}
+                return {ALL: target_values(target, self.relay.scaled(trace, zero)[0]).t()}
             erased = {}
             sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
             for group in (sites[start : start + size] for start in range(0, len(sites), size)):
                 opened = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, zero) for i in group}
-                value = _values(target, self.relay.run(trace, opened)).unflatten(0, (len(group), trace.batch))
+                value = target_values(target, self.relay.run(trace, opened)).unflatten(0, (len(group), trace.batch))
                 erased |= {self.sites[i].name: value[j].t() for j, i in enumerate(group)}
             return erased
 
     def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]]) -> Tensor:
         order = sorted(range(len(units)), key=units.__getitem__)
         at_once = self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
-        full = _values(target, trace.rows)
+        full = target_values(target, trace.rows)
         effects = full.new_empty(len(units), *full.shape)
         blocks = range(0, len(order), at_once)
         for start in tqdm(blocks, desc="ablate", unit="block", disable=not self.progress or len(blocks) == 1):
@@ -329,7 +291,7 @@ class Cascade:
             for j in chosen:
                 columns.setdefault(units[j][0], []).append(units[j][1])
             opened = {i: self._without(i, trace, torch.tensor(ks)) for i, ks in columns.items()}
-            value = _values(target, self.relay.run(trace, opened)).unflatten(0, (len(chosen), trace.batch))
+            value = target_values(target, self.relay.run(trace, opened)).unflatten(0, (len(chosen), trace.batch))
             effects[chosen] = full - value
         return effects.permute(2, 1, 0)
 
@@ -342,81 +304,38 @@ class Cascade:
         return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
 
     def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor) -> Tensor:
-        order = sorted(range(len(units)), key=units.__getitem__)
-        gates = gates.to(trace.sites[0].z.device, torch.float32)[:, order]
-        columns: dict[int, list[int]] = {}
-        for j in order:
-            columns.setdefault(units[j][0], []).append(units[j][1])
-        entry = min(columns)
-        spans = dict(zip(columns, torch.arange(len(units)).split([len(ks) for ks in columns.values()]), strict=True))
-        seen, site = trace.sites[entry], self.sites[entry]
-        picked = torch.tensor(columns[entry], device=gates.device)
-        results = []
-        for setting in gates.split(self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)):
-            moved = seen.z[None, ..., picked] * (setting[:, None, None, spans[entry]] - 1).to(seen.z.dtype)
-            opened = (moved @ site.weight()[:, picked].t() + seen.anchor).flatten(0, 1)
+        device = trace.sites[0].z.device
+        gates = gates.to(device, torch.float32)
+        members: dict[int, list[int]] = {}  # site -> positions in `units`
+        for j, (i, _) in enumerate(units):
+            members.setdefault(i, []).append(j)
+        columns = {i: torch.tensor([units[j][1] for j in js], device=device) for i, js in members.items()}
+        entry = min(members)
 
-            def gate(z: Tensor, ks: Tensor, values: Tensor) -> Tensor:
-                z = z.clone() if z._is_view() else z
-                ops.gate_columns_(z, ks, values)
+        def gated_at(i: int, values: Tensor) -> Callable[[Tensor], Tensor]:
+            def gate(z: Tensor) -> Tensor:
+                z = z.clone() if z._is_view() else z  # a view may share memory with what the layer still needs
+                ops.gate_columns_(z, columns[i], values)
                 return z
 
-            inside = {
-                i: lambda z, ks=torch.tensor(ks, device=gates.device), values=setting[:, spans[i]].contiguous(): gate(
-                    z, ks, values
-                )
-                for i, ks in columns.items()
-                if i != entry
-            }
-            value = _values(target, self.relay.run(trace, {entry: opened}, inside=inside))
+            return gate
+
+        results = []
+        for setting in gates.split(self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)):
+            opened = self._moved(entry, trace, columns[entry], setting[:, members[entry]])
+            inside = {i: gated_at(i, setting[:, js].contiguous()) for i, js in members.items() if i != entry}
+            value = target_values(target, self.relay.run(trace, {entry: opened}, inside=inside))
             results.append(value.unflatten(0, (len(setting), trace.batch)))
         return torch.cat(results)
 
-
-def _values(target: Target, rows: Rows) -> Tensor:
-    """The target as ``[R, Q]`` float32, checked."""
-    value = target(rows)
-    if not torch.is_tensor(value) or value.dim() not in (1, 2) or value.shape[0] != len(rows.logits):
-        came = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
-        raise ValueError(f"target: expected [{len(rows.logits)}] or [{len(rows.logits)}, targets], got {came}")
-    if not torch.isfinite(value.detach()).all():
-        raise ValueError("target: is NaN or infinite on some row; check the model's logits and the target itself")
-    return value.float().reshape(len(rows.logits), -1)
+    def _moved(self, i: int, trace: Trace, columns: Tensor, gates: Tensor) -> Tensor:
+        """Rows ``[P * B, T, H]`` in the place of the site's anchor, each with some units gated: ``[P, n]``."""
+        seen = trace.sites[i]
+        change = seen.z[..., columns] * (gates[:, None, None] - 1).to(seen.z.dtype)
+        return (seen.anchor + change @ self.sites[i].weight()[:, columns].t()).flatten(0, 1)
 
 
 def _mask(trace: Trace, z: Tensor) -> Tensor | None:
     """Which tokens count, ``[B, T]``; None where all do."""
     mask = trace.inputs.get("attention_mask")
     return mask.to(torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None
-
-
-def _relative_change(before: Tensor | None, after: Tensor) -> float | None:
-    if before is None:
-        return None
-    norm = float(after.norm())
-    return float((after - before).norm()) / norm if norm else 0.0
-
-
-def _residual(full: Tensor, erased: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    sums = {name: value.sum(2) for name, value in values.items()}
-    if ALL in erased:
-        return {ALL: full - erased[ALL] - torch.stack(list(sums.values())).sum(0)}
-    return {name: full - erased[name] - sums[name] for name in erased}
-
-
-def _join(parts: list[Attribution]) -> Attribution:
-    def joined(pick: str) -> dict[str, Tensor]:
-        return {key: torch.cat([getattr(part, pick)[key] for part in parts], 1) for key in getattr(parts[0], pick)}
-
-    change: dict[str, float | None] = {}
-    for name in parts[0].change:
-        seen = [part.change[name] for part in parts if part.change[name] is not None]
-        change[name] = max(seen) if seen else None
-    return Attribution(
-        joined("values"),
-        torch.cat([part.full for part in parts], 1),
-        joined("erased"),
-        joined("residual"),
-        {name: max(part.nodes[name] for part in parts) for name in parts[0].nodes},
-        change,
-    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 import torch
+from torch import Tensor
 
 MOST_NODES = 64
 

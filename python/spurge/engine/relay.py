@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from spurge.engine.calls import at, cut, first, leading, like, logits_of, main_input, repeat_rows, same, split_call
+from torch import Tensor, nn
+
+from spurge.engine.calls import at, cut, first, leading, like, logits_of, main_input, repeat_rows, split_call, take
+from spurge.engine.junctions import Anatomy, Junction, study
 from spurge.engine.patches import hook, hook_before, replaced_forward
 from spurge.engine.probes import AttentionRow, probed_token
 from spurge.engine.sites import Site, find_sites
-from torch import Tensor, nn
-
-Junction = Literal["residual", "post_norm", "sandwich", "replay"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rows:
 
     Attributes:
         logits: ``[R, Y]``, float32.
-        attention: head-mean attention of the probed token over the positions, ``[R, T]`` float32, where it was asked for.
+        attention: head-mean attention of the probed token over the positions, ``[R, T]`` float32, where asked for.
         example: which example of the batch each row belongs to, ``[R]``.
         predicted: the class the unedited model predicts for that example, ``[R]``.
     """
@@ -81,6 +81,7 @@ class Trace:
     rows: Rows
     sites: list[SiteTrace]
     calls: list[Call]  # one per block
+    anatomy: Anatomy
 
 
 class Relay:
@@ -102,8 +103,32 @@ class Relay:
         self.attention = attention
         self.pruned = False
         self._last = every[-1]
-        self._junctions: list[tuple[Junction, nn.Module | None]] = []
-        self._tuples: list[bool] = []
+        self._anatomy: Anatomy | None = None
+
+    def _study(self, inputs: Mapping[str, Any]) -> Anatomy:
+        if self._anatomy is None:
+            one = take(inputs, slice(0, 1))
+            self._anatomy = study(self.model, self.blocks, self.sites, one)
+            ends = self.sites[-1].block is self.blocks[-1] and self._anatomy.junctions[-1].kind == "replay"
+            self.pruned = not ends and self._head_reads_only_the_probed_token(one)
+        return self._anatomy
+
+    def _head_reads_only_the_probed_token(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the logits stay, bit for bit, when every other token of the last layer's output is disturbed."""
+        position = probed_token(self.model, inputs)
+        outputs: list[Any] = []
+        with ExitStack() as stack, torch.no_grad():
+            for block in self.blocks:
+                stack.enter_context(hook(block, lambda module, args, output: outputs.append(output)))
+            before = logits_of(self.model(**inputs))
+        hidden = first(outputs[-1])
+        disturbed = hidden + 1
+        disturbed[torch.arange(len(hidden)), position] = hidden[torch.arange(len(hidden)), position]
+        outputs[-1] = like(outputs[-1], disturbed)
+        with ExitStack() as stack, torch.no_grad():
+            for block, output in zip(self.blocks, outputs, strict=True):
+                stack.enter_context(replaced_forward(block, lambda *args, o=output, **kwargs: o))
+            return torch.equal(before, logits_of(self.model(**inputs)))
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
 
@@ -117,20 +142,19 @@ class Relay:
         inputs = dict(inputs)
         batch = len(main_input(inputs))
         position = probed_token(self.model, inputs)
-        if not self._junctions:
-            self._find_junctions(inputs)
+        anatomy = self._study(inputs)
         seen: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.sites))}
         calls: list[Call] = []
-        replays = {self.place[i] for i, (kind, _) in enumerate(self._junctions) if kind == "replay"}
+        replays = {self.place[i] for i, joint in enumerate(anatomy.junctions) if joint.kind == "replay"}
 
         with ExitStack() as stack, torch.no_grad():
             row = self._last_layer(stack, lambda rows: position)
-            for i, (site, (kind, norm)) in enumerate(zip(self.sites, self._junctions, strict=True)):
+            for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True)):
                 keep = seen[i]
                 stack.enter_context(hook(site.down, lambda m, a, o, k=keep: k.update(z=a[0], o=o)))
                 stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o))))
-                if kind == "post_norm":
-                    stack.enter_context(hook(norm, lambda m, a, o, k=keep: k.update(s=a[0])))
+                if joint.kind == "post_norm":
+                    stack.enter_context(hook(joint.norm, lambda m, a, o, k=keep: k.update(s=a[0])))
             for index, block in enumerate(self.blocks):
 
                 def remember(module: nn.Module, args: tuple, kwargs: dict, keep: bool = index in replays) -> None:
@@ -144,25 +168,28 @@ class Relay:
         if example is None:
             example = torch.arange(batch, device=logits.device)
         rows = Rows(logits.float(), attention, example, logits.argmax(1))
-        sites = [self._site_trace(i, seen[i], position) for i in range(len(self.sites))]
-        return Trace(inputs, batch, position, rows, sites, calls)
+        sites = [
+            self._site_trace(site, joint, seen[i], position)
+            for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
+        ]
+        return Trace(inputs, batch, position, rows, sites, calls, anatomy)
 
-    def _site_trace(self, i: int, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
-        site, (kind, norm) = self.sites[i], self._junctions[i]
+    def _site_trace(self, site: Site, joint: Junction, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
         bias = site.bias()
         o, out = seen["o"], seen["out"]
         u = o - bias if bias is not None else o
-        pruned = self.pruned and site.block is self.blocks[-1]
-        pick = (lambda x: at(x, position) if x.shape[1] > 1 else x) if pruned else (lambda x: x)
-        if kind == "residual":
+
+        def pick(hidden: Tensor) -> Tensor:
+            return at(hidden, position) if self.pruned and site.block is self.blocks[-1] else hidden
+
+        if joint.kind == "residual":
             return SiteTrace(seen["z"], u, pick(out))
-        if kind == "post_norm":
+        if joint.kind == "post_norm":
             return SiteTrace(seen["z"], u, pick(seen["s"]))
-        rest = None
-        if kind == "sandwich":
+        if joint.kind == "sandwich":
             with torch.no_grad():
-                rest = pick(out) - norm(o)
-        return SiteTrace(seen["z"], u, o, rest)
+                return SiteTrace(seen["z"], u, o, pick(out) - joint.norm(o))
+        return SiteTrace(seen["z"], u, o)
 
     # ---- entering it again -------------------------------------------------------------------------------------
 
@@ -192,11 +219,14 @@ class Relay:
         entry, end = min(opened), len(self.blocks) - 1
         live: list[Tensor] = []  # the rows on their way, at most one tensor
 
+        def wrap(index: int, hidden: Tensor) -> Any:
+            return (hidden,) if trace.anatomy.tuples[index] else hidden
+
         def relayed(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def behind(*args: Any, **kwargs: Any) -> Any:
                 hidden, args, kwargs = split_call(args, kwargs)
                 if index < entry:
-                    return self._wrap(index, hidden)
+                    return wrap(index, hidden)
                 call = trace.calls[index]
 
                 def step(rows: Tensor) -> Tensor:
@@ -215,8 +245,8 @@ class Relay:
                 rows = torch.cat(parts) if len(parts) > 1 else parts[0]
                 if index < end:
                     live.append(rows)
-                    return self._wrap(index, hidden)
-                return self._wrap(index, rows.expand(-1, hidden.shape[1], -1))
+                    return wrap(index, hidden)
+                return wrap(index, rows.expand(-1, hidden.shape[1], -1))
 
             return behind
 
@@ -247,8 +277,8 @@ class Relay:
         z: list[Tensor] = []
         outputs: list[Tensor] = []
 
-        def scale(module: nn.Module, args: tuple, o: Tensor, bias: Tensor | None) -> Tensor:
-            z.append(args[0].detach())
+        def scale(active: Tensor, o: Tensor, bias: Tensor | None) -> Tensor:
+            z.append(active.detach())
             u = o - bias if bias is not None else o
             o = torch.addcmul(o, u, shift.to(o))
             outputs.append(o if o.requires_grad or not torch.is_grad_enabled() else o.requires_grad_())
@@ -257,7 +287,7 @@ class Relay:
         with ExitStack() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
             for site in self.sites:
-                stack.enter_context(hook(site.down, lambda m, args, o, b=site.bias(): scale(m, args, o, b)))
+                stack.enter_context(hook(site.down, lambda m, args, o, s=site: scale(args[0], o, s.bias())))
             many = {key: repeat_rows(value, trace.batch, times) for key, value in trace.inputs.items()}
             logits = logits_of(self.model(**many))
             attention = row.row() if row is not None else None
@@ -268,18 +298,15 @@ class Relay:
 
     def _emerge(self, i: int, rows: Tensor, trace: Trace, call: Call, step: Callable[[Tensor], Tensor]) -> Tensor:
         """Carry rows from their site's anchor to the output of its block."""
-        kind, norm = self._junctions[i]
-        if kind == "residual":
+        joint = trace.anatomy.junctions[i]
+        if joint.kind == "residual":
             return rows
-        if kind == "post_norm":
-            return norm(rows)
-        if kind == "sandwich":
-            return norm(rows) + trace.sites[i].rest.repeat(rows.shape[0] // trace.batch, 1, 1)
+        if joint.kind == "post_norm":
+            return joint.norm(rows)
+        if joint.kind == "sandwich":
+            return joint.norm(rows) + trace.sites[i].rest.repeat(rows.shape[0] // trace.batch, 1, 1)
         with hook(self.sites[i].down, lambda module, args, output: rows):
             return step(call.hidden.repeat(rows.shape[0] // trace.batch, 1, 1))
-
-    def _wrap(self, index: int, hidden: Tensor) -> Any:
-        return (hidden,) if self._tuples[index] else hidden
 
     def _last_layer(self, stack: ExitStack, position: Callable[[int], Tensor]) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""
@@ -301,93 +328,3 @@ class Relay:
                 if module is not None:
                     stack.enter_context(hook_before(module, only_probed))
         return row if self.attention else None
-
-    # ---- what kind of model this is ----------------------------------------------------------------------------
-
-    def prune_for(self, inputs: Mapping[str, Any], target: Target) -> bool:
-        """Let the last layer compute only the probed token if ``target`` reads nothing else of its output.
-
-        Decided by the gradient of the target with respect to the last layer's output on one batch.
-        """
-        self.pruned = False
-        position = probed_token(self.model, inputs)
-        if not self._junctions:
-            self._find_junctions(inputs)
-        leaf: list[Tensor] = []
-
-        def watch(module: nn.Module, args: tuple, output: Any) -> Any:
-            leaf.append(first(output).detach().requires_grad_())
-            return like(output, leaf[0])
-
-        with ExitStack() as stack:
-            row = self._last_layer(stack, lambda rows: position)
-            stack.enter_context(hook(self.blocks[-1], watch))
-            logits = logits_of(self.model(**inputs)).float()
-            attention = row.row() if row is not None else None
-        example = torch.arange(len(logits), device=logits.device)
-        value = target(Rows(logits, attention, example, logits.argmax(1))).reshape(len(logits), -1)
-        mix = torch.linspace(1, 2, value.shape[1], device=value.device)  # no two targets cancel
-        (grad,) = torch.autograd.grad((value * mix).sum(), leaf, allow_unused=True)
-        if grad is not None:
-            grad = grad.clone()
-            grad[torch.arange(len(grad)), position] = 0
-        kind = self._junctions[-1][0] if self.sites[-1].block is self.blocks[-1] else "residual"
-        self.pruned = (grad is None or not grad.any()) and kind != "replay"
-        return self.pruned
-
-    def _find_junctions(self, inputs: Mapping[str, Any]) -> None:
-        """Learn on one example how each layer joins its down projection to its output, and check it by erasing it."""
-        batch = len(main_input(inputs))
-        one = {key: value[:1] if repeat_rows(value, batch, 2) is not value else value for key, value in inputs.items()}
-        outputs: list[Any] = []
-        starts: list[tuple[tuple, dict]] = []
-        seen: dict[int, dict[str, Any]] = {i: {"leaves": []} for i in range(len(self.sites))}
-        with ExitStack() as stack, torch.no_grad():
-            for block in self.blocks:
-                stack.enter_context(hook_before(block, lambda m, args, kwargs: starts.append((args, kwargs))))
-                stack.enter_context(hook(block, lambda m, args, output: outputs.append(output)))
-            for i, site in enumerate(self.sites):
-                stack.enter_context(hook(site.down, lambda m, args, output, k=seen[i]: k.update(o=output)))
-                for module in site.block.modules():
-                    if not any(module.children()) and module is not site.down:
-                        keep = seen[i]["leaves"]
-                        stack.enter_context(hook(module, lambda m, args, output, k=keep: k.append((m, args[:1], output))))
-            self.model(**one)
-
-            self._tuples = [isinstance(output, tuple) for output in outputs]
-            for index in range(1, len(self.blocks)):
-                hidden, _, _ = split_call(*starts[index])
-                if hidden.data_ptr() != first(outputs[index - 1]).data_ptr():
-                    raise ValueError(
-                        f"model: {type(self.model).__name__} changes the hidden states between layers {index - 1} and "
-                        f"{index}; it cannot be entered in the middle"
-                    )
-            self._junctions = []
-            for i, site in enumerate(self.sites):
-                start, output = starts[self.place[i]], first(outputs[self.place[i]])
-                self._junctions.append(_junction(site, start, output, seen[i]["o"], seen[i]["leaves"]))
-
-
-def _junction(
-    site: Site, start: tuple[tuple, dict], out: Tensor, o: Tensor, leaves: list[tuple[nn.Module, tuple, Tensor]]
-) -> tuple[Junction, nn.Module | None]:
-    """How a layer joins ``o``, the output of its down projection, to its own output ``out``."""
-    bias = site.bias()
-    erased = torch.zeros_like(o) if bias is None else bias.expand_as(o)
-    with hook(site.down, lambda module, args, output: erased):
-        truth = first(site.block(*start[0], **start[1]))
-
-    guesses: list[tuple[Junction, nn.Module | None, Tensor]] = []
-    for module, args, made in leaves:
-        if not args or not torch.is_tensor(args[0]) or not torch.is_tensor(made) or args[0].shape != made.shape:
-            continue
-        if same(made, out) and not same(args[0], out):
-            guesses.append(("post_norm", module, module(args[0] - o + erased)))
-        elif same(args[0], o) and not same(made, o):
-            guesses.append(("sandwich", module, out - made + module(erased)))
-    guesses.append(("residual", None, out - o + erased))
-    slack = 64 * torch.finfo(out.dtype).eps * out.abs().max()
-    for kind, norm, guess in guesses:
-        if (guess - truth).abs().max() <= slack:
-            return kind, norm
-    return "replay", None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.calls import main_input, repeat_rows
+from spurge.engine.calls import take
 from spurge.engine.patches import hook
 from spurge.engine.relay import Relay
 
@@ -110,9 +110,7 @@ class Weight:
 
 def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
     """Measure a cascade's weight on the first example of ``inputs``."""
-    batch = len(main_input(inputs))
-    one = {key: value[:1] if repeat_rows(value, batch, 2) is not value else value for key, value in inputs.items()}
-    trace = relay.trace(one)
+    trace = relay.trace(take(inputs, slice(0, 1)))
     kept = sum(_bytes(x) for seen in trace.sites for x in (seen.z, seen.u, seen.anchor, seen.rest) if x is not None)
     known = {parameter.untyped_storage().data_ptr() for parameter in relay.model.parameters()}
     saved: dict[int, int] = {}

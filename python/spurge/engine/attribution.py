@@ -1,0 +1,86 @@
+"""What a cascade returns, and how parts of it are measured and joined."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spurge.engine.relay import Rows, Target
+
+ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Attributions of every neuron for Q targets and B examples; tensors are float32 on the model's device.
+
+    Attributes:
+        values: site -> ``[Q, B, F]``.
+        full: F(1), the targets of the unedited model, ``[Q, B]``.
+        erased: site -> F(0), with the whole site erased, ``[Q, B]``. Joint path: under ``"all"``, every site erased.
+            Neuron path: empty, each value is itself an exact difference.
+        residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
+        nodes: site -> quadrature nodes used.
+        change: site -> relative change of the values from half as many nodes; None where nodes were fixed.
+    """
+
+    values: dict[str, Tensor]
+    full: Tensor
+    erased: dict[str, Tensor]
+    residual: dict[str, Tensor]
+    nodes: dict[str, int]
+    change: dict[str, float | None]
+
+    def relative_residual(self) -> float:
+        """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN on the neuron path."""
+        if not self.erased:
+            return math.nan
+        effect = torch.stack([(self.full - value).abs() for value in self.erased.values()]).amax(0)
+        residual = torch.stack([value.abs() for value in self.residual.values()]).amax(0)
+        return float((residual / effect.clamp_min(torch.finfo(effect.dtype).tiny)).max())
+
+
+def target_values(target: Target, rows: Rows) -> Tensor:
+    """The target as ``[R, Q]`` float32, checked."""
+    value = target(rows)
+    if not torch.is_tensor(value) or value.dim() not in (1, 2) or value.shape[0] != len(rows.logits):
+        came = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+        raise ValueError(f"target: expected [{len(rows.logits)}] or [{len(rows.logits)}, targets], got {came}")
+    if not torch.isfinite(value.detach()).all():
+        raise ValueError("target: is NaN or infinite on some row; check the model's logits and the target itself")
+    return value.float().reshape(len(rows.logits), -1)
+
+
+def relative_change(before: Tensor | None, after: Tensor) -> float | None:
+    if before is None:
+        return None
+    norm = float(after.norm())
+    return float((after - before).norm()) / norm if norm else 0.0
+
+
+def residuals(full: Tensor, erased: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    sums = {name: value.sum(2) for name, value in values.items()}
+    if ALL in erased:
+        return {ALL: full - erased[ALL] - torch.stack(list(sums.values())).sum(0)}
+    return {name: full - erased[name] - sums[name] for name in erased}
+
+
+def join(parts: list[Attribution]) -> Attribution:
+    def joined(pick: str) -> dict[str, Tensor]:
+        return {key: torch.cat([getattr(part, pick)[key] for part in parts], 1) for key in getattr(parts[0], pick)}
+
+    change: dict[str, float | None] = {}
+    for name in parts[0].change:
+        seen = [part.change[name] for part in parts if part.change[name] is not None]
+        change[name] = max(seen) if seen else None
+    return Attribution(
+        joined("values"),
+        torch.cat([part.full for part in parts], 1),
+        joined("erased"),
+        joined("residual"),
+        {name: max(part.nodes[name] for part in parts) for name in parts[0].nodes},
+        change,
+    )
