@@ -42,9 +42,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", _ROWS),
     "distilbert": (
         "DistilBert",
-        dict(
-            dim=HIDDEN, hidden_dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, max_position_embeddings=MAX_TOKENS
-        ),
+        dict(dim=HIDDEN, hidden_dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, max_position_embeddings=MAX_TOKENS),
     ),
     "roberta": ("Roberta", dict(_ROWS, max_position_embeddings=MAX_TOKENS + 2)),
     "electra": ("Electra", dict(_ROWS, embedding_size=16)),

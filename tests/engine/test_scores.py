@@ -33,8 +33,10 @@ def test_a_set_is_sorted_unique_and_in_layer_order():
     assert [str(ref) for ref in neurons] == ["layer.2.down[2]", "layer.10.down[1]", "layer.10.down[3]"]
     assert neurons.counts() == {"layer.2.down": 1, "layer.10.down": 2}
     assert neurons.indices("layer.10.down").tolist() == [1, 3]
-    assert neurons.indices("head").dtype == torch.int64 and neurons.indices("head").tolist() == []
-    assert NeuronRef("layer.2.down", 2) in neurons and NeuronRef("layer.2.down", 3) not in neurons
+    assert neurons.indices("head").dtype == torch.int64
+    assert neurons.indices("head").tolist() == []
+    assert NeuronRef("layer.2.down", 2) in neurons
+    assert NeuronRef("layer.2.down", 3) not in neurons
     assert "layer.2.down" not in neurons
     assert repr(neurons) == "NeuronSet(3 neurons of 2 sites: layer.2.down 1, layer.10.down 2)"
     assert repr(NeuronSet()) == "NeuronSet(0 neurons)"
@@ -63,7 +65,8 @@ def test_algebra_is_that_of_python_sets(a, b):
 
 @given(sets, sets, sets)
 def test_algebra_laws(a, b, c):
-    assert a | b == b | a and a & b == b & a
+    assert a | b == b | a
+    assert a & b == b & a
     assert (a | b) | c == a | (b | c)
     assert a & (b | c) == (a & b) | (a & c)
     assert a - (b | c) == (a - b) & (a - c)
@@ -238,9 +241,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     write_tensors(path, {"a": torch.ones(2)}, {"kind": "edit"})
     with pytest.raises(FileError, match="holds 'edit', expected 'scores'"):
         NeuronScores.load(path)
-    write_tensors(
-        path, {"a": torch.ones(2, dtype=torch.int64)}, {"kind": "scores", "info": canonical_json({})}
-    )
+    write_tensors(path, {"a": torch.ones(2, dtype=torch.int64)}, {"kind": "scores", "info": canonical_json({})})
     with pytest.raises(FileError, match="needs a floating tensor"):
         NeuronScores.load(path)
     with pytest.raises(FileNotFoundError):

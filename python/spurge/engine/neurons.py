@@ -15,17 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import integer, share_of
-from .sites import NeuronRef
+from spurge.engine.checks import integer, share_of
+from spurge.engine.sites import NeuronRef
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key under which ``layer.2`` comes before ``layer.10``."""
-    return [
-        (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    ]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _indices(site: Any, given: Any) -> np.ndarray:
@@ -86,9 +82,7 @@ class NeuronSet:
     @classmethod
     def all(cls, widths: Mapping[str, int]) -> NeuronSet:
         """Every neuron of sites with these widths."""
-        return cls(
-            {site: np.arange(integer(f"widths: {site!r}", width, 0)) for site, width in widths.items()}
-        )
+        return cls({site: np.arange(integer(f"widths: {site!r}", width, 0)) for site, width in widths.items()})
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -115,9 +109,7 @@ class NeuronSet:
             if array[-1] >= widths[site]:
                 raise ValueError(f"neurons: {site!r} has {widths[site]} neurons, got index {array[-1]}")
 
-    def random_like(
-        self, widths: Mapping[str, int], seed: int, exclude: NeuronSet | None = None
-    ) -> NeuronSet:
+    def random_like(self, widths: Mapping[str, int], seed: int, exclude: NeuronSet | None = None) -> NeuronSet:
         """Neurons drawn without replacement, as many of each site as this set has.
 
         Args:
@@ -136,9 +128,7 @@ class NeuronSet:
             if exclude is not None:
                 free = np.setdiff1d(free, exclude._sites.get(site, free[:0]), assume_unique=True)
             if free.size < count:
-                raise ValueError(
-                    f"neurons: {site!r} has {free.size} neurons to draw from, {count} are needed"
-                )
+                raise ValueError(f"neurons: {site!r} has {free.size} neurons to draw from, {count} are needed")
             drawn[site] = free[torch.randperm(free.size, generator=generator)[:count].numpy()]
         return NeuronSet(drawn)
 
@@ -147,9 +137,7 @@ class NeuronSet:
             return NotImplemented
         none = np.empty(0, np.int64)
         names = {**self._sites, **other._sites}
-        return NeuronSet(
-            {site: rule(self._sites.get(site, none), other._sites.get(site, none)) for site in names}
-        )
+        return NeuronSet({site: rule(self._sites.get(site, none), other._sites.get(site, none)) for site in names})
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         return self._combine(other, np.union1d)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import integer, share_of
-from .files import FileError, PathLike, canonical_json, read_tensors, write_tensors
-from .neurons import NeuronSet, frequent, natural
-from .sites import NeuronRef
+from spurge.engine.checks import integer, share_of
+from spurge.engine.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.neurons import NeuronSet, frequent, natural
+from spurge.engine.sites import NeuronRef
 
 __all__ = ["NeuronRef", "NeuronScores", "NeuronSet", "frequent"]
 
@@ -116,9 +116,7 @@ class NeuronScores:
             return NotImplemented
         if self.widths != other.widths:
             raise ValueError(f"scores: sites and widths differ, {self.widths} and {other.widths}")
-        info = {
-            key: value for key, value in self.info.items() if key in other.info and other.info[key] == value
-        }
+        info = {key: value for key, value in self.info.items() if key in other.info and other.info[key] == value}
         return NeuronScores({site: v + other.values[site] for site, v in self.values.items()}, info)
 
     def __mul__(self, factor: float) -> NeuronScores:
@@ -164,9 +162,7 @@ class NeuronScores:
         (ref, value), *_ = self.ranking(1)
         total = sum(self.widths.values())
         method = f", {self.info['method']}" if "method" in self.info else ""
-        return (
-            f"NeuronScores({total} neurons of {len(self.values)} sites, highest {ref} = {value:.4g}{method})"
-        )
+        return f"NeuronScores({total} neurons of {len(self.values)} sites, highest {ref} = {value:.4g}{method})"
 
 
 def _vector(site: Any, given: Any) -> Tensor:

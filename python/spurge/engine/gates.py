@@ -1,0 +1,198 @@
+"""Gates on a running model: hooks that multiply neurons, and the same numbers folded into the weights.
+
+With gates ``g`` ``[F]`` a site computes ``u = W2 (g * z) + b`` instead of ``u = W2 z + b``. A hook multiplies
+``z``; folding multiplies the columns of ``W2``. Both can be undone exactly.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spurge.engine.sites import Site
+
+_FLOATS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+class _Gate:
+    """Forward pre-hook of a down projection: its input ``z`` ``[..., F]`` times the gates ``[F]``, at all positions.
+
+    Never in place: whoever computed ``z`` may still hold it. Half precision is multiplied in float32 and rounded
+    once.
+    """
+
+    def __init__(self, gates: Tensor) -> None:
+        self.gates = gates
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        z, *rest = args
+        gates = self.gates if self.gates.device == z.device else self.gates.to(z.device)
+        return ((z * gates).to(z.dtype), *rest)
+
+
+class _Eager:
+    """Makes code under ``torch.compile`` run eagerly while any gate is attached anywhere.
+
+    A compiled model does not look for hooks that came after it was compiled, and keeps those it was compiled
+    with: gates would be ignored, or stay after they were taken off, without a word.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._stance: Any = None
+
+    def hold(self) -> None:
+        with self._lock:
+            if self._holders == 0:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGER = _Eager()
+
+
+class Attached:
+    """Gates that are attached to a model until :meth:`undo`; nothing else of the model is changed."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._holding = False
+
+    def attach(self, sites: Mapping[str, Site], gates: Mapping[str, Tensor]) -> None:
+        """Attaches gates ``[F]`` to each site, all or none."""
+        try:
+            _EAGER.hold()
+            self._holding = True
+            for name, vector in gates.items():
+                down = sites[name].down
+                weight: Tensor = down.weight  # type: ignore[assignment]
+                place = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
+                self._handles.append(down.register_forward_pre_hook(_Gate(vector.to(place, torch.float32))))
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Takes the gates off; a second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+        if self._holding:
+            self._holding = False
+            _EAGER.release()
+
+
+@contextmanager
+def attached(sites: Mapping[str, Site], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gates ``[F]`` by site name, attached inside the ``with`` block and always taken off after it."""
+    handle = Attached()
+    try:
+        handle.attach(sites, gates)
+        yield
+    finally:
+        handle.undo()
+
+
+def is_gated(model: nn.Module) -> bool:
+    """Whether gates are attached to ``model`` now."""
+    return any(isinstance(hook, _Gate) for module in model.modules() for hook in module._forward_pre_hooks.values())
+
+
+class Folded:
+    """Columns of down projections that were multiplied by gates, and their old bits."""
+
+    def __init__(self) -> None:
+        self._columns: list[tuple[Site, Tensor, Tensor, Tensor]] = []  # site, indices, old columns, new columns
+
+    def fold(self, model: nn.Module, sites: Mapping[str, Site], gates: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """``W2[:, k] *= g_k`` in place for all sites, or for none.
+
+        Raises:
+            ValueError: a weight is on the meta device, quantised, wrapped, or shared with another module.
+        """
+        for name in gates:
+            _foldable(model, sites[name])
+        columns = []
+        with torch.no_grad():
+            for name, (indices, values) in gates.items():
+                weight = sites[name].weight()
+                indices, values = indices.to(weight.device), values.to(weight.device)
+                old = weight[:, indices].clone()
+                columns.append((sites[name], indices, old, (old * values).to(old.dtype)))
+            try:
+                for site, indices, _, new in columns:
+                    site.weight()[:, indices] = new
+            except BaseException:
+                for site, indices, old, _ in columns:
+                    site.weight()[:, indices] = old
+                raise
+        self._columns = columns
+
+    def undo(self) -> None:
+        """Puts the exact old columns back; a second call does nothing.
+
+        Raises:
+            ValueError: the folded columns have changed since (another fold, training, a cast); nothing is written.
+        """
+        with torch.no_grad():
+            for site, indices, _, new in self._columns:
+                weight = site.weight()
+                if weight.dtype != new.dtype or not _same_bits(weight[:, indices.to(weight.device)], new):
+                    raise ValueError(
+                        f"undo: the folded columns of {site.name!r} have changed since the fold "
+                        "(another fold, training, a cast); undo that first"
+                    )
+            for site, indices, old, _ in self._columns:
+                weight = site.weight()
+                weight[:, indices.to(weight.device)] = old.to(weight.device)
+        self._columns = []
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    bits = _FLOATS[a.dtype]
+    return torch.equal(a.contiguous().view(bits), b.to(a.device).contiguous().view(bits))
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First address of a dense tensor and the one after its last."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def _foldable(model: nn.Module, site: Site) -> None:
+    """Raises ValueError unless the site's weight is a plain float tensor that nothing else uses."""
+    weight = site.down._parameters.get("weight")
+    if weight is None or type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in _FLOATS:
+        kind = "computed" if weight is None else f"{type(weight).__name__} of {weight.dtype}"
+        raise ValueError(
+            f"fold: the weight of {site.name!r} must be a plain float parameter, got {kind} "
+            "(quantised or wrapped); use applied() instead"
+        )
+    if weight.is_meta:
+        raise ValueError(f"fold: the weight of {site.name!r} is on the meta device (offloaded or not loaded)")
+    start, end = _span(weight)
+    for path, module in model.named_modules():
+        for key, other in (*module._parameters.items(), *module._buffers.items()):
+            if other is None or other.device != weight.device or (module is site.down and key == "weight"):
+                continue
+            first, last = (0, 0) if other.layout != torch.strided else _span(other)
+            if first < end and start < last:
+                raise ValueError(
+                    f"fold: the weight of {site.name!r} is shared with {f'{path}.{key}'.lstrip('.')!r}, "
+                    "which folding would change too; use applied() instead"
+                )
