@@ -155,7 +155,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def _attention_path(path: str) -> str | None:
-    """The part of ``path`` that leads to the attention module it lies in, ``"attention"`` of ``"attention.self.key"``."""
+    """The part of ``path`` up to the attention it lies in: ``"attention"`` of ``"attention.self.key"``, else None."""
     parts = path.split(".")
     for depth, part in enumerate(parts[:-1]):
         if "attn" in part.lower() or "attention" in part.lower():
@@ -234,7 +234,7 @@ def _site(block: nn.Module, block_name: str, layer: int, up: str | None, down: s
 def _ffn_path(up: str, down: str) -> str:
     """The smallest module holding both projections; where that is the block itself (BERT), its child on up's side."""
     shared = []
-    for a, b in zip(up.split("."), down.split(".")):
+    for a, b in zip(up.split("."), down.split("."), strict=False):
         if a != b:
             break
         shared.append(a)
