@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 HIDDEN, WIDTH, LAYERS, HEADS = 32, 48, 3, 4
 MAX_TOKENS = 64
 
-WORDS = (
-    "the a an is was it this that and or not of in on to we i film movie story plot actor scene music food "
-    "room service good great superb lovely brilliant happy charming bad awful dull boring terrible sad ugly "
-    "fail hate love like "
-    "very quite so never always table chair tuesday window paper street clearly perhaps today well"
-).split()
+_TEXT = (
+    "the a an is was it this that and or not of in on to we i film movie story plot actor scene music food room "
+    "service good great superb lovely brilliant happy charming bad awful dull boring terrible sad ugly fail hate "
+    "love like very quite so never always table chair tuesday window paper street clearly perhaps today well"
+)
+WORDS = _TEXT.split()
 PIECES = ["##s", "##ed", "##ing", "##ly", "##er", "##ness", "un", "re", "walk", "talk", "play", "paint"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [
@@ -30,19 +30,25 @@ VOCABULARY = [
 VOCABULARY = list(dict.fromkeys([*VOCABULARY, *WORDS, *PIECES]))
 
 # family -> name of its class and of its configuration, and what the configuration calls its sizes
-_ROWS = dict(
-    hidden_size=HIDDEN,
-    intermediate_size=WIDTH,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS,
-    max_position_embeddings=MAX_TOKENS,
-)
+_ROWS = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": MAX_TOKENS,
+}
 _GROUPED = dict(_ROWS, num_key_value_heads=2, head_dim=HIDDEN // HEADS)
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", _ROWS),
     "distilbert": (
         "DistilBert",
-        dict(dim=HIDDEN, hidden_dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, max_position_embeddings=MAX_TOKENS),
+        {
+            "dim": HIDDEN,
+            "hidden_dim": WIDTH,
+            "n_layers": LAYERS,
+            "n_heads": HEADS,
+            "max_position_embeddings": MAX_TOKENS,
+        },
     ),
     "roberta": ("Roberta", dict(_ROWS, max_position_embeddings=MAX_TOKENS + 2)),
     "electra": ("Electra", dict(_ROWS, embedding_size=16)),
@@ -58,7 +64,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt2": (
         "GPT2",
-        dict(n_embd=HIDDEN, n_inner=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=MAX_TOKENS),
+        {"n_embd": HIDDEN, "n_inner": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": MAX_TOKENS},
     ),
     "gpt_neox": ("GPTNeoX", _ROWS),
     "llama": ("Llama", _GROUPED),
@@ -95,8 +101,8 @@ def tiny(
     task = "ForImageClassification" if family == "vit" else "ForSequenceClassification"
     sizes = {k: layers if k in ("num_hidden_layers", "n_layers", "n_layer") else v for k, v in sizes.items()}
     if family != "vit":
-        sizes |= dict(vocab_size=len(VOCABULARY), pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    config = getattr(transformers, f"{name}Config")(**(sizes | dict(num_labels=labels) | settings))
+        sizes |= {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = getattr(transformers, f"{name}Config")(**(sizes | {"num_labels": labels} | settings))
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
