@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "bindings/module.hpp"
 #include "bindings/tensor.hpp"
 #include "spurge/proximity.hpp"
@@ -25,6 +27,7 @@ void proximity_scores(Tensor hard, Tensor soft, Tensor grad, Tensor scores, Tens
   SPURGE_CHECK(s.examples > 0 ? s.rows % s.examples == 0 : s.rows == 0, "scores: the rows must be a multiple of the ",
                s.examples, " examples, got ", s.rows, " rows");
   SPURGE_CHECK(k >= 1, "k: must be at least 1, got ", k);
+  SPURGE_CHECK(std::isfinite(sharpness) && sharpness > 0, "sharpness: must be positive and finite, got ", sharpness);
 
   const Place place = place_of(stream, {{"scores", scores},
                                         {"ids", ids},

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "bindings/module.hpp"
 #include "bindings/tensor.hpp"
 #include "spurge/swarm.hpp"
@@ -16,6 +18,12 @@ void swarm_step(Tensor position, Tensor velocity, Tensor best, Tensor leader, do
   for (const Named& a : {Named{"position", position}, Named{"velocity", velocity}, Named{"best", best},
                          Named{"leader", leader}})
     check_dtype(a.name, a.tensor, DType::f32);
+  for (const auto& [name, value] : {std::pair{"inertia", inertia}, {"cognitive", cognitive}, {"social", social},
+                                    {"low", low}, {"high", high}})
+    SPURGE_CHECK(std::isfinite(value), name, ": must be finite, got ", value);
+  SPURGE_CHECK(low < high, "low: must be below high = ", high, ", got ", low);
+  SPURGE_CHECK(max_velocity > 0, "max_velocity: must be positive, got ", max_velocity);
+  SPURGE_CHECK(seed >= 0, "seed: must lie in [0, 2^63), got ", seed);
   SPURGE_CHECK(iteration >= 0 && iteration <= 0xFFFFFFFF, "iteration: must lie in [0, 2^32), got ", iteration);
   swarm::Step step{};
   step.inertia = static_cast<float>(inertia);

@@ -1,15 +1,17 @@
 r"""The kernels as torch sees them: for each op its schema, its contract, its kernel and its public face.
 
-* The schema and the *fake* kernel (shapes, dtypes, error messages) are the contract; ``torch.compile``
-  and ``opcheck`` use them. The same checks guard the public functions.
-* The kernel allocates the outputs and calls the compiled module ``_core``, which sees no torch. CUDA
-  kernels run on torch's current stream, and can be captured in a CUDA graph.
+* The schema and the *fake* kernel (shapes, dtypes, error messages) are the contract, which
+  ``torch.compile`` and ``opcheck`` use.
+* The kernel allocates the outputs and calls the compiled module ``_core``, which sees no torch and makes
+  the same checks again: an eager call costs microseconds, and Python checks would treble them. CUDA kernels
+  run on torch's current stream, and can be captured in a CUDA graph.
 * On a device without kernels (another accelerator, or CUDA where the build has none) the op runs its
   float64 twin in :mod:`spurge.reference`, and says so once.
 
-None of the ops is differentiable: the public functions run under ``no_grad``.
+None of the ops is differentiable: autograd looks through them, and results do not require grad.
 
-Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns.
+Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
+D dimensions, U units, G golden sets, Y labels.
 """
 
 from __future__ import annotations
@@ -106,15 +108,13 @@ def _register(
     if _core.built_with_cuda:
         _LIB.impl(name, kernel, "CUDA")
     _LIB.impl(name, elsewhere, "CompositeExplicitAutograd")
+    _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"spurge::{name}", fake, lib=_LIB)
     return getattr(torch.ops.spurge, name).default
 
 
-def _numbers(name: str, values: Sequence[float] | Tensor) -> list[float]:
-    """A list of finite Python floats, from a sequence or a 1-D tensor."""
-    numbers = [float(v) for v in (values.tolist() if isinstance(values, Tensor) else values)]
-    _check(all(map(math.isfinite, numbers)), lambda: f"{name}: must be finite, got {numbers}")
-    return numbers
+def _numbers(values: Sequence[float] | Tensor) -> Sequence[float]:
+    return values.tolist() if isinstance(values, Tensor) else values
 
 
 # ---- gate: open_rows, gate_columns_ --------------------------------------------------------------
@@ -128,7 +128,7 @@ def _open_rows_fake(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
 
 
 def _open_rows_kernel(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
-    out = _open_rows_fake(x, u, alphas)
+    out = x.new_empty((len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else len(alphas))
     _run(_core.open_rows, out, x.contiguous(), u.contiguous(), alphas)
     return out
 
@@ -141,7 +141,6 @@ _open_rows = _register(
 )
 
 
-@torch.no_grad()
 def open_rows(x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
     r"""The rows of all quadrature nodes at once, opened behind a down projection.
 
@@ -165,7 +164,7 @@ def open_rows(x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
     >>> open_rows(torch.tensor([[3.0]]), torch.tensor([[2.0]]), [0.0, 0.5, 1.0]).flatten().tolist()
     [1.0, 2.0, 3.0]
     """
-    return _open_rows(x, u, _numbers("alphas", alphas))
+    return _open_rows(x, u, _numbers(alphas))
 
 
 def _gate_columns_fake(z: Tensor, columns: Tensor, gates: Tensor) -> None:
@@ -187,7 +186,6 @@ def _gate_columns_fake(z: Tensor, columns: Tensor, gates: Tensor) -> None:
 
 
 def _gate_columns_kernel(z: Tensor, columns: Tensor, gates: Tensor) -> None:
-    _gate_columns_fake(z, columns, gates)
     columns, gates = columns.contiguous(), gates.contiguous()
     _written(z, lambda rows: _run(_core.gate_columns, rows, columns, gates))
 
@@ -204,7 +202,6 @@ _gate_columns_ = _register(
 )
 
 
-@torch.no_grad()
 def gate_columns_(z: Tensor, columns: Tensor, gates: Tensor) -> Tensor:
     r"""Multiply chosen neurons by gates, in place, each group of rows by its own.
 
@@ -254,7 +251,8 @@ def _node_sum_fake(grads: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def _node_sum_kernel(grads: Tensor, weights: Sequence[float]) -> Tensor:
-    out = _node_sum_fake(grads, weights)
+    rows = grads.shape[0] // max(len(weights), 1) if grads.dim() else 1
+    out = grads.new_empty((rows, *grads.shape[1:]), dtype=_sum_dtype(grads.dtype))
     _run(_core.node_sum, out, grads.contiguous(), weights)
     return out
 
@@ -267,7 +265,6 @@ _node_sum = _register(
 )
 
 
-@torch.no_grad()
 def node_sum(grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     r"""Gradients of all quadrature nodes, summed with the nodes' weights.
 
@@ -289,7 +286,7 @@ def node_sum(grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     >>> node_sum(torch.tensor([[1.0], [2.0]]), [0.5, 0.25]).tolist()
     [[1.0]]
     """
-    return _node_sum(grads, _numbers("weights", weights))
+    return _node_sum(grads, _numbers(weights))
 
 
 def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -307,9 +304,10 @@ def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _multiply_sum_kernel(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-    out = _multiply_sum_fake(p, z, mask)
-    kept = None if mask is None else mask.contiguous().view(torch.uint8)
-    _run(_core.multiply_sum, out, p.contiguous(), z.contiguous(), kept)
+    out = p.new_empty((p.shape[0], p.shape[-1]) if p.dim() else 1, dtype=_sum_dtype(p.dtype))
+    if mask is not None:
+        mask = mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
+    _run(_core.multiply_sum, out, p.contiguous(), z.contiguous(), mask)
     return out
 
 
@@ -321,7 +319,6 @@ _multiply_sum = _register(
 )
 
 
-@torch.no_grad()
 def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Attribution of each neuron: gradient times activation, summed over the tokens.
 
@@ -346,3 +343,311 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
     [[11.0]]
     """
     return _multiply_sum(p, z, mask)
+
+
+# ---- proximity -----------------------------------------------------------------------------------
+
+
+def _proximity_fake(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(
+        scores.dtype in (torch.float32, torch.float64),
+        lambda: f"scores: dtype must be float32 or float64, got {scores.dtype}",
+    )
+    for name, x, dtype, letters in (
+        ("scores", scores, scores.dtype, "[R, U]"),
+        ("ids", ids, torch.int32, "[B, U]"),
+        ("bitmap", bitmap, torch.int32, "[G, Y, words]"),
+        ("labels", labels, torch.int64, "[B]"),
+    ):
+        rank = letters.count(",") + 1
+        _check(x.dim() == rank, lambda: f"{name}: must be {letters}, got shape {tuple(x.shape)}")  # noqa: B023
+        _check(x.dtype == dtype, lambda: f"{name}: dtype must be {dtype}, got {x.dtype}")  # noqa: B023
+        _check_device("scores", scores, name, x)
+    rows, units = scores.shape
+    examples = ids.shape[0]
+    _check(ids.shape[1] == units, lambda: f"ids: need {units} columns like scores, got {ids.shape[1]}")
+    _check(labels.shape[0] == examples, lambda: f"labels: need {examples}, one per row of ids, got {labels.shape[0]}")
+    _check(
+        rows % examples == 0 if examples else rows == 0,
+        lambda: f"scores: its {rows} rows must be a multiple of the {examples} rows of ids",
+    )
+    _check(k >= 1, lambda: f"k: must be at least 1, got {k}")
+    _check(
+        math.isfinite(sharpness) and sharpness > 0, lambda: f"sharpness: must be positive and finite, got {sharpness}"
+    )
+    sets = bitmap.shape[0]
+    return scores.new_empty((rows, sets)), scores.new_empty((rows, sets)), scores.new_empty((rows, sets, units))
+
+
+def _proximity_kernel(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _proximity_fake(scores, ids, bitmap, labels, k, sharpness)
+    _run(_core.proximity, *out, *(x.contiguous() for x in (scores, ids, bitmap, labels)), k, sharpness)
+    return out
+
+
+def _proximity_twin(scores: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(x.to(scores.dtype) for x in reference.proximity(scores, *rest))
+
+
+_proximity = _register(
+    "proximity(Tensor scores, Tensor ids, Tensor bitmap, Tensor labels, int k, float sharpness)"
+    " -> (Tensor, Tensor, Tensor)",
+    _proximity_fake,
+    _proximity_kernel,
+    _proximity_twin,
+)
+
+
+def proximity(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float = 0.25
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""How near the best-scored units of each row are to golden sets (MacU Eq. 6), hard and soft.
+
+    .. math::
+        \mathrm{hard} = \frac{|C\cap G|}{|C|} + \frac{1}{|C\cap G|}\sum_{t\in C\cap G} a_t, \qquad
+        \mathrm{soft} = \frac{\sum_t m_t g_t}{\sum_t m_t} + \frac{\sum_t m_t g_t a_t}{\sum_t m_t g_t + 10^{-6}}
+
+    ``C`` holds the ``k`` best units (all where there are no more; equals by the smaller index), and the hard
+    second term is 0 where the intersection is empty. ``g_t`` is 1 for units in the set, and
+
+    .. math::
+        m_t = \sigma\big((a_t - \tau)/T\big), \qquad T = \max\big(\mathrm{sharpness}\cdot\mathrm{std}(a),\;
+        10^{-3}\,\mathrm{mean}|a|\big)
+
+    with :math:`\tau` midway between the k-th and the (k+1)-th score, or :math:`\min a - T` in rows of at most
+    ``k`` units. Standard deviation and means are over the row's units, not its padding. A unit counts as often
+    as it occurs. Computed in float64; bitwise the same for any number of threads and any instruction set, and
+    from run to run on a GPU. Not differentiable: :func:`soft_proximity` is.
+
+    Args:
+        scores: token scores of the units, ``[R, U]``, float32 or float64. Row ``r`` belongs to example ``r % B``.
+        ids: the units' vocabulary numbers, int32 ``[B, U]``; -1 is padding, whatever its score.
+        bitmap: the golden sets, int32 ``[G, Y, ceil(V/32)]``: unit ``v`` is in set ``g`` of label ``y`` if bit
+            ``v % 32`` of ``bitmap[g, y, v // 32]`` is set. Units beyond the bitmap are in no set.
+        labels: int64 ``[B]``, the label whose sets count for an example.
+        k: units that count as best, at least 1.
+        sharpness: how soft the soft one is; the smaller, the nearer to the hard one.
+
+    Returns:
+        ``hard [R, G]``, ``soft [R, G]``, both in [0, 2] for scores that sum to 1, and ``grad [R, G, U]``, the
+        derivative of ``soft`` by the scores with tau and T held constant (0 at padding). A row without units
+        gives 0; a row with a score that is NaN or infinite gives NaN.
+
+    Raises:
+        ValueError: a shape, dtype, ``k`` or ``sharpness`` does not fit; on the CPU also for a label outside
+            ``[0, Y)`` (a CUDA kernel cannot look before it runs, and gives NaN).
+
+    >>> scores, ids = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[4, 0, 1]], dtype=torch.int32)
+    >>> bitmap = torch.tensor([[[0b10011]]], dtype=torch.int32)  # one set, one label: units 0, 1 and 4
+    >>> hard, soft, grad = proximity(scores, ids, bitmap, torch.tensor([0]), k=2)
+    >>> hard.tolist()  # both of the best two are in the set: 1 + mean(0.5, 0.3)
+    [[1.399999976158142]]
+    """
+    return _proximity(scores, ids, bitmap, labels, k, sharpness)
+
+
+class _SoftProximity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, *rest: Any) -> Tensor:
+        _, soft, grad = _proximity(scores, *rest)
+        ctx.save_for_backward(grad)
+        return soft
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return torch.einsum("rg,rgu->ru", outer, grad), None, None, None, None, None
+
+
+def soft_proximity(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float = 0.25
+) -> Tensor:
+    """The soft proximity of :func:`proximity`, ``[R, G]``, differentiable once by ``scores``.
+
+    Arguments, errors and the formula as there; tau and T do not take part in the derivative.
+
+    >>> scores = torch.tensor([[0.5, 0.3, 0.2]], requires_grad=True)
+    >>> ids, bitmap = torch.tensor([[4, 0, 1]], dtype=torch.int32), torch.tensor([[[16]]], dtype=torch.int32)
+    >>> soft_proximity(scores, ids, bitmap, torch.tensor([0]), k=1).sum().backward()
+    >>> bool(scores.grad[0, 0] > 0 and scores.grad[0, 1] < 0)  # unit 4 is in the set, unit 0 pushes it out
+    True
+    """
+    return _SoftProximity.apply(scores, ids, bitmap, labels, k, sharpness)
+
+
+# ---- swarm: swarm_step_, swarm_best_ -------------------------------------------------------------
+
+
+def _check_swarm(**tensors: Tensor) -> None:
+    """All float32 on one device; the first is [P, D] and gives the shape of all but leader and fitness."""
+    (first, lead), *others = tensors.items()
+    _check(lead.dim() == 2, lambda: f"{first}: must have 2 dimensions [P, D], got shape {tuple(lead.shape)}")
+    particles, dimensions = lead.shape
+    _check(lead.dtype == torch.float32, lambda: f"{first}: dtype must be float32, got {lead.dtype}")
+    for name, x in others:
+        want = {"leader": (dimensions,), "fitness": (particles,), "best_fitness": (particles,)}.get(name, lead.shape)
+        _check(x.shape == want, lambda: f"{name}: shape must be {tuple(want)}, got {tuple(x.shape)}")  # noqa: B023
+        _check(x.dtype == torch.float32, lambda: f"{name}: dtype must be float32, got {x.dtype}")  # noqa: B023
+        _check_device(first, lead, name, x)
+
+
+def _swarm_step_fake(
+    position: Tensor,
+    velocity: Tensor,
+    best: Tensor,
+    leader: Tensor,
+    inertia: float,
+    cognitive: float,
+    social: float,
+    low: float,
+    high: float,
+    max_velocity: float,
+    seed: int,
+    iteration: int,
+) -> None:
+    _check_swarm(position=position, velocity=velocity, best=best, leader=leader)
+    numbers = {"inertia": inertia, "cognitive": cognitive, "social": social, "low": low, "high": high}
+    for name, value in numbers.items():
+        _check(math.isfinite(value), lambda: f"{name}: must be finite, got {value}")  # noqa: B023
+    _check(low < high, lambda: f"low: must be below high = {high}, got {low}")
+    _check(max_velocity > 0, lambda: f"max_velocity: must be positive, got {max_velocity}")
+    _check(0 <= seed < 2**63, lambda: f"seed: must lie in [0, 2^63), got {seed}")
+    _check(0 <= iteration < 2**32, lambda: f"iteration: must lie in [0, 2^32), got {iteration}")
+
+
+def _swarm_step_kernel(position: Tensor, velocity: Tensor, best: Tensor, leader: Tensor, *numbers: Any) -> None:
+    best, leader = best.contiguous(), leader.contiguous()
+    _written(
+        position, lambda x: _written(velocity, lambda v: _run(_core.swarm_step, x, v, best, leader, *numbers))
+    )
+
+
+def _swarm_step_twin(position: Tensor, velocity: Tensor, *rest: Any) -> None:
+    moved, speed = reference.swarm_step(position, velocity, *rest)
+    position.copy_(moved)
+    velocity.copy_(speed)
+
+
+_swarm_step_ = _register(
+    "swarm_step_(Tensor(a!) position, Tensor(b!) velocity, Tensor best, Tensor leader, float inertia,"
+    " float cognitive, float social, float low, float high, float max_velocity, int seed, int iteration) -> ()",
+    _swarm_step_fake,
+    _swarm_step_kernel,
+    _swarm_step_twin,
+)
+
+
+def swarm_step_(
+    position: Tensor,
+    velocity: Tensor,
+    best: Tensor,
+    leader: Tensor,
+    *,
+    inertia: float,
+    cognitive: float,
+    social: float,
+    low: float,
+    high: float,
+    max_velocity: float,
+    seed: int,
+    iteration: int,
+) -> None:
+    r"""Move a particle swarm by one iteration, in place (MacU Eq. 8 and 9).
+
+    .. math::
+        v \leftarrow \mathrm{clip}\big(w v + c_1 r_1 (p - x) + c_2 r_2 (g - x),\; \pm v_{\max}\big), \qquad
+        x \leftarrow \mathrm{clip}(x + v,\; [\mathrm{low}, \mathrm{high}])
+
+    Where ``x`` met a wall, ``v`` changes its sign. ``r1`` and ``r2`` are new for each particle and dimension:
+    24 bits of Philox-4x32-10 with ``seed`` as the key, and particle, dimension and ``iteration`` as the counter.
+    So they depend on nothing else, and a swarm is bitwise the same for any number of threads, any instruction
+    set, and on the GPU (unless the process flushes denormals to zero). Not differentiable.
+
+    Args:
+        position: x, float32 ``[P, D]``, changed; through a copy where it is not contiguous.
+        velocity: v, float32 ``[P, D]``, changed; likewise.
+        best: p, each particle's best position so far, float32 ``[P, D]``; no memory shared with ``position``.
+        leader: g, the best position of all, float32 ``[D]``.
+        inertia: w.
+        cognitive: c1.
+        social: c2.
+        low, high: the box, the same in each dimension.
+        max_velocity: largest change of a coordinate in one iteration, in its units; infinity is allowed.
+        seed: in [0, 2^63).
+        iteration: in [0, 2^32); the same number draws the same random numbers.
+
+    Raises:
+        ValueError: a shape, dtype, device or number does not fit.
+
+    >>> x, v = torch.zeros(2, 3), torch.zeros(2, 3)
+    >>> swarm_step_(x, v, torch.ones(2, 3), torch.ones(3), inertia=0.5, cognitive=1.5, social=1.5,
+    ...             low=-1.0, high=1.0, max_velocity=0.5, seed=0, iteration=1)
+    >>> bool((x > 0).all() and (x <= 0.5).all() and torch.equal(x, v))
+    True
+    """
+    _swarm_step_(
+        position, velocity, best, leader, inertia, cognitive, social, low, high, max_velocity, seed, iteration
+    )
+
+
+def _swarm_best_fake(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> Tensor:
+    _check_swarm(best=best, best_fitness=best_fitness, position=position, fitness=fitness)
+    _check(best.shape[0] >= 1, lambda: "best: need at least 1 particle, got 0")
+    return best.new_empty((), dtype=torch.int64)
+
+
+def _swarm_best_kernel(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> Tensor:
+    leader = best.new_empty((), dtype=torch.int64)
+    position, fitness = position.contiguous(), fitness.contiguous()
+    _written(
+        best,
+        lambda b: _written(best_fitness, lambda f: _run(_core.swarm_best, leader, b, f, position, fitness)),
+    )
+    return leader
+
+
+def _swarm_best_twin(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> Tensor:
+    places, values, leader = reference.swarm_best(best, best_fitness, position, fitness)
+    best.copy_(places)
+    best_fitness.copy_(values)
+    return leader
+
+
+_swarm_best_ = _register(
+    "swarm_best_(Tensor(a!) best, Tensor(b!) best_fitness, Tensor position, Tensor fitness) -> Tensor",
+    _swarm_best_fake,
+    _swarm_best_kernel,
+    _swarm_best_twin,
+)
+
+
+def swarm_best_(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> Tensor:
+    r"""Remember each particle's best position, in place, and find the leader; fitness is maximised.
+
+    .. math:: p_i \leftarrow x_i \text{ where } F(x_i) > F(p_i), \qquad g = p_j,\; j = \arg\max_i F(p_i)
+
+    NaN never wins; among equals the smaller index leads. Bitwise the same everywhere. Not differentiable.
+
+    Args:
+        best: p, float32 ``[P, D]``, changed.
+        best_fitness: F(p), float32 ``[P]``, changed; begin with minus infinity.
+        position: x, float32 ``[P, D]``.
+        fitness: F(x), float32 ``[P]``.
+
+    Returns:
+        j, int64, a tensor without dimensions: nothing waits for the GPU. 0 if no fitness has ever won.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or there is no particle.
+
+    >>> best, fitness = torch.zeros(3, 1), torch.full((3,), -torch.inf)
+    >>> swarm_best_(best, fitness, torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.5, torch.nan, 0.7])).item()
+    2
+    >>> best.flatten().tolist()
+    [1.0, 0.0, 3.0]
+    """
+    return _swarm_best_(best, best_fitness, position, fitness)

@@ -1,7 +1,8 @@
 """What each op means, in plain torch and float64. Slow, obvious, and the oracle of every test.
 
 The same names as in :mod:`spurge.ops`; in-place ops (trailing underscore there) return a new tensor here.
-Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns.
+Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
+D dimensions, U units, G golden sets, Y labels.
 """
 
 from __future__ import annotations
@@ -45,3 +46,121 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         product = product.masked_fill((mask == 0)[..., None], 0.0)
     return product.sum(1)
+
+
+# ---- proximity -----------------------------------------------------------------------------------
+
+
+def golden_members(ids: Tensor, bitmap: Tensor, label: int) -> Tensor:
+    """ids ``[n]`` >= 0, bitmap ``[G, Y, words]`` -> bool ``[G, n]``: bit ``id % 32`` of word ``id // 32``."""
+    known = ids // 32 < bitmap.shape[2]
+    word = (ids // 32).where(known, 0).long()
+    return (bitmap[:, label][:, word] >> (ids % 32)) % 2 * known == 1
+
+
+def proximity(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """scores ``[R, U]``, ids ``[B, U]``, bitmap ``[G, Y, words]``, labels ``[B]`` -> hard, soft ``[R, G]``, grad.
+
+    ``grad [R, G, U]``: derivative of soft by the scores, tau and T held constant.
+    """
+    hard = scores.new_zeros(scores.shape[0], bitmap.shape[0], dtype=torch.float64)
+    soft = hard.clone()
+    grad = scores.new_zeros(*hard.shape, scores.shape[1], dtype=torch.float64)
+    for r in range(scores.shape[0]):
+        b = r % ids.shape[0]
+        units = (ids[b] >= 0).nonzero().flatten()
+        a = scores[r, units].double()
+        if len(units) == 0:
+            continue
+        if not a.isfinite().all():
+            hard[r], soft[r], grad[r, :, units] = torch.nan, torch.nan, torch.nan
+            continue
+        g = golden_members(ids[b, units], bitmap, int(labels[b])).double()  # [G, n]
+
+        ranked = a.sort(descending=True, stable=True)
+        chosen = ranked.indices[:k]
+        hits = g[:, chosen].sum(1)
+        hard[r] = hits / len(chosen) + (g[:, chosen] * a[chosen]).sum(1) / hits.clamp_min(1)
+
+        t = max(sharpness * a.std(correction=0).item(), 1e-3 * a.abs().mean().item()) or 1.0
+        tau = ranked.values[k - 1 : k + 1].mean() if len(units) > k else a.min() - t
+        m = ((a - tau) / t).sigmoid()
+        inside, mass = (g * m).sum(1, keepdim=True), (g * m * a).sum(1, keepdim=True)
+        soft[r] = (inside / m.sum() + mass / (inside + 1e-6)).flatten()
+
+        dm = m * (1 - m) / t
+        share = dm * (g * m.sum() - inside) / m.sum() ** 2
+        mean = g * (m + dm * (a - mass / (inside + 1e-6))) / (inside + 1e-6)
+        grad[r, :, units] = share + mean
+    return hard, soft, grad
+
+
+# ---- swarm ---------------------------------------------------------------------------------------
+
+
+def philox(counter: Sequence[int | Tensor], key: Sequence[int]) -> list[Tensor]:
+    """Philox-4x32-10 (Salmon et al., SC 2011): four counter words, two key words -> four random words.
+
+    Words are integers in ``[0, 2^32)``, or int64 tensors of them that broadcast.
+    """
+
+    def multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:  # upper and lower word, without leaving int64
+        low, high = a * (b & 0xFFFF), a * (b >> 16)
+        return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & 0xFFFFFFFF
+
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = multiply(0xD2511F53, c0)
+        high1, low1 = multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def swarm_uniform(particles: int, dimensions: int, seed: int, iteration: int) -> tuple[Tensor, Tensor]:
+    """r1 and r2 of one iteration, ``[P, D]`` in [0, 1), exact in float32.
+
+    Of each 32 dimensions, block j of 16 serves j (words 0, 1) and j + 16 (words 2, 3).
+    """
+    d = torch.arange(dimensions)
+    block = d // 32 * 16 + d % 16
+    words = philox([block, torch.arange(particles)[:, None], iteration, 0], [seed & 0xFFFFFFFF, seed >> 32])
+    first = d % 32 < 16
+    r1, r2 = words[0].where(first, words[2]), words[1].where(first, words[3])
+    return (r1 >> 8).double() / 2**24, (r2 >> 8).double() / 2**24
+
+
+def swarm_step(
+    position: Tensor,
+    velocity: Tensor,
+    best: Tensor,
+    leader: Tensor,
+    inertia: float,
+    cognitive: float,
+    social: float,
+    low: float,
+    high: float,
+    max_velocity: float,
+    seed: int,
+    iteration: int,
+) -> tuple[Tensor, Tensor]:
+    """position, velocity, best ``[P, D]``, leader ``[D]`` -> the next position and velocity."""
+    r1, r2 = (r.to(position.device) for r in swarm_uniform(*position.shape, seed, iteration))
+    x = position.double()
+    v = inertia * velocity.double() + cognitive * r1 * (best.double() - x) + social * r2 * (leader.double() - x)
+    v = v.clamp(-max_velocity, max_velocity)
+    inside = (x + v).clamp(low, high)
+    return inside, torch.where((inside != x + v) & ~inside.isnan(), -v, v)
+
+
+def swarm_best(
+    best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """best, position ``[P, D]``, best_fitness, fitness ``[P]`` -> best, best_fitness, the leader's index."""
+    better = fitness > best_fitness
+    values = fitness.where(better, best_fitness)
+    order = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).sort(descending=True, stable=True)
+    return position.where(better[:, None], best), values, order.indices[0]

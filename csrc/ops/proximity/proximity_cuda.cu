@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 
 #include "core/dtype.hpp"
 #include "cuda/launch.cuh"
@@ -34,18 +33,18 @@ __global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __r
   __shared__ Unit last, next;  // the last of the top-k, and the one behind it
   T* const row = reinterpret_cast<T*>(row_memory);
   const std::int64_t r = blockIdx.x, b = r % shape.examples, y = label[b];
-  const T nan = std::numeric_limits<T>::quiet_NaN();
+  const T not_a_number = static_cast<T>(nan(""));
   scores += r * shape.units;
   ids += b * shape.units;
   hard += r * shape.sets;
   soft += r * shape.sets;
   grad += r * shape.sets * shape.units;
-  const auto score_at = [&](std::int64_t t) { return staged ? row[t] : ids[t] >= 0 ? scores[t] : nan; };
+  const auto score_at = [&](std::int64_t t) { return staged ? row[t] : ids[t] >= 0 ? scores[t] : not_a_number; };
 
   double n = 0, sum = 0, size = 0;
   for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
     const bool real = ids[t] >= 0;
-    if (staged) row[t] = real ? scores[t] : nan;
+    if (staged) row[t] = real ? scores[t] : not_a_number;
     if (!real) continue;
     n += 1;
     sum += scores[t];
@@ -56,7 +55,7 @@ __global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __r
   size = block_sum(size, scratch);
   const bool empty = n == 0;
   if (empty || !isfinite(size) || y < 0 || y >= shape.labels) {
-    const T value = empty ? T(0) : nan;
+    const T value = empty ? T(0) : not_a_number;
     for (std::int64_t g = threadIdx.x; g < shape.sets; g += blockDim.x) hard[g] = soft[g] = value;
     for (std::int64_t i = threadIdx.x; i < shape.sets * shape.units; i += blockDim.x)
       grad[i] = ids[i % shape.units] >= 0 ? value : T(0);

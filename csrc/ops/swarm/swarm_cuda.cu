@@ -1,4 +1,4 @@
-#include <limits>
+#include <cmath>
 
 #include "cuda/launch.cuh"
 #include "ops/swarm/swarm_math.hpp"
@@ -43,7 +43,7 @@ __global__ void remember_kernel(float* __restrict__ best, float* __restrict__ be
 __global__ void leader_kernel(std::int64_t* leader, const float* __restrict__ fitness, std::int64_t particles) {
   __shared__ float tops[kThreads];
   __shared__ std::int64_t indices[kThreads];
-  float top = -std::numeric_limits<float>::infinity();
+  float top = -INFINITY;
   std::int64_t index = 0;
   for (std::int64_t p = threadIdx.x; p < particles; p += kThreads)
     if (fitness[p] > top) top = fitness[index = p];
