@@ -11,6 +11,8 @@ void open_rows(Tensor out, Tensor x, Tensor u, std::vector<double> alphas, int t
   check_same_shape("x", x, "u", u);
   check_same_dtype("x", x, "u", u);
   check_same_dtype("x", x, "out", out);
+  check_finite("alphas", alphas);
+  SPURGE_CHECK(x.rank() >= 1, "x: must have at least 1 dimension [B, ...], got a scalar");
   SPURGE_CHECK(out.size() == nodes * x.size(), "out: must hold ", nodes, " copies of x, got ", shape_of(out));
 
   const Place place = place_of(stream, {{"x", x}, {"u", u}, {"out", out}});
@@ -34,8 +36,8 @@ void gate_columns(Tensor z, Tensor columns, Tensor gates, int threads, Stream st
   check_dtype("gates", gates, DType::f32);
   const std::int64_t particles = gates.size(0), n = columns.size(0), width = z.size(2);
   check_shape("gates", gates, {particles, n});
-  SPURGE_CHECK(particles > 0 && z.size(0) % particles == 0, "gates: the rows of z must be a multiple of the ",
-               particles, " particles, got ", z.size(0), " rows");
+  SPURGE_CHECK(particles > 0 && z.size(0) % particles == 0, "gates: the ", z.size(0),
+               " rows of z must be a multiple of its P = ", particles, " particles");
   const std::int64_t rows = z.size(0) / particles * z.size(1);
 
   const Place place = place_of(stream, {{"z", z}, {"columns", columns}, {"gates", gates}});

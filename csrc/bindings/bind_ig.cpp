@@ -11,8 +11,12 @@ void node_sum(Tensor out, Tensor grads, std::vector<double> weights, int threads
   const DType dtype = dtype_of("grads", grads);
   const auto nodes = static_cast<std::int64_t>(weights.size());
   check_dtype("out", out, sum_dtype(dtype));
-  SPURGE_CHECK(grads.size() == nodes * out.size(), "grads: must hold ", nodes, " times the elements of out ",
-               shape_of(out), ", got ", shape_of(grads));
+  check_finite("weights", weights);
+  SPURGE_CHECK(nodes >= 1, "weights: need at least 1, got 0");
+  SPURGE_CHECK(grads.rank() >= 1 && grads.size(0) % nodes == 0,
+               "grads: its first dimension must be a multiple of the ", nodes, " weights, got shape ", shape_of(grads));
+  SPURGE_CHECK(grads.size() == nodes * out.size(), "out: must hold one node of grads ", shape_of(grads), ", got ",
+               shape_of(out));
 
   const Place place = place_of(stream, {{"grads", grads}, {"out", out}});
 

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -114,6 +115,10 @@ inline void check_same_shape(const char* a, const Tensor& x, const char* b, cons
 inline void check_same_dtype(const char* a, const Tensor& x, const char* b, const Tensor& y) {
   SPURGE_CHECK(dtype_of(a, x) == dtype_of(b, y), a, " and ", b, " must have the same dtype, got ", dtype_text(x),
                " and ", dtype_text(y));
+}
+
+inline void check_finite(const char* arg, const std::vector<double>& numbers) {
+  for (double x : numbers) SPURGE_CHECK(std::isfinite(x), arg, ": must be finite, got ", x);
 }
 
 // ---- where the work runs -------------------------------------------------------------------------

@@ -11,6 +11,9 @@ namespace spurge {
 // A thread costs about 11 us to start and join: below this many elements each, one does better.
 constexpr std::int64_t kElementsPerThread = 1 << 16;
 
+// Ranges over single elements begin at multiples of this: more than the lanes of any vector loop.
+constexpr std::int64_t kLaneAlign = 64;
+
 // Calls body(begin, end) on disjoint ranges that cover [0, n), in at most `threads` threads with at
 // least `grain` items each. Ranges begin at multiples of `align`, so that vector loops cut the data
 // into the same lanes for any number of threads. A body must not let ranges change a result.

@@ -10,9 +10,6 @@ namespace spurge::gate {
 
 namespace {
 
-// x and u are read from memory once: one block of each stays in the first cache while the nodes pass.
-constexpr std::int64_t kBlock = 2048;
-
 // Above this share of a row, one vector pass over the whole row beats touching the columns singly.
 constexpr std::int64_t kDenseShare = 16;
 
@@ -32,18 +29,14 @@ void open_rows_cpu(void* out, const void* x, const void* u, const double* alphas
                    std::int64_t size, DType dtype, int threads) {
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto block = SPURGE_SELECT(open_block<T>);
-    auto* const o = static_cast<T*>(out);
-    const auto* const xs = static_cast<const T*>(x);
-    const auto* const us = static_cast<const T*>(u);
-    const auto body = [=](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; i += kBlock) {
-        const std::int64_t n = std::min(kBlock, end - i);
-        for (std::int64_t s = 0; s < nodes; ++s)
-          block(o + s * size + i, xs + i, us + i, static_cast<Acc<T>>(alphas[s] - 1.0), n);
-      }
+    const auto open = SPURGE_SELECT(open_nodes<T>);
+    std::vector<Acc<T>> shifts;
+    for (std::int64_t s = 0; s < nodes; ++s) shifts.push_back(static_cast<Acc<T>>(alphas[s] - 1.0));
+    const auto body = [&](std::int64_t begin, std::int64_t end) {
+      open(static_cast<T*>(out) + begin, size, static_cast<const T*>(x) + begin, static_cast<const T*>(u) + begin,
+           shifts.data(), nodes, end - begin);
     };
-    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kBlock);
+    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
   });
 }
 

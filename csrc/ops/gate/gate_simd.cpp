@@ -7,40 +7,46 @@ namespace spurge::gate::SPURGE_LEVEL {
 using spurge::SPURGE_LEVEL::Lanes;
 using spurge::SPURGE_LEVEL::One;
 
-// out[i] = x[i] + shift * u[i]
+// out[s * stride + i] = x[i] + shifts[s] * u[i]
+template <class V, class T>
+SPURGE_HD void open_at(T* out, std::int64_t stride, const T* x, const T* u, const Acc<T>* shifts, std::int64_t nodes) {
+  const V xs = V::load(x), us = V::load(u);
+  for (std::int64_t s = 0; s < nodes; ++s) open(xs, us, V(shifts[s])).store(out + s * stride);
+}
+
 template <class T>
-void open_block(T* __restrict out, const T* __restrict x, const T* __restrict u, Acc<T> shift, std::int64_t n) {
-  using V = Lanes<Acc<T>>;
-  using S = One<Acc<T>>;
+void open_nodes(T* __restrict out, std::int64_t stride, const T* __restrict x, const T* __restrict u,
+                const Acc<T>* __restrict shifts, std::int64_t nodes, std::int64_t n) {
+  using V = Lanes<T>;
   std::int64_t i = 0;
-  for (; i + V::n <= n; i += V::n) open(V::load(x + i), V::load(u + i), V(shift)).store(out + i);
-  for (; i < n; ++i) open(S::load(x + i), S::load(u + i), S(shift)).store(out + i);
+  for (; i + V::n <= n; i += V::n) open_at<V>(out + i, stride, x + i, u + i, shifts, nodes);
+  for (; i < n; ++i) open_at<One<T>>(out + i, stride, x + i, u + i, shifts, nodes);
 }
 
 // z[i] *= gates[i]
+template <class V, class T>
+SPURGE_HD void gate_at(T* z, const float* gates) {
+  gated(V::load(z), V::load(gates)).store(z);
+}
+
 template <class T>
 void gate_row(T* __restrict z, const float* __restrict gates, std::int64_t n) {
-  using V = Lanes<Acc<T>>;
-  using S = One<Acc<T>>;
+  using V = Lanes<T>;
   std::int64_t i = 0;
-  for (; i + V::n <= n; i += V::n) gated(V::load(z + i), V::load(gates + i)).store(z + i);
-  for (; i < n; ++i) gated(S::load(z + i), S::load(gates + i)).store(z + i);
+  for (; i + V::n <= n; i += V::n) gate_at<V>(z + i, gates + i);
+  for (; i < n; ++i) gate_at<One<T>>(z + i, gates + i);
 }
 
 // z[columns[j]] *= gates[j]
 template <class T>
 void gate_scattered(T* __restrict z, const std::int64_t* __restrict columns, const float* __restrict gates,
                     std::int64_t n) {
-  using S = One<Acc<T>>;
-  for (std::int64_t j = 0; j < n; ++j) {
-    T* const at = z + columns[j];
-    gated(S::load(at), S::load(gates + j)).store(at);
-  }
+  for (std::int64_t j = 0; j < n; ++j) gate_at<One<T>>(z + columns[j], gates + j);
 }
 
-#define SPURGE_INSTANTIATE(T)                                                                    \
-  template void open_block<T>(T*, const T*, const T*, Acc<T>, std::int64_t);                     \
-  template void gate_row<T>(T*, const float*, std::int64_t);                                     \
+#define SPURGE_INSTANTIATE(T)                                                                             \
+  template void open_nodes<T>(T*, std::int64_t, const T*, const T*, const Acc<T>*, std::int64_t, std::int64_t); \
+  template void gate_row<T>(T*, const float*, std::int64_t);                                              \
   template void gate_scattered<T>(T*, const std::int64_t*, const float*, std::int64_t);
 SPURGE_INSTANTIATE(float)
 SPURGE_INSTANTIATE(double)

@@ -13,9 +13,6 @@ namespace {
 // Columns of one pass over the tokens: their sums stay in the first cache.
 constexpr std::int64_t kColumns = 2048;
 
-// Vector loops cut the data at multiples of this, whatever the number of threads.
-constexpr std::int64_t kAlign = 64;
-
 }  // namespace
 
 void node_sum_cpu(void* out, const void* grads, const double* weights, std::int64_t nodes, std::int64_t size,
@@ -29,7 +26,7 @@ void node_sum_cpu(void* out, const void* grads, const double* weights, std::int6
     const auto body = [&](std::int64_t begin, std::int64_t end) {
       sum(o + begin, g + begin, size, w.data(), nodes, end - begin);
     };
-    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kAlign);
+    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
   });
 }
 

@@ -19,8 +19,8 @@ SPURGE_HD void sum_nodes_at(Acc<T>* out, const T* grads, std::int64_t stride, co
 template <class T>
 void sum_nodes(Acc<T>* __restrict out, const T* __restrict grads, std::int64_t stride,
                const Acc<T>* __restrict weights, std::int64_t nodes, std::int64_t n) {
-  using V = Lanes<Acc<T>>;
-  using S = One<Acc<T>>;
+  using V = Lanes<T>;
+  using S = One<T>;
   std::int64_t i = 0;
   for (; i + V::n <= n; i += V::n) sum_nodes_at<V>(out + i, grads + i, stride, weights, nodes);
   for (; i < n; ++i) sum_nodes_at<S>(out + i, grads + i, stride, weights, nodes);
@@ -38,8 +38,8 @@ SPURGE_HD void sum_tokens_at(Acc<T>* out, const T* p, const T* z, std::int64_t s
 template <int Tokens, class T>
 SPURGE_HD void sum_tokens_pass(Acc<T>* __restrict out, const T* __restrict p, const T* __restrict z,
                                std::int64_t stride, const std::int64_t* __restrict tokens, std::int64_t n) {
-  using V = Lanes<Acc<T>>;
-  using S = One<Acc<T>>;
+  using V = Lanes<T>;
+  using S = One<T>;
   std::int64_t i = 0;
   for (; i + V::n <= n; i += V::n) sum_tokens_at<V, Tokens>(out + i, p + i, z + i, stride, tokens);
   for (; i < n; ++i) sum_tokens_at<S, Tokens>(out + i, p + i, z + i, stride, tokens);
