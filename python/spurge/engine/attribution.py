@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,29 @@ def target_values(target: Target, rows: Rows) -> Tensor:
     if not torch.isfinite(value.detach()).all():
         raise ValueError("target: is NaN or infinite on some row; check the model's logits and the target itself")
     return value.float().reshape(len(rows.logits), -1)
+
+
+def check_differentiable(target: Target, rows: Rows) -> None:
+    """Refuse a target through which no gradient flows.
+
+    Raises:
+        ValueError: neither the rows' logits nor their attention reach the value differentiably.
+    """
+    with torch.enable_grad():
+        logits = rows.logits.detach().requires_grad_()
+        attention = None if rows.attention is None else rows.attention.detach().requires_grad_()
+        if not target(replace(rows, logits=logits, attention=attention)).requires_grad:
+            raise ValueError("target: is not differentiable in the rows; it can be ablated, not integrated")
+
+
+def gradients(value: Tensor, leaves: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
+    """For each target q of ``value`` ``[R, Q]``, its gradients in ``leaves``; None where it reads nothing of one."""
+    for q in range(value.shape[1]):
+        if not value.requires_grad:  # rows that open behind everything this target reads
+            yield q, (None,) * len(leaves)
+            continue
+        more = q + 1 < value.shape[1]
+        yield q, torch.autograd.grad(value[:, q].sum(), leaves, retain_graph=more, allow_unused=True)
 
 
 def relative_change(before: Tensor | None, after: Tensor) -> float | None:

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from spurge import ops
-from spurge.engine.attribution import ALL, Attribution, join, relative_change, residuals, target_values
+from spurge.engine.attribution import (
+    ALL,
+    Attribution,
+    check_differentiable,
+    gradients,
+    join,
+    relative_change,
+    residuals,
+    target_values,
+)
 from spurge.engine.calls import main_input, take
 from spurge.engine.memory import budget
 from spurge.engine.neurons import NeuronSet
@@ -169,9 +178,11 @@ class Cascade:
     # ---- the paths ---------------------------------------------------------------------------------------------
 
     def _attribute(self, trace: Trace, target: Target) -> Attribution:
-        full = target_values(target, trace.rows).t()
+        with torch.no_grad():
+            full = target_values(target, trace.rows).t()
         if self.path == "neuron":
             return self._neuron_path(trace, target, full)
+        check_differentiable(target, trace.rows)
         measure = self._joint_path if self.path == "joint" else self._layer_path
         erased = self._erased(trace, target)
         effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0)
@@ -217,9 +228,7 @@ class Cascade:
                 opened = [ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, alphas[s]) for i in group]
                 leaves = [rows.requires_grad_() for rows in opened]
                 value = target_values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
-            for q in range(value.shape[1]):
-                more = q + 1 < value.shape[1]
-                grads = torch.autograd.grad(value[:, q].sum(), leaves, retain_graph=more, allow_unused=True)
+            for q, grads in gradients(value, leaves):
                 for i, grad in zip(group, grads, strict=True):
                     part = self._collect(i, trace, grad, weights[s])
                     whole = values.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
@@ -241,9 +250,7 @@ class Cascade:
             with torch.enable_grad():
                 rows, z, scaled = self.relay.scaled(trace, alphas[s])
                 value = target_values(target, rows)
-            for q in range(value.shape[1]):
-                more = q + 1 < value.shape[1]
-                grads = torch.autograd.grad(value[:, q].sum(), scaled, retain_graph=more, allow_unused=True)
+            for q, grads in gradients(value, scaled):
                 share = weights[s].repeat_interleave(trace.batch)[:, None]
                 for site, active, grad in zip(self.sites, z, grads, strict=True):
                     part = active.new_zeros(trace.batch, site.width, dtype=torch.float32)

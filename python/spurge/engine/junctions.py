@@ -31,10 +31,10 @@ class Junction:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Per site its junction; per block whether it returns a tuple."""
+    """Per site its junction; per block the length of the tuple it returns, 0 for the bare hidden states."""
 
     junctions: list[Junction]
-    tuples: list[bool]
+    tuples: list[int]
 
 
 def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], inputs: Mapping[str, Any]) -> Anatomy:
@@ -71,7 +71,7 @@ def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], 
         for site, keep in zip(sites, seen, strict=True):
             index = order[id(site.block)]
             junctions.append(_junction(site, starts[index], first(outputs[index]), keep["o"], keep["leaves"]))
-    return Anatomy(junctions, [isinstance(output, tuple) for output in outputs])
+    return Anatomy(junctions, [len(output) if isinstance(output, tuple) else 0 for output in outputs])
 
 
 def _junction(

@@ -140,6 +140,8 @@ class Relay:
             example: how targets number these examples, ``[B]``; 0 to B - 1 by default.
         """
         inputs = dict(inputs)
+        if getattr(self.model.config, "use_cache", False):
+            inputs["use_cache"] = False  # a layer may run several times on different rows
         batch = len(main_input(inputs))
         position = probed_token(self.model, inputs)
         anatomy = self._study(inputs)
@@ -220,7 +222,8 @@ class Relay:
         live: list[Tensor] = []  # the rows on their way, at most one tensor
 
         def wrap(index: int, hidden: Tensor) -> Any:
-            return (hidden,) if trace.anatomy.tuples[index] else hidden
+            length = trace.anatomy.tuples[index]
+            return (hidden, *[None] * (length - 1)) if length else hidden
 
         def relayed(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def behind(*args: Any, **kwargs: Any) -> Any:
@@ -259,7 +262,11 @@ class Relay:
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
             logits = logits_of(self.model(**{k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}))
-            attention = row.row() if row is not None else None
+            attention = None
+            if row is not None:  # rows that open behind the last layer attend as the unedited model does
+                late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
+                parts = [row.row()] if late < times else []
+                attention = torch.cat([*parts, *[trace.rows.attention] * late])
         return self._rows(trace, times, logits, attention)
 
     def scaled(self, trace: Trace, alphas: Tensor) -> tuple[Rows, list[Tensor], list[Tensor]]:

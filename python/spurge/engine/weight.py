@@ -100,8 +100,7 @@ class Weight:
         Raises:
             ValueError: when one does not fit.
         """
-        each = self.forward(1, batch) - self.forward(0, batch)
-        rows = (limit - self.forward(0, batch)) // each
+        rows = int((limit / (MARGIN * batch) - self.trace) // (3 * self.row + self.passing))
         if rows < 1:
             need = self.forward(1, batch)
             raise ValueError(f"memory: one row needs {need / 2**20:.0f} MiB, got {limit / 2**20:.0f} MiB")
