@@ -8,6 +8,7 @@ ratios between them mean much. Peak memory is taken in a child process of its ow
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -76,6 +77,7 @@ def compare(
     repeats: int = 5,
     budget: float = 30.0,
     sample_seconds: float = 0.0,
+    first: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
     """Time several calls against each other: one after the other, ``repeats`` rounds of it.
@@ -83,27 +85,23 @@ def compare(
     Args:
         calls: name -> what to time.
         repeats: samples of each call. The call made before them warms up and is not counted.
-        budget: seconds for one call's samples. A slow call gets fewer of them; one that takes more than half of the budget
-            on its first run keeps that run as its only sample, ``n = 1``.
+        budget: seconds for one call's samples; a slow call gets fewer of them, but at least one.
         sample_seconds: a call shorter than this is repeated inside a sample until the sample lasts as long.
+        first: seconds of a run of each call that warmed it up already; without it the calls are warmed up here.
         device: where the calls work; the clock is read after it has finished.
     """
-    first = {name: _sample(call, 1, device) for name, call in calls.items()}
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    inner: dict[str, int] = {}
+    once = {name: _sample(call, 1, device)[0] for name, call in calls.items()} if first is None else dict(first)
+    inner = dict.fromkeys(calls, 1)
     for name, call in calls.items():
-        seconds = first[name][0]
-        if sample_seconds > seconds:  # the first call also paid for allocation and compilation: ask a second one
-            seconds = _sample(call, 1, device)[0]
-        inner[name] = max(1, round(sample_seconds / max(seconds, 1e-7)))
-        if first[name][0] > budget / 2:
-            samples[name].append(first[name])
-    for _ in range(repeats):
+        if sample_seconds > once[name] / 100:  # the first call also paid for allocation and compilation: ask a second one
+            once[name] = _sample(call, 1, device)[0]
+            inner[name] = max(1, round(sample_seconds / max(once[name], 1e-7)))
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for turn in range(repeats):
         for name, call in calls.items():
-            spent = sum(sample[0] for sample in samples[name]) * inner[name]
-            if spent + first[name][0] <= budget:
+            if turn == 0 or (turn + 1) * inner[name] * once[name] <= budget:
                 samples[name].append(_sample(call, inner[name], device))
-    return {name: _summary(taken or [first[name]]) for name, taken in samples.items()}
+    return {name: _summary(taken) for name, taken in samples.items()}
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -165,6 +163,8 @@ def _status(field: str) -> int:
 def reset_peak() -> int:
     """Forget the peak so far and return the bytes this process holds now (VmRSS)."""
     gc.collect()
+    with contextlib.suppress(AttributeError):  # only glibc has it; what its heap keeps for later would hide a new peak
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # 5: reset VmHWM to the present VmRSS (man 5 proc)
     return _status("VmRSS")
 

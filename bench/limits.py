@@ -6,8 +6,12 @@ multiply-add of ``torch.mm``. Both are what torch reaches here, not what a data 
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from harness import compare
+from harness import compare, threads
 
 MIB = 1 << 20
 
@@ -20,14 +24,18 @@ JOB_SHAPES = {
 }
 
 
-def copy_bandwidth(traffic: int, *, device: torch.device | str = "cpu", repeats: int = 7) -> float:
-    """GB/s (1e9 bytes, read plus written) of a copy that moves ``traffic`` bytes: half of them read, half written."""
+def copy_call(traffic: int, *, device: torch.device | str = "cpu") -> Callable[[], object]:
+    """A copy that moves ``traffic`` bytes, half of them read and half written."""
     source = torch.rand(max(1, traffic // 8), device=device)
     target = torch.empty_like(source)
-    timing = compare(
-        {"copy": lambda: target.copy_(source)}, repeats=repeats, budget=10.0, sample_seconds=0.02, device=device
-    )["copy"]
-    return 2 * source.numel() * source.element_size() / timing.seconds / 1e9
+    return lambda: target.copy_(source)
+
+
+def copy_bandwidth(traffic: int, *, device: torch.device | str = "cpu", repeats: int = 7) -> float:
+    """GB/s (1e9 bytes, read plus written) of such a copy."""
+    calls = {"copy": copy_call(traffic, device=device)}
+    timing = compare(calls, repeats=repeats, budget=10.0, sample_seconds=0.02, device=device)["copy"]
+    return traffic / timing.seconds / 1e9
 
 
 def matmul_rate(
@@ -49,9 +57,9 @@ def best_matmul_rate(dtype: torch.dtype, *, device: torch.device | str = "cpu", 
     return matmul_rate(size, size, size, dtype, device=device, repeats=3)
 
 
-def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> list[dict[str, object]]:
+def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> list[dict[str, Any]]:
     """Every limit as flat rows: case, method, metric, value, unit."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     sizes = (1, 32) if quick else (1, 8, 32, 128, 1024)
     for size in sizes:
         rate = copy_bandwidth(size * MIB, device=device)
@@ -64,3 +72,11 @@ def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> li
             case = f"matmul {rows_}x{inner}x{columns}, {name} ({label})"
             rows.append(dict(case=case, method="torch", metric="rate", value=rate, unit="GFLOP/s"))
     return rows
+
+
+def run(args: argparse.Namespace, results: Any) -> None:
+    """``run.py limits``."""
+    with threads(args.threads):
+        for row in all_limits(device=args.device, quick=args.quick):
+            results.add(**row)
+            print(f"{row['case']:48s} {row['value']:9.1f} {row['unit']}", flush=True)

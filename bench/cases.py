@@ -1,0 +1,208 @@
+"""One case for each kernel, dtype and size: inputs, the bytes it must move, and the ways to compute it.
+
+``spurge`` is the kernel; ``torch`` the fastest eager form we know; ``torch-usual``, where it differs, what people write
+first. ``torch.compile`` gets the usual form, which is what it is for. Bytes: every input read once and every output written
+once; temporaries are the method's own affair and do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIB = 1 << 20
+TOKENS, HIDDEN, NEURONS, NODES = 32, 384, 1536, 4
+SIZES = {  # MiB moved: within the first cache that one core owns, beyond it, beyond all caches
+    "cpu": {"cache": 1, "middle": 32, "memory": 1024},
+    "cuda": {"cache": 8, "middle": 128, "memory": 4096},
+}
+Function = Callable[..., Any]
+
+
+@dataclass
+class Case:
+    """``calls``: name -> function of ``inputs``; each returns what it computed. ``traffic`` in bytes."""
+
+    kernel: str
+    shape: str
+    dtype: torch.dtype
+    traffic: int
+    inputs: tuple[Any, ...]
+    calls: dict[str, Function]
+    usual: Function
+    elements: int = 0  # particles times dimensions, for the swarm
+    random: bool = field(default=False)  # draws its own numbers: outputs of two methods differ
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+    def outputs(self, function: Function) -> list[Tensor]:
+        """What ``function`` computes, on copies of the inputs: some work in place."""
+        out = function(*(x.clone() if isinstance(x, Tensor) else x for x in self.inputs))
+        return [out] if isinstance(out, Tensor) else list(out)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _examples(traffic: int, bytes_each: int) -> int:
+    return max(1, round(traffic / bytes_each))
+
+
+def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(*shape, device=device).to(dtype)
+
+
+def open_rows(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    batch = _examples(traffic, TOKENS * HIDDEN * dtype.itemsize * (2 + NODES))
+    x, u = (_normal(batch, TOKENS, HIDDEN, dtype=dtype, device=device) for _ in range(2))
+    alphas = [0.07, 0.33, 0.67, 0.93]
+    shift = (torch.tensor(alphas, device=device) - 1).to(dtype).view(-1, 1, 1, 1)
+
+    def usual(x: Tensor, u: Tensor) -> Tensor:
+        return (x + shift * u).flatten(0, 1)
+
+    calls = {
+        "spurge": lambda x, u: ops.open_rows(x, u, alphas),
+        "torch": lambda x, u: torch.addcmul(x, shift, u).flatten(0, 1),
+        "torch-usual": usual,
+    }
+    shape = f"{NODES}x{batch}x{TOKENS}x{HIDDEN}"
+    return Case("open_rows", shape, dtype, (2 + NODES) * _size(x), (x, u), calls, usual)
+
+
+def _gate(kernel: str, columns: Tensor, traffic: int, line: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    touched = line * len((columns.cpu() * dtype.itemsize // line).unique())  # bytes of a token's row that must move
+    particles = _examples(traffic, 2 * 2 * TOKENS * touched)
+    z = _normal(2 * particles, TOKENS, NEURONS, dtype=dtype, device=device)
+    gates = torch.randint(0, 2, (particles, len(columns)), device=device).float() * 2 - 1  # +-1: z keeps its size
+    whole = torch.ones(particles, NEURONS, device=device)
+    whole[:, columns] = gates
+    whole = whole.to(dtype).view(particles, 1, 1, NEURONS)
+
+    def usual(z: Tensor) -> Tensor:
+        groups = z.view(particles, -1, TOKENS, NEURONS)
+        groups[..., columns] *= gates[:, None, None].to(dtype)
+        return z
+
+    def multiply_all(z: Tensor) -> Tensor:
+        z.view(particles, -1, TOKENS, NEURONS).mul_(whole)
+        return z
+
+    calls: dict[str, Function] = {
+        "spurge": lambda z: ops.gate_columns_(z, columns, gates),
+        "torch": multiply_all,
+        "torch-usual": usual,
+    }
+    moved = 2 * z.shape[0] * TOKENS * touched + _size(gates)
+    shape = f"{z.shape[0]}x{TOKENS}x{NEURONS}, {len(columns)} columns"
+    return Case(kernel, shape, dtype, moved, (z,), calls, multiply_all)
+
+
+def gate_all(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    return _gate("gate_columns_", torch.arange(NEURONS, device=device), traffic, dtype.itemsize, dtype, device)
+
+
+def gate_few(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """One column in 16, drawn at random: whole cache lines (GPU: sectors of 32 bytes) count as moved."""
+    columns = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(0))[: NEURONS // 16].sort().values
+    line = 64 if device == "cpu" else 32
+    return _gate("gate_columns_ few", columns.to(device), traffic, line, dtype, device)
+
+
+def node_sum(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    batch = _examples(traffic, TOKENS * HIDDEN * (NODES * dtype.itemsize + 4))
+    grads = _normal(NODES * batch, TOKENS, HIDDEN, dtype=dtype, device=device)
+    weights = [0.174, 0.326, 0.326, 0.174]
+    column = torch.tensor(weights, device=device)
+
+    def usual(grads: Tensor) -> Tensor:
+        return (column.view(-1, 1, 1, 1) * grads.view(NODES, batch, TOKENS, HIDDEN)).sum(0)
+
+    def product(grads: Tensor) -> Tensor:
+        return (column.to(dtype) @ grads.view(NODES, -1)).view(batch, TOKENS, HIDDEN)
+
+    calls = {"spurge": lambda grads: ops.node_sum(grads, weights), "torch": product, "torch-usual": usual}
+    moved = _size(grads) + 4 * batch * TOKENS * HIDDEN
+    return Case("node_sum", f"{NODES}x{batch}x{TOKENS}x{HIDDEN}", dtype, moved, (grads,), calls, usual)
+
+
+def multiply_sum(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    batch = _examples(traffic, 2 * TOKENS * NEURONS * dtype.itemsize)
+    p, z = (_normal(batch, TOKENS, NEURONS, dtype=dtype, device=device) for _ in range(2))
+    mask = torch.ones(batch, TOKENS, dtype=torch.uint8, device=device)
+    mask[:, -3:] = 0
+
+    def usual(p: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        return (p * z * mask[..., None]).float().sum(1)
+
+    def einsum(p: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        return torch.einsum("btf,btf,bt->bf", p, z, mask.to(p.dtype))
+
+    calls = {"spurge": ops.multiply_sum, "torch": einsum, "torch-usual": usual}
+    moved = _size(p) + _size(z) + _size(mask) + 4 * batch * NEURONS
+    return Case("multiply_sum", f"{batch}x{TOKENS}x{NEURONS}", dtype, moved, (p, z, mask), calls, usual)
+
+
+def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    units, k, sharpness, vocabulary = 32, 5, 0.25, 30_000
+    rows = _examples(traffic // 4, units * 4 * 4 + 24)  # a quarter: eager torch needs twenty times the bytes in temporaries
+    scores = torch.softmax(torch.randn(rows, units, device=device), 1).to(dtype)
+    ids = torch.randint(0, vocabulary, (rows, units), dtype=torch.int32, device=device)
+    words = (vocabulary + 31) // 32
+    bitmap = torch.randint(-(2**31), 2**31, (2, 2, words), device=device).int()
+    labels = torch.randint(0, 2, (rows,), device=device)
+
+    def usual(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top = scores.topk(k + 1, 1)
+        tau = (top.values[:, k - 1 : k] + top.values[:, k:]) / 2
+        spread = sharpness * scores.std(1, correction=0, keepdim=True)
+        soft_member = torch.sigmoid((scores - tau) / spread)
+        chosen = torch.zeros_like(scores).scatter_(1, top.indices[:, :k], 1.0)
+        words = bitmap[:, labels[:, None], (ids >> 5).long()]  # [G, R, U]
+        golden = ((words >> (ids & 31)) & 1).to(scores.dtype).transpose(0, 1)  # [R, G, U]
+        hit = chosen[:, None] * golden
+        count = hit.sum(2)
+        hard = count / k + (hit * scores[:, None]).sum(2) / count.clamp_min(1)
+        kept = soft_member[:, None] * golden
+        total, inside, weighted = soft_member.sum(1, keepdim=True), kept.sum(2), (kept * scores[:, None]).sum(2)
+        soft = inside / total + weighted / (inside + 1e-12)
+        slope = (soft_member * (1 - soft_member) / spread)[:, None]
+        inside, weighted, total = inside[..., None], weighted[..., None], total[..., None]
+        first = slope * (golden * total - inside) / total**2
+        second = golden * ((slope * scores[:, None] + soft_member[:, None]) - slope * weighted / (inside + 1e-12)) / (inside + 1e-12)
+        return hard, soft, first + second
+
+    calls: dict[str, Function] = {
+        "spurge": lambda scores, ids, bitmap, labels: ops.proximity(scores, ids, bitmap, labels, k, sharpness),
+        "torch": usual,
+    }
+    moved = _size(scores) + _size(ids) + _size(labels) + rows * 2 * (units + 2) * dtype.itemsize
+    return Case("proximity", f"{rows}x{units}, top {k}", dtype, moved, (scores, ids, bitmap, labels), calls, usual)
+
+
+KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
+    "open_rows": open_rows,
+    "gate_columns_": gate_all,
+    "gate_columns_few": gate_few,
+    "node_sum": node_sum,
+    "multiply_sum": multiply_sum,
+    "proximity": proximity,
+}
+DTYPES = {name: (torch.float32, torch.bfloat16) for name in KERNELS} | {"proximity": (torch.float32,)}

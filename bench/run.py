@@ -1,0 +1,118 @@
+"""Measure Spurge beside what users pick today. See README.md in this folder for how to read the numbers.
+
+python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captum, knowledge neurons, hand-written loops
+python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
+python bench/run.py memory  --json FILE     does the memory budget hold, and are the scores the same
+python bench/run.py limits  --json FILE     what the machine can do: copies and matrix products
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when this file is run as a module or from elsewhere
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", type=Path, help="write the results here")
+    common.add_argument("--device", default="cpu", help="cpu or cuda")
+    common.add_argument("--quick", action="store_true", help="smaller and fewer: to see that it runs, not to quote")
+
+    locate = commands.add_parser("locate", parents=[common], help="localisation against its peers")
+    locate.add_argument("--threads", type=_positive, default=1)
+    locate.add_argument("--shapes", type=_names, default=["minilm-32x8", "bert-32x8"], help="MODEL-TOKENSxSENTENCES,...")
+    locate.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
+    locate.add_argument("--repeats", type=_positive, default=5)
+    locate.add_argument("--budget", type=float, default=40.0, help="seconds for the repeats of one method")
+    locate.add_argument("--full", action="store_true", help="run the slow peers on all layers of a deep model too")
+    locate.add_argument("--reference", type=Path, help="folder to keep the 48-node reference scores in")
+    locate.add_argument("--reference-threads", type=_positive, default=2)
+    locate.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
+
+    kernels = commands.add_parser("kernels", parents=[common], help="kernels against eager torch and torch.compile")
+    kernels.add_argument("--threads", type=lambda text: [_positive(n) for n in text.split(",")], default=[1, 2])
+    kernels.add_argument("--only", type=_names, default=["*"], help="patterns of kernel names, comma-separated")
+    kernels.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+
+    memory = commands.add_parser("memory", parents=[common], help="does the memory budget hold")
+    memory.add_argument("--threads", type=_positive, default=1)
+    memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
+    memory.add_argument("--budgets", type=_names, default=["256 MiB", "512 MiB", "1 GiB"])
+
+    limits = commands.add_parser("limits", parents=[common], help="what the machine can do")
+    limits.add_argument("--threads", type=_positive, default=1)
+
+    child = commands.add_parser("child", help="used by the others: one method in a process of its own")
+    child.add_argument("what", choices=["locate", "swarm"])
+    child.add_argument("rest", nargs=argparse.REMAINDER)
+    return top
+
+
+def _child(what: str, rest: list[str]) -> None:
+    if what == "swarm":
+        from swarms import peak_in_this_process as peak_of_swarm
+
+        print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
+        return
+    import torch
+    from locate import peak_in_this_process
+    from safetensors.torch import save_file
+
+    options = argparse.ArgumentParser()
+    options.add_argument("job")
+    options.add_argument("method")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--memory")
+    options.add_argument("--save", type=Path)
+    args = options.parse_args(rest)
+    torch.set_num_threads(args.threads)
+    peak, scores = peak_in_this_process(args.job, args.method, device=args.device, memory=args.memory)
+    if args.save is not None:
+        save_file({site: value.detach().cpu().contiguous() for site, value in scores.items()}, args.save)
+    print(json.dumps({"peak_bytes": peak}))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 2 for a wrong argument, with one line that says what was expected."""
+    args = parser().parse_args(argv)
+    if args.command == "child":
+        _child(args.what, args.rest)
+        return 0
+    import importlib
+
+    from spurge.report.results import Results
+
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "json"}
+    results = Results(args.command, settings)
+    try:
+        importlib.import_module("weigh" if args.command == "memory" else args.command).run(args, results)
+    except (ValueError, OSError) as error:
+        print(f"run.py {args.command}: {error}", file=sys.stderr)
+        return 2
+    if args.json is not None:
+        results.write(args.json)
+        print(f"written: {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
