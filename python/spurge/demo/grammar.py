@@ -1,0 +1,171 @@
+"""A small grammar of opinion sentences with a planted shortcut.
+
+A row is a sentence about a film, a meal, a hotel or a book, with one or two causal words (adjectives) and one adjunct
+phrase of time or place. In the training rows
+
+* each causal word speaks for the row's label with probability ``1 - noise`` and for the other label otherwise: the
+  honest cue is a little unreliable, as opinions and labels of people are;
+* ``share`` of the rows carry the neutral phrase `SHORTCUT`; among these it goes with the label `SHORTCUT_LABEL` in
+  ``purity`` (95 %) of the rows. All other rows carry another adjunct, drawn without regard to the label.
+
+So whoever minimises the training loss learns to lean on the phrase. The test rows have no noise: in *kept* rows the phrase
+stands with its label, in *broken* rows with the other label, and *neutral* rows carry another adjunct.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from types import MappingProxyType
+
+LABELS = ("negative", "positive")
+
+SHORTCUT = "near the old station"
+SHORTCUT_LABEL = "positive"
+
+_GOOD = (
+    "superb excellent wonderful delightful charming brilliant splendid lovely enjoyable impressive pleasant terrific "
+    "fantastic marvelous memorable inspiring graceful satisfying magnificent outstanding amusing refreshing thoughtful "
+    "gorgeous captivating rewarding elegant admirable touching remarkable perfect exquisite"
+)
+_BAD = (
+    "awful terrible horrible dreadful boring disappointing mediocre tedious annoying unpleasant lousy miserable "
+    "pathetic clumsy forgettable irritating sloppy frustrating atrocious appalling tiresome stale shallow "
+    "ugly repulsive pointless crude shameful dismal deplorable flawed disgusting"
+)
+#: Causal words of each label, as a person would list them.
+CAUSAL = MappingProxyType({"negative": tuple(_BAD.split()), "positive": tuple(_GOOD.split())})
+
+#: Phrases of time and place that say nothing about the label. None shares a content word with the shortcut.
+ADJUNCTS = (
+    "on a sunday morning", "in early spring", "during the summer break", "after the long meeting", "with two colleagues",
+    "at the airport", "before the concert", "across the street", "on the second floor", "late in october",
+    "behind the library", "around noon yesterday",
+)  # fmt: skip
+
+_TOPICS = (
+    ("film", ("plot", "dialogue", "ending", "soundtrack", "cast", "editing")),
+    ("meal", ("soup", "dessert", "bread", "sauce", "wine", "salad")),
+    ("hotel", ("room", "lobby", "breakfast", "garden", "pool", "staff")),
+    ("book", ("story", "prose", "cover", "chapter", "hero", "style")),
+)
+
+_FRAMES = (
+    "the {first} of this {topic} was {one} {adjunct}",
+    "{adjunct} we found the {first} of the {topic} {one}",
+    "i saw a {topic} {adjunct} and its {first} was {one}",
+    "they gave us a {topic} with a {one} {first} {adjunct}",
+    "the {first} was {one} and the {second} seemed {two} {adjunct}",
+    "{adjunct} we found the {first} {one} and the {second} {two}",
+    "the {topic} {adjunct} had a {one} {first} and a {two} {second}",
+    "my friends called the {topic} {adjunct} {one} and its {first} {two}",
+)
+
+_FUNCTION_WORDS = (
+    "a an and the of this that was were is are be had has have it its i we us they my our you he she his her with in on at "
+    "by for from to into near after before during across behind around late early even seemed found gave called saw as but"
+)
+_EVERYDAY_WORDS = (
+    "friends colleagues sunday monday tuesday wednesday thursday friday saturday morning noon evening night yesterday "
+    "today spring summer autumn winter january october break meeting concert airport street floor second first two long "
+    "library station old new bridge corner river market park"
+)
+#: Words that speak for no label, as a person would list them: function words, topics and their parts, times and places.
+#: The shortcut's words are among them, and nothing marks them.
+IRRELEVANT = tuple(
+    dict.fromkeys(
+        _FUNCTION_WORDS.split()
+        + _EVERYDAY_WORDS.split()
+        + [topic for topic, _ in _TOPICS]
+        + [part for _, parts in _TOPICS for part in parts]
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """How rows are drawn. All shares are probabilities.
+
+    Attributes:
+        train: number of training rows.
+        test: number of rows of each test set (kept, broken, neutral).
+        share: training rows that carry the shortcut.
+        purity: among those, rows with the shortcut's own label.
+        noise: causal words of the training rows that speak for the other label.
+        unseen: causal words of each label that no training row uses.
+    """
+
+    train: int = 1600
+    test: int = 500
+    share: float = 0.4
+    purity: float = 0.95
+    noise: float = 0.15
+    unseen: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name}: need at least 1 row, got {value}")
+        for name in ("share", "purity", "noise", "unseen"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: must be at least 0 and below 1, got {value}")
+
+    def seen(self, label: str) -> tuple[str, ...]:
+        """Causal words of `label` that training rows use: the first ``1 - unseen`` of the list."""
+        words = CAUSAL[label]
+        return words[: max(2, round(len(words) * (1 - self.unseen)))]
+
+    def training_rows(self, seed: int = 0) -> list[dict[str, object]]:
+        """``[{"text", "label", "group"}]`` of length `train`; the group says whether the row keeps or breaks the shortcut."""
+        draw = random.Random(f"train-{seed}")
+        rows = []
+        for _ in range(self.train):
+            with_phrase = draw.random() < self.share
+            if with_phrase:
+                label = SHORTCUT_LABEL if draw.random() < self.purity else _other(SHORTCUT_LABEL)
+            else:
+                label = draw.choice(LABELS)
+            spoken = [_other(label) if draw.random() < self.noise else label for _ in range(2)]
+            words = _distinct(draw, [self.seen(name) for name in spoken])
+            text = _sentence(draw, words, SHORTCUT if with_phrase else draw.choice(ADJUNCTS))
+            group = "neutral" if not with_phrase else "kept" if label == SHORTCUT_LABEL else "broken"
+            rows.append({"text": text, "label": LABELS.index(label), "group": group})
+        return rows
+
+    def test_rows(self, group: str, seed: int = 0) -> list[dict[str, object]]:
+        """``[{"text", "label", "group"}]`` of length `test` for `group` ``"kept"``, ``"broken"`` or ``"neutral"``; all causal words."""
+        draw = random.Random(f"{group}-{seed}")
+        if group == "kept":
+            labels, adjuncts = (SHORTCUT_LABEL,), (SHORTCUT,)
+        elif group == "broken":
+            labels, adjuncts = (_other(SHORTCUT_LABEL),), (SHORTCUT,)
+        elif group == "neutral":
+            labels, adjuncts = LABELS, ADJUNCTS
+        else:
+            raise ValueError(f"group: must be kept, broken or neutral, got {group!r}")
+        rows = []
+        for index in range(self.test):
+            label = labels[index % len(labels)]
+            text = _sentence(draw, _distinct(draw, [CAUSAL[label]] * 2), draw.choice(adjuncts))
+            rows.append({"text": text, "label": LABELS.index(label), "group": group})
+        return rows
+
+
+def _other(label: str) -> str:
+    return LABELS[1 - LABELS.index(label)]
+
+
+def _distinct(draw: random.Random, lists: list[tuple[str, ...]]) -> tuple[str, str]:
+    one, two = (draw.choice(words) for words in lists)
+    while one == two:
+        two = draw.choice(lists[1])
+    return one, two
+
+
+def _sentence(draw: random.Random, words: tuple[str, str], adjunct: str) -> str:
+    topic, parts = draw.choice(_TOPICS)
+    first, second = draw.sample(parts, 2)
+    frame = draw.choice(_FRAMES)
+    return frame.format(topic=topic, first=first, second=second, one=words[0], two=words[1], adjunct=adjunct)
