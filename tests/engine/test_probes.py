@@ -222,10 +222,10 @@ def test_pruned_output_has_no_copies():
     assert torch.equal(seen[0][:, 0], seen[0][:, 5])
 
 
-def plain_row(query, key, mask, position):
+def plain_row(query, key, mask, position, scale=None):
     """Softmax of one query row by the book: shared heads repeated, disallowed keys at minus infinity."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    logits = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    logits = query @ key.transpose(2, 3) * (scale or query.shape[3] ** -0.5)
     full = logits.masked_fill(~mask, float("-inf")).softmax(-1)
     return full[torch.arange(len(position)), :, position]
 
@@ -278,6 +278,35 @@ def test_softcap_bias_and_a_longer_cache():
     torch.testing.assert_close(row.probabilities, full[torch.arange(2), :, torch.tensor([1, 3])])
 
 
+class OwnCode(nn.Module):
+    """Attention as models wrote it before transformers had a table, ``BertSdpaSelfAttention`` for example."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, hidden, mask):
+        q, k, v = (layer(hidden).unflatten(2, (3, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        output = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+        return output.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_modules_that_call_the_kernel_themselves(prune):
+    torch.manual_seed(0)
+    module, hidden, mask = OwnCode(), torch.randn(2, 5, 12), torch.ones(5, 5, dtype=torch.bool).tril()
+    position = torch.tensor([4, 2])
+    wanted = module(hidden, mask)
+    with AttentionRow(module, lambda rows: position, prune=prune, keep_values=True) as row:
+        output = module(hidden, mask)
+    picked = (torch.arange(2), position)
+    torch.testing.assert_close(output[picked], wanted[picked], **CLOSE)
+    assert torch.equal(output, wanted) == (not prune)
+    torch.testing.assert_close(row.values, module.value(hidden).unflatten(2, (3, 4)).transpose(1, 2))
+    query, key = (layer(hidden).unflatten(2, (3, 4)).transpose(1, 2) for layer in (module.query, module.key))
+    torch.testing.assert_close(row.probabilities, plain_row(query, key, mask, position, scale=0.3), **CLOSE)
+
+
 def test_scaling_of_gpt2_by_layer():
     inputs = padded("gpt2", "right")
     model = build("gpt2", scale_attn_by_inverse_layer_idx=True)
@@ -312,11 +341,13 @@ def test_opens_once_at_a_time():
         pass
 
 
-def test_nested_configurations_stay():
-    model = tiny("bert")
+def test_only_one_module_gets_another_configuration():
+    model = tiny("llama")
     config = last_attention(model).config
     with AttentionRow(last_attention(model), lambda rows: torch.zeros(rows, dtype=torch.long)):
+        assert last_attention(model).config._attn_implementation != "sdpa"
         assert model.config._attn_implementation == "sdpa"
+        assert find_sites(model)[0].attention.config is config
     assert last_attention(model).config is config
 
 

@@ -229,9 +229,11 @@ class _FusedCalls(TorchFunctionMode):
         is_causal: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        pruned = self.row.take(query, key, value, attn_mask, scale=kwargs.get("scale"), causal=is_causal)
-        if pruned is not None:
-            return pruned[:, :, None].expand(-1, -1, query.shape[2], -1)
+        if query.dim() == 4:
+            mask = attn_mask if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.dim())]
+            pruned = self.row.take(query, key, value, mask, scale=kwargs.get("scale"), causal=is_causal)
+            if pruned is not None:
+                return pruned[:, :, None].expand(-1, -1, query.shape[2], -1)
         return functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
 
@@ -245,10 +247,11 @@ def _attention_row(
             f"attention: a mask of type {type(attention_mask).__name__} is not supported; load the model with "
             "attn_implementation='sdpa'"
         )
-    for name in ("head_mask", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"attention: {name} is not supported while an attention row is captured")
-    name = module.config.spurge_original  # type: ignore[union-attr]
+    for extra in ("head_mask", "s_aux"):
+        if kwargs.get(extra) is not None:
+            raise ValueError(f"attention: {extra} is not supported while an attention row is captured")
+    config: Any = module.config
+    name = config.spurge_original
     eager = name in (None, "eager")  # eager code knows no causality or window but the mask's
     causal = kwargs.get("is_causal")
     if causal is None:

@@ -119,10 +119,14 @@ def _by_attention(model: nn.Module, inputs: Mapping[str, Any], site: Site, norm:
         raise ValueError(f"kind: the attention of {site.block_name} was not found; choose gradient_x_input or ablation")
     position, scores = probed_token(model, inputs), []
     for index in _batches(main_input(inputs), rows):
-        with AttentionRow(site.attention, lambda _, at=position[index]: at, keep_values=norm) as row, torch.no_grad():
+        with AttentionRow(site.attention, _always(position[index]), keep_values=norm) as row, torch.no_grad():
             model(**_pick(inputs, index))
         scores.append(_sent_length(row, site) if norm else row.row())
     return torch.cat(scores)
+
+
+def _always(position: Tensor) -> Callable[[int], Tensor]:
+    return lambda rows: position
 
 
 def _sent_length(row: AttentionRow, site: Site) -> Tensor:

@@ -165,7 +165,8 @@ def _attention_path(path: str) -> str | None:
 
 def _split(block: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """A block's projections: those inside attention, and the others; routed experts are in neither."""
-    inside, outside = {}, {}
+    inside: dict[str, nn.Module] = {}
+    outside: dict[str, nn.Module] = {}
     for path, linear in _linears(block).items():
         if "experts" in path.split("."):
             continue
