@@ -111,12 +111,12 @@ __global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __r
       hard[g] = static_cast<T>(hard_value(sums, static_cast<double>(chosen)));
       soft[g] = static_cast<T>(soft_value(sums));
     }
+    const Slope slope = slope_of(sums);
     for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-      const double a = score_at(t);
+      const double a = score_at(t), m = membership(a, tau, temp);
+      const bool real = ids[t] >= 0, in_set = real && member(bits, shape.words, ids[t]);
       grad[g * shape.units + t] =
-          ids[t] < 0 ? T(0)
-                     : static_cast<T>(soft_slope(sums, a, membership(a, tau, temp), temp,
-                                                 member(bits, shape.words, ids[t])));
+          real ? static_cast<T>(soft_slope(slope, a, m, membership_slope(m, temp), in_set)) : T(0);
     }
   }
 }
