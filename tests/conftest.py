@@ -1,0 +1,32 @@
+"""What all tests share: the device they run on, a seed, and a header that says what was tested."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+import transformers
+
+from spurge import _core
+
+CUDA = torch.cuda.is_available() and _core.built_with_cuda
+
+
+def pytest_report_header() -> list[str]:
+    config = _core.build_config()
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return [
+        f"spurge {config['version']} ({config['compiler']}, {config['isa_selected']}, CUDA {config['cuda']}), {cuda}",
+        f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {numpy.__version__}",
+    ]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if CUDA else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """CPU, and CUDA where there is a GPU and the build has kernels for it."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
