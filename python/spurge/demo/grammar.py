@@ -8,8 +8,8 @@ phrase of time or place. In the training rows
 * ``share`` of the rows carry the neutral phrase `SHORTCUT`; among these it goes with the label `SHORTCUT_LABEL` in
   ``purity`` (95 %) of the rows. All other rows carry another adjunct, drawn without regard to the label.
 
-So whoever minimises the training loss learns to lean on the phrase. The test rows have no noise: in *kept* rows the phrase
-stands with its label, in *broken* rows with the other label, and *neutral* rows carry another adjunct.
+So whoever minimises the training loss learns to lean on the phrase. The test rows have no noise: in *kept* rows the
+phrase stands with its label, in *broken* rows with the other label, and *neutral* rows carry another adjunct.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from spurge.engine.checks import integer
 
 LABELS = ("negative", "positive")
 
@@ -38,10 +40,19 @@ CAUSAL = MappingProxyType({"negative": tuple(_BAD.split()), "positive": tuple(_G
 
 #: Phrases of time and place that say nothing about the label. None shares a content word with the shortcut.
 ADJUNCTS = (
-    "on a sunday morning", "in early spring", "during the summer break", "after the long meeting", "with two colleagues",
-    "at the airport", "before the concert", "across the street", "on the second floor", "late in october",
-    "behind the library", "around noon yesterday",
-)  # fmt: skip
+    "on a sunday morning",
+    "in early spring",
+    "during the summer break",
+    "after the long meeting",
+    "with two colleagues",
+    "at the airport",
+    "before the concert",
+    "across the street",
+    "on the second floor",
+    "late in october",
+    "behind the library",
+    "around noon yesterday",
+)
 
 _TOPICS = (
     ("film", ("plot", "dialogue", "ending", "soundtrack", "cast", "editing")),
@@ -62,13 +73,14 @@ _FRAMES = (
 )
 
 _FUNCTION_WORDS = (
-    "a an and the of this that was were is are be had has have it its i we us they my our you he she his her with in on at "
-    "by for from to into near after before during across behind around late early even seemed found gave called saw as but"
+    "a an and the of this that was were is are be had has have it its i we us they my our you he she his her with "
+    "in on at by for from to into near after before during across behind around late early seemed found gave called "
+    "saw as but"
 )
 _EVERYDAY_WORDS = (
-    "friends colleagues sunday monday tuesday wednesday thursday friday saturday morning noon evening night yesterday "
-    "today spring summer autumn winter january october break meeting concert airport street floor second first two long "
-    "library station old new bridge corner river market park"
+    "friends colleagues sunday monday tuesday wednesday thursday friday saturday sunny rainy morning noon evening "
+    "night yesterday today spring summer autumn winter january october break meeting concert airport street floor "
+    "second first two long library station old new bridge corner river market park"
 )
 #: Words that speak for no label, as a person would list them: function words, topics and their parts, times and places.
 #: The shortcut's words are among them, and nothing marks them.
@@ -104,9 +116,7 @@ class Grammar:
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}: need at least 1 row, got {value}")
+            integer(name, getattr(self, name), 1)
         for name in ("share", "purity", "noise", "unseen"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -118,7 +128,7 @@ class Grammar:
         return words[: max(2, round(len(words) * (1 - self.unseen)))]
 
     def training_rows(self, seed: int = 0) -> list[dict[str, object]]:
-        """``[{"text", "label", "group"}]`` of length `train`; the group says whether the row keeps or breaks the shortcut."""
+        """``[{"text", "label", "group"}]``, `train` rows; the group says whether a row keeps or breaks the shortcut."""
         draw = random.Random(f"train-{seed}")
         rows = []
         for _ in range(self.train):
@@ -135,7 +145,11 @@ class Grammar:
         return rows
 
     def test_rows(self, group: str, seed: int = 0) -> list[dict[str, object]]:
-        """``[{"text", "label", "group"}]`` of length `test` for `group` ``"kept"``, ``"broken"`` or ``"neutral"``; all causal words."""
+        """``[{"text", "label", "group"}]``, `test` rows of `group` kept, broken or neutral; any causal word may come.
+
+        Raises:
+            ValueError: another group.
+        """
         draw = random.Random(f"{group}-{seed}")
         if group == "kept":
             labels, adjuncts = (SHORTCUT_LABEL,), (SHORTCUT,)

@@ -49,8 +49,8 @@ def fine_tune(
     """MiniLM-L6 with a fresh head, trained on `rows` by cross-entropy.
 
     AdamW with weight decay 0.01, learning rate rising over the first ``warmup`` of the steps and then falling to 0 in a
-    straight line; no dropout (the run is short, and repeatable without it); the input embeddings stay as they are, which
-    spares half of the optimizer's work. The same seed and number of threads give the same weights.
+    straight line; no dropout (the run is short, and repeatable without it); the input embeddings stay as they are,
+    which spares half of the optimizer's work. The same seed and number of threads give the same weights.
 
     Args:
         rows: training rows; one output per label.
