@@ -117,8 +117,10 @@ def tiny(
 
 
 @cache
-def tiny_tokenizer(*, decoder: bool = False, padding_side: str = "right") -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer over `VOCABULARY`; encoders get [CLS] and [SEP], decoders neither.
+def tiny_tokenizer(
+    *, decoder: bool = False, padding_side: str = "right", segments: bool = True
+) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer over `VOCABULARY`; encoders get [CLS], [SEP] and segment ids, decoders none of them.
 
     Words outside the vocabulary split into pieces and letters: "walking" is `walk ##ing`.
     """
@@ -141,11 +143,13 @@ def tiny_tokenizer(*, decoder: bool = False, padding_side: str = "right") -> Pre
         mask_token="[MASK]",
         padding_side=padding_side,
         model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", *["token_type_ids"] * (segments and not decoder), "attention_mask"],
     )
 
 
 def tokenizer_for(family: str) -> PreTrainedTokenizerFast:
-    return tiny_tokenizer(decoder=family in DECODERS)
+    """The tokenizer that makes what the family's model takes."""
+    return tiny_tokenizer(decoder=family in DECODERS, segments=family != "distilbert")
 
 
 def tiny_inputs(

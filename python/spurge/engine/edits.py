@@ -111,10 +111,10 @@ class NeuronEdit:
             EditMismatch: the model lacks a site, or a weight differs in shape, type or bits: another model, one
                 fine-tuned since, or one into which an edit is folded.
         """
-        self._fitting(model, force=False)
+        self.fit(model)
 
-    def _fitting(self, model: nn.Module, force: bool) -> dict[str, Site]:
-        """The model's sites, once they fit; shapes must fit even under ``force``."""
+    def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Site]:
+        """The model's sites by name, once they pass :meth:`check`; with ``force`` only names and shapes must fit."""
         try:
             sites = _sites(model, tuple(self.gates))
         except ValueError as error:
@@ -149,13 +149,13 @@ class NeuronEdit:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown sites and other shapes.
         """
         handle = Attached()
-        handle.attach(self._fitting(model, force), self.full())
+        handle.attach(self.fit(model, force=force), self.full())
         return handle
 
     @contextmanager
     def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
         """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends."""
-        with attached(self._fitting(model, force), self.full()):
+        with attached(self.fit(model, force=force), self.full()):
             yield model
 
     def full(self) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class NeuronEdit:
             ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module.
         """
         handle = Folded()
-        handle.fold(model, self._fitting(model, force), self.gates)
+        handle.fold(model, self.fit(model, force=force), self.gates)
         return handle
 
     def combine(self, other: NeuronEdit, rule: Literal["multiply", "last"] = "multiply") -> NeuronEdit:
