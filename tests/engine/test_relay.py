@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from models import FAMILIES, tiny
 from spurge.engine.calls import cut, leading, repeat_rows, take
 from spurge.engine.junctions import study
-from spurge.engine.patches import frozen, hook, hook_before, replaced_forward
+from spurge.engine.patches import WideAttention, frozen, hook, hook_before, replaced_forward
 from spurge.engine.relay import Relay
 from spurge.engine.sites import find_sites
 
@@ -156,3 +157,17 @@ def test_patches_are_undone_by_exceptions() -> None:
     assert model[0].forward == own
     assert not model[0]._forward_hooks
     assert not model[0]._forward_pre_hooks
+
+
+def test_half_precision_attention_is_computed_wide() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 5, 8, generator=generator) for _ in range(3))
+    mask = torch.zeros(2, 1, 5, 5).masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+    half = [x.bfloat16() for x in (q, k, v)]
+    with WideAttention():
+        got = scaled_dot_product_attention(*half, attn_mask=mask.bfloat16(), scale=0.5)
+        same = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.5)
+    assert got.dtype == torch.bfloat16
+    want = scaled_dot_product_attention(*[x.float() for x in half], attn_mask=mask, scale=0.5)
+    assert torch.equal(got, want.bfloat16())
+    assert torch.equal(same, scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.5))

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -58,3 +61,23 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.__dict__["forward"]
         else:
             module.__dict__["forward"] = before
+
+
+class WideAttention(TorchFunctionMode):
+    """Scaled dot-product attention of half-precision CPU tensors computed in float32.
+
+    torch's own half-precision CPU kernel takes many times the float32 kernel's time in its backward pass; the two
+    casts are a small part of what that costs, and the result is the more accurate one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        dtype = named["query"].dtype
+        if named["query"].device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+            return func(*args, **kwargs)
+        wide = [value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in args]
+        kwargs = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
+        return func(*wide, **kwargs).to(dtype)

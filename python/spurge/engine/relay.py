@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spurge.engine.calls import at, cut, first, leading, like, logits_of, main_input, repeat_rows, split_call, take
 from spurge.engine.junctions import Anatomy, Junction, study
-from spurge.engine.patches import hook, hook_before, replaced_forward
+from spurge.engine.patches import WideAttention, hook, hook_before, replaced_forward
 from spurge.engine.probes import AttentionRow, probed_token
 from spurge.engine.sites import Site, find_sites
 
@@ -103,6 +103,8 @@ class Relay:
         self.attention = attention
         self.pruned = False
         self._last = every[-1]
+        weight = every[-1].weight()
+        self._half_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
         self._anatomy: Anatomy | None = None
 
     def _study(self, inputs: Mapping[str, Any]) -> Anatomy:
@@ -120,7 +122,7 @@ class Relay:
         with ExitStack() as stack, torch.no_grad():
             for block in self.blocks:
                 stack.enter_context(hook(block, lambda module, args, output: outputs.append(output)))
-            before = logits_of(self.model(**inputs))
+            before = self._logits(inputs)
         hidden = first(outputs[-1])
         disturbed = hidden + 1
         disturbed[torch.arange(len(hidden)), position] = hidden[torch.arange(len(hidden)), position]
@@ -128,7 +130,13 @@ class Relay:
         with ExitStack() as stack, torch.no_grad():
             for block, output in zip(self.blocks, outputs, strict=True):
                 stack.enter_context(replaced_forward(block, lambda *args, o=output, **kwargs: o))
-            return torch.equal(before, logits_of(self.model(**inputs)))
+            return torch.equal(before, self._logits(inputs))
+
+    def _logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        if self._half_on_cpu:
+            with WideAttention():
+                return logits_of(self.model(**inputs))
+        return logits_of(self.model(**inputs))
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
 
@@ -164,7 +172,7 @@ class Relay:
                     calls.append(Call(leading(args), leading(kwargs), hidden if keep else None))
 
                 stack.enter_context(hook_before(block, remember))
-            logits = logits_of(self.model(**inputs))
+            logits = self._logits(inputs)
             attention = row.row() if row is not None else None
 
         if example is None:
@@ -261,7 +269,7 @@ class Relay:
                 )
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
-            logits = logits_of(self.model(**{k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}))
+            logits = self._logits({k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()})
             attention = None
             if row is not None:  # rows that open behind the last layer attend as the unedited model does
                 late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
@@ -295,8 +303,7 @@ class Relay:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
             for site in self.sites:
                 stack.enter_context(hook(site.down, lambda m, args, o, s=site: scale(args[0], o, s.bias())))
-            many = {key: repeat_rows(value, trace.batch, times) for key, value in trace.inputs.items()}
-            logits = logits_of(self.model(**many))
+            logits = self._logits({k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()})
             attention = row.row() if row is not None else None
         return self._rows(trace, times, logits, attention), z, outputs
 
