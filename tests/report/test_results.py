@@ -191,26 +191,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_commit_is_that_of_the_project_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.commit() is None or len(module.commit().removesuffix("-dirty")) == 40  # type: ignore[union-attr]
-    place = tmp_path / "python" / "spurge" / "report"
-    place.mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(place / "results.py"))
-    assert module.commit() is None  # no checkout
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "a").write_text("1")
+    root, installed, elsewhere = tmp_path / "clone", tmp_path / "site-packages" / "spurge", tmp_path / "other"
+    for package in (root / "python" / "spurge", installed):
+        (package / "report").mkdir(parents=True)
+        (package / "report" / "results.py").write_text("1")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(module, "__file__", str(root / "python" / "spurge" / "report" / "results.py"))
+    assert module.commit() is None  # no checkout yet
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
     try:
-        for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "One"]):
+        for command in (["init", "-q"], ["add", "python"], ["commit", "-q", "-m", "One"]):
             subprocess.run([*git, *command], check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("git is not installed")
     clean = module.commit()
     assert clean is not None
     assert len(clean) == 40
-    (tmp_path / "a").write_text("2")
+
+    monkeypatch.setattr(module, "__file__", str(installed / "report" / "results.py"))
+    assert module.commit() is None  # installed, and run elsewhere
+    monkeypatch.chdir(root / "python")
+    assert module.commit() == clean
+    (root / "python" / "spurge" / "report" / "results.py").write_text("2")
+    assert module.commit() is None  # the installed copy has other sources
+    (installed / "report" / "results.py").write_text("2")
     assert module.commit() == f"{clean}-dirty"
-    inside = tmp_path / "venv" / "lib" / "site-packages" / "spurge" / "report"
-    inside.mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(inside / "results.py"))
-    assert module.commit() is None  # installed inside another project's checkout
-    monkeypatch.setattr(module, "__file__", str(place / "results.py"))
-    monkeypatch.setenv("PATH", "")
-    assert module.commit() is None  # no git
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        assert module.commit() is None  # no git

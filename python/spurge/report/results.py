@@ -68,12 +68,25 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Hash of the checkout that this package runs from, with ``-dirty`` where files were changed; None outside one."""
-    here = Path(__file__).resolve()
-    root = here.parents[3]
-    # An installed copy may lie inside another project's checkout, whose hash would say nothing.
-    if not (root / ".git").exists() or here != root / "python" / "spurge" / "report" / here.name:
-        return None
+    """Hash of the checkout this code comes from, with ``-dirty`` where files were changed; None where there is none.
+
+    The package runs from the checkout's folder ``python``, or is an installed copy of it and the working directory lies
+    in the checkout. A copy with other sources does not count, nor does a checkout of another project.
+    """
+    package = Path(__file__).resolve().parents[1]
+    here = Path.cwd()
+    for root in (package.parents[1], here, *here.parents):
+        if (root / ".git").exists() and (root / "python" / "spurge").is_dir():
+            return _describe(root) if _sources(root / "python" / "spurge") == _sources(package) else None
+    return None
+
+
+def _sources(package: Path) -> dict[str, bytes]:
+    """Python files of a package by their place in it."""
+    return {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*.py")}
+
+
+def _describe(root: Path) -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
