@@ -1,0 +1,64 @@
+"""Spurge: find the neurons behind a model's shortcuts, cut them, and show what the cut did.
+
+Names are imported on first use, so that ``import spurge`` and ``spurge --help`` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Cascade": "spurge.engine.cascade",
+    "EditMismatch": "spurge.engine.edits",
+    "Example": "spurge.engine.data",
+    "Examples": "spurge.engine.data",
+    "GoldenTokens": "spurge.methods.golden",
+    "Located": "spurge.methods.located",
+    "MacU": "spurge.methods.macu",
+    "NeuronEdit": "spurge.engine.edits",
+    "NeuronRef": "spurge.engine.sites",
+    "NeuronScores": "spurge.engine.scores",
+    "NeuronSet": "spurge.engine.neurons",
+    "Report": "spurge.engine.measures",
+    "Site": "spurge.engine.sites",
+    "Swarm": "spurge.engine.swarm",
+    "evaluate": "spurge.engine.evaluation",
+    "find_sites": "spurge.engine.sites",
+    "predicted_logit": "spurge.engine.cascade",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from spurge.engine.cascade import Cascade as Cascade
+    from spurge.engine.cascade import predicted_logit as predicted_logit
+    from spurge.engine.data import Example as Example
+    from spurge.engine.data import Examples as Examples
+    from spurge.engine.edits import EditMismatch as EditMismatch
+    from spurge.engine.edits import NeuronEdit as NeuronEdit
+    from spurge.engine.evaluation import evaluate as evaluate
+    from spurge.engine.measures import Report as Report
+    from spurge.engine.neurons import NeuronSet as NeuronSet
+    from spurge.engine.scores import NeuronScores as NeuronScores
+    from spurge.engine.sites import NeuronRef as NeuronRef
+    from spurge.engine.sites import Site as Site
+    from spurge.engine.sites import find_sites as find_sites
+    from spurge.engine.swarm import Swarm as Swarm
+    from spurge.methods.golden import GoldenTokens as GoldenTokens
+    from spurge.methods.located import Located as Located
+    from spurge.methods.macu import MacU as MacU
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from spurge.engine.files import spurge_version
+
+        return spurge_version()
+    if name not in _HOME:
+        raise AttributeError(f"module 'spurge' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
