@@ -73,14 +73,10 @@ def tokenizer(kind: str, side: str = "right") -> PreTrainedTokenizerFast:
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A", pair="[CLS] $A [CLS] $B", special_tokens=[("[CLS]", 2)]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", padding_side=side
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", padding_side=side)
 
 
-def units_of(
-    tok: Any, texts: list[Any], phrases: Any = (), **options: Any
-) -> tuple[list[list[str]], Units, Any]:
+def units_of(tok: Any, texts: list[Any], phrases: Any = (), **options: Any) -> tuple[list[list[str]], Units, Any]:
     pairs = not isinstance(texts[0], str)
     encoding = tok(
         [t[0] for t in texts] if pairs else texts,
@@ -101,9 +97,10 @@ def test_words_are_those_of_the_text(kind: str, side: str) -> None:
     words, units, encoding = units_of(tokenizer(kind, side), texts)
     assert words[0] == ["not", "good", "don't", "fail"]
     assert words[1] == ["a", "really", "wonderful", "well", "made", "film"]
-    assert words[2] == ["好", "电", "影", "café"] or kind == "sentencepiece" and words[2][-1] == "café"
+    assert words[2] == ["好", "电", "影", "café"] or (kind == "sentencepiece" and words[2][-1] == "café")
     assert words[3] == []
-    assert units.ids.dtype == torch.int32 and units.token_unit.dtype == torch.int64
+    assert units.ids.dtype == torch.int32
+    assert units.token_unit.dtype == torch.int64
     assert (units.token_unit[encoding["attention_mask"] == 0] == -1).all()
     special = torch.tensor([record.special_tokens_mask for record in encoding.encodings])
     assert (units.token_unit[special == 1] == -1).all()
@@ -131,17 +128,13 @@ def test_phrases_longest_first_and_never_across_punctuation(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_have_the_units_of_both_and_no_phrase_across_the_border(kind: str) -> None:
-    words, _, _ = units_of(
-        tokenizer(kind, "left"), [("it is not", "good film"), ("a", "not good")], {("not", "good")}
-    )
+    words, _, _ = units_of(tokenizer(kind, "left"), [("it is not", "good film"), ("a", "not good")], {("not", "good")})
     assert words == [["it", "is", "not", "good", "film"], ["a", "not good"]]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
 def test_punctuation_can_be_kept(kind: str) -> None:
-    words, _, _ = units_of(
-        tokenizer(kind), ["well-made, not good!"], {("well", "made")}, keep_punctuation=True
-    )
+    words, _, _ = units_of(tokenizer(kind), ["well-made, not good!"], {("well", "made")}, keep_punctuation=True)
     assert words[0] == ["well made", ",", "not", "good", "!"]
 
 
@@ -150,12 +143,12 @@ def test_punctuation_can_be_kept(kind: str) -> None:
 def test_a_plain_dict_works_when_it_is_what_the_tokenizer_makes(kind: str, side: str) -> None:
     tok, texts = tokenizer(kind, side), ["not good, don't fail", "a film"]
     encoding = tok(texts, padding=True, truncation=True, max_length=6, return_tensors="pt")
-    plain = {key: value for key, value in encoding.items()}
+    plain = dict(encoding.items())
     first, second = Vocabulary(), Vocabulary()
     a, b = split_units(tok, encoding, texts, first), split_units(tok, plain, texts, second)
-    assert (
-        torch.equal(a.ids, b.ids) and torch.equal(a.token_unit, b.token_unit) and list(first) == list(second)
-    )
+    assert torch.equal(a.ids, b.ids)
+    assert torch.equal(a.token_unit, b.token_unit)
+    assert list(first) == list(second)
     with pytest.raises(ValueError, match="not what the tokenizer makes of these texts"):
         split_units(tok, plain, ["not good, don't fail", "the film"], Vocabulary())
 
@@ -165,7 +158,8 @@ def test_truncation_drops_words_without_tokens() -> None:
     encoding = tok(["not good film"], truncation=True, max_length=4, return_tensors="pt")
     vocabulary = Vocabulary()
     units = split_units(tok, encoding, ["not good film"], vocabulary)
-    assert 1 <= len(vocabulary) <= 2 and next(iter(vocabulary)) == "not"
+    assert 1 <= len(vocabulary) <= 2
+    assert next(iter(vocabulary)) == "not"
     assert units.ids.shape == (1, len(vocabulary))
 
 
@@ -184,7 +178,7 @@ def test_units_are_whole_and_in_order(kind: str, side: str, texts: list[str]) ->
         assert met == list(range(len(row)))
         expected = split_words(text)
         # A SentencePiece token may cover several words; its unit is the first of them.
-        assert tuple(row) == expected or kind == "sentencepiece" and set(row) <= set(expected)
+        assert tuple(row) == expected or (kind == "sentencepiece" and set(row) <= set(expected))
 
 
 @settings(max_examples=200)
@@ -192,7 +186,8 @@ def test_units_are_whole_and_in_order(kind: str, side: str, texts: list[str]) ->
 def test_folding_and_splitting_are_stable(text: str) -> None:
     assert fold(fold(text)) == fold(text)
     for word in split_words(text):
-        assert word and fold(word) == word
+        assert word
+        assert fold(word) == word
     phrase = as_phrase(text)
     assert phrase is None or phrase == split_words(text)
 
@@ -212,9 +207,9 @@ def test_vocabulary_numbers_words_as_met(words: list[str]) -> None:
     assert list(vocabulary) == list(dict.fromkeys(map(fold, words)))
     for word in words:
         number = vocabulary.id(word.upper() if word.isascii() else word)
-        assert (
-            vocabulary.word(number) == fold(word) and vocabulary.find(word) == number and word in vocabulary
-        )
+        assert vocabulary.word(number) == fold(word)
+        assert vocabulary.find(word) == number
+        assert word in vocabulary
     assert len(vocabulary) == len(set(map(fold, words)))
     for bad in (-1, len(vocabulary)):
         with pytest.raises(ValueError, match="number"):
@@ -257,7 +252,8 @@ def test_scores_are_those_of_a_plain_loop(units: Units, copies: int, how: Any, s
     torch.testing.assert_close(score, loop(row.detach(), units, how), rtol=1e-14, atol=0)
     weights = torch.rand(score.shape, generator=generator, dtype=torch.float64)
     (score * weights).sum().backward()
-    assert row.grad is not None and row.grad.isfinite().all()
+    assert row.grad is not None
+    assert row.grad.isfinite().all()
     if score.numel() and how == "sum":
         assert torch.autograd.gradcheck(lambda x: unit_scores(x, units, how), row.detach().requires_grad_())
 
@@ -295,7 +291,7 @@ def test_split_units_refuses() -> None:
     class Slow:
         is_fast = False
 
-    with pytest.raises(ValueError, match="Slow does not tell .* use_fast=True"):
+    with pytest.raises(ValueError, match=r"Slow does not tell .* use_fast=True"):
         split_units(Slow(), encoding, ["good", "film"], Vocabulary())
     with pytest.raises(ValueError, match="need one per row of the encoding, got 1 for 2"):
         split_units(tok, encoding, ["good"], Vocabulary())

@@ -132,9 +132,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
             stream.write(data)
         return
     if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"folder {target.parent} does not exist, so {target.name} cannot be written there"
-        )
+        raise FileNotFoundError(f"folder {target.parent} does not exist, so {target.name} cannot be written there")
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         # Mode "x" refuses an existing name and, unlike tempfile, respects the user's umask.

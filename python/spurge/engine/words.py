@@ -43,9 +43,7 @@ def fold(text: str) -> str:
     """``text`` as the vocabulary keeps it: compatibility forms resolved, case folded, apostrophes straight."""
     if text.isascii():
         return text.casefold()
-    for _ in range(
-        2
-    ):  # folding can undo the normal form and the other way round; the second round settles it
+    for _ in range(2):  # folding can undo the normal form and the other way round; the second round settles it
         text = unicodedata.normalize("NFKC", text).casefold()
     return unicodedata.normalize("NFKC", text).replace("’", "'")
 
@@ -135,10 +133,7 @@ class Units:
         if self.ids.dim() != 2 or self.token_unit.dim() != 2 or len(self.ids) != len(self.token_unit):
             shapes = f"{tuple(self.ids.shape)} and {tuple(self.token_unit.shape)}"
             raise ValueError(f"ids and token_unit: must be [B, U] and [B, T], got {shapes}")
-        if (
-            self.token_unit.numel()
-            and not -1 <= self.token_unit.min() <= self.token_unit.max() < self.ids.shape[1]
-        ):
+        if self.token_unit.numel() and not -1 <= self.token_unit.min() <= self.token_unit.max() < self.ids.shape[1]:
             raise ValueError(f"token_unit: columns must lie in -1 to {self.ids.shape[1] - 1}")
 
     @property
@@ -176,14 +171,10 @@ def _encodings(tokenizer: Any, encoding: Any, texts: Sequence[Text]) -> Sequence
             "load a fast one, AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     if not isinstance(encoding, Mapping) or "input_ids" not in encoding:
-        raise TypeError(
-            f"encoding: expected the tokenizer's output with 'input_ids', got {type(encoding).__name__}"
-        )
+        raise TypeError(f"encoding: expected the tokenizer's output with 'input_ids', got {type(encoding).__name__}")
     ids = encoding["input_ids"]
     if not isinstance(ids, Tensor) or ids.dim() != 2:
-        raise ValueError(
-            "encoding: 'input_ids' must be a tensor [B, T]; call the tokenizer with return_tensors='pt'"
-        )
+        raise ValueError("encoding: 'input_ids' must be a tensor [B, T]; call the tokenizer with return_tensors='pt'")
     if len(ids) != len(texts):
         raise ValueError(f"texts: need one per row of the encoding, got {len(texts)} for {len(ids)} rows")
     kept = getattr(encoding, "encodings", None)
@@ -199,8 +190,14 @@ def _encodings(tokenizer: Any, encoding: Any, texts: Sequence[Text]) -> Sequence
     return kept
 
 
-def _spans(text: str, phrases: Mapping[str, list[Phrase]], punctuation: bool) -> list[tuple[int, int, str]]:
-    """Start, end and folded form of the units of one text, in its order."""
+def word_spans(text: str, phrases: Mapping[str, list[Phrase]], punctuation: bool = False) -> list[tuple[int, int, str]]:
+    """Start, end and folded form of the units of one text, in its order.
+
+    Args:
+        text: any text.
+        phrases: the multi-word units, longest first, under their first word.
+        punctuation: runs of punctuation are units too.
+    """
     word, other = _patterns()
     found = [(match.start(), match.end(), fold(match.group())) for match in word.finditer(text)]
     units: list[tuple[int, int, str]] = []
@@ -256,9 +253,7 @@ def split_units(
     if isinstance(texts, str):
         raise TypeError("texts: expected a list of texts, got one str")
     for text in texts:
-        pair = (
-            isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text)
-        )
+        pair = isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text)
         if not isinstance(text, str) and not pair:
             raise TypeError(f"texts: expected str or a pair of str, got {type(text).__name__}")
     if len({isinstance(text, str) for text in texts}) > 1:
@@ -272,7 +267,7 @@ def split_units(
     columns: list[list[int]] = []  # unit of each token
     for text, record in zip(texts, _encodings(tokenizer, encoding, texts), strict=True):
         parts = (text,) if isinstance(text, str) else text
-        spans = [_spans(part, starts, keep_punctuation) for part in parts]
+        spans = [word_spans(part, starts, keep_punctuation) for part in parts]
         row: list[int] = []
         column = [-1] * len(record.ids)
         last: tuple[int, int] | None = None  # sentence and index of the unit that was opened last
