@@ -55,6 +55,8 @@ class Cascade:
             ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
             exactly with one forward row per unit.
         nodes: Gauss-Legendre nodes S of the layer and joint paths; the first count to try when ``tolerance`` is given.
+            A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
+            are a step at 0 and converge slowly; the residual says so, and the neuron path is the one to use.
         tolerance: refine each layer, doubling its nodes, until its completeness residual is at most ``tolerance``
             times the example's largest layer effect ``|F(1) - F(0)|`` *and* its values change by at most ``tolerance``
             (relative L2) from half as many nodes. None: ``nodes`` as they are.
