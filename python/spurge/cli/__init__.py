@@ -1,0 +1,61 @@
+"""The command line: ``spurge demo | locate | edit | evaluate | apply | doctor``.
+
+Exit codes: 0 done; 1 an internal failure, or a doctor that found something wrong; 2 a mistake of the user; 130 Ctrl-C.
+Errors are one line on standard error; ``--debug`` adds the traceback. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from spurge.cli.parser import build_parser
+
+USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code; `argv` defaults to the process's own arguments."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help, the version or its one-line error
+        return stop.code if isinstance(stop.code, int) else USER_MISTAKE
+    debug = arguments.debug
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            command = importlib.import_module(f"spurge.cli.{arguments.command}")
+            code = int(command.run(arguments) or 0)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            return _fail("interrupted", INTERRUPTED, debug)
+        except BrokenPipeError:  # the reader (head, less) went away: not worth a word
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return INTERNAL
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            return _fail(text, USER_MISTAKE, debug)
+        except (ValueError, ModuleNotFoundError) as error:
+            return _fail(str(error), USER_MISTAKE, debug)
+        except Exception as error:
+            text = f"internal failure: {type(error).__name__}: {error}"
+            return _fail(text if debug else f"{text} (--debug shows where)", INTERNAL, debug)
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"spurge: error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """A warning meant for users, in one line; libraries' notes to developers are left out."""
+    if issubclass(category, UserWarning):
+        print(f"spurge: warning: {' '.join(str(message).split())}", file=sys.stderr)

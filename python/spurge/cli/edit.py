@@ -1,0 +1,35 @@
+"""``spurge edit``: gates for located neurons."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
+from spurge.methods.located import Located
+from spurge.report.results import Results
+from spurge.report.tables import seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with."""
+    prepare(arguments)
+    located = Located.load(arguments.located)
+    macu = settings(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
+    model, tokenizer = read_model(arguments)
+    train = read_data(arguments, arguments.data, model)
+    golden = read_golden(arguments, train.labels)
+    assert golden is not None  # the parser asks for one
+    start = time.perf_counter()
+    edit = macu.edit(model, tokenizer, train, located, golden)
+    took = time.perf_counter() - start
+    edit.save(arguments.out)
+    print(f"{edit}\nedited in {seconds(took)}: {arguments.out}")
+    results = Results("edit", {"data": str(arguments.data), "model": str(arguments.model), **edit.info})
+    for site, count in edit.neurons.counts().items():
+        results.add(site, "MacU", "neurons", count, unit="neurons")
+    results.add("all", "MacU", "neurons", len(edit), unit="neurons")
+    results.add("all", "MacU", "objective", edit.info.get("value"))
+    results.add("all", "MacU", "seconds", took, unit="s", n=1)
+    write_results(arguments, results)
+    return 0

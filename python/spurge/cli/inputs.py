@@ -1,0 +1,136 @@
+"""What commands read: models, data, golden words and settings; and what they write."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spurge.cli.parser import given
+from spurge.engine.data import Examples
+from spurge.methods.corpus_words import FUNCTION_WORDS
+from spurge.methods.golden import GoldenTokens
+from spurge.methods.macu import MacU
+from spurge.report.results import Results
+
+_UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)
+_SETTINGS = (
+    "objective search neurons path nodes tolerance top_k fraction share cap texts edit_texts certify guard batch_size "
+    "max_length memory"
+).split()
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Sets what holds for the whole process: the number of threads."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+
+
+def read_model(arguments: argparse.Namespace, dtype: str = "float32") -> tuple[nn.Module, Any]:
+    """The classifier of ``--model`` in evaluation mode on ``--device``, and its tokenizer; nothing is downloaded.
+
+    Raises:
+        ValueError: not a folder of a fine-tuned classifier, or no such device.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    folder = Path(arguments.model)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model: {str(folder)!r} is not a transformers folder: it has no config.json")
+    device = _device(arguments.device)
+    logging.set_verbosity_error()  # what matters of it is checked below
+    logging.disable_progress_bar()
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=getattr(torch, arguments.dtype or dtype), local_files_only=True, output_loading_info=True
+    )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"model: {str(folder)!r} has no weights for {', '.join(missing[:3])}: not a fine-tuned classifier"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.eos_token_id
+    return model.eval().to(device), tokenizer
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> Examples:
+    """The rows of one file, their labels in the order of the model's outputs.
+
+    The names come from ``--labels``, else from the model where it has any, else from the data where it counts them.
+
+    Raises:
+        ValueError: rows that cannot be read, or names whose order nobody knows.
+    """
+    names = arguments.labels.split(",") if arguments.labels else model_labels(model)
+    examples = Examples.load(
+        source,
+        text=arguments.text_column,
+        pair=arguments.pair_column,
+        label=arguments.label_column,
+        group=getattr(arguments, "group_column", None),
+        split=arguments.split,
+        labels=names,
+        limit=arguments.limit,
+    )
+    if names is None and not all(name.isdecimal() for name in examples.labels):
+        raise ValueError(
+            f"labels: the model does not name its outputs; give --labels with {', '.join(examples.labels)} in its order"
+        )
+    return examples
+
+
+def model_labels(model: nn.Module) -> list[str] | None:
+    """Names of the model's outputs in order; None where they only count."""
+    names = getattr(model.config, "id2label", None) or {}
+    ordered = [str(names[index]) for index in sorted(names)]
+    return None if not ordered or any(_UNNAMED.fullmatch(name) for name in ordered) else ordered
+
+
+def read_golden(arguments: argparse.Namespace, labels: tuple[str, ...]) -> GoldenTokens | None:
+    """Golden words of ``--golden`` or ``--lexicon`` for these labels; None where neither was given.
+
+    A lexicon has no irrelevant words: a list of function words is added.
+    """
+    if arguments.golden:
+        return GoldenTokens.load(arguments.golden).for_labels(labels)
+    if not arguments.lexicon:
+        return None
+    if Path(arguments.lexicon).suffix:
+        golden = GoldenTokens.from_table(arguments.lexicon)
+        return golden.with_irrelevant(FUNCTION_WORDS).for_labels(labels)
+    if len(labels) != 2:
+        raise ValueError(f"lexicon: {arguments.lexicon!r} knows negative and positive words, the data has {labels}")
+    return GoldenTokens.from_lexicon(arguments.lexicon).for_labels(labels)
+
+
+def settings(arguments: argparse.Namespace, preset: str = "best") -> MacU:
+    """MacU by ``--preset`` (default `preset`) with what else was given.
+
+    Raises:
+        ValueError: a setting out of range, or two that do not go together.
+    """
+    start = getattr(MacU, arguments.preset or preset)
+    return start(**given(arguments, _SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
+
+
+def write_results(arguments: argparse.Namespace, results: Results) -> None:
+    """Writes ``--json``, where it was given."""
+    if arguments.json:
+        results.write(arguments.json)
+        print(f"numbers: {arguments.json}")

