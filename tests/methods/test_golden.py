@@ -142,7 +142,11 @@ def test_words_follow_the_labels_of_the_model() -> None:
     assert turned.labels == ("Positive", "NEGATIVE")
     for names in (("0", "1"), ("LABEL_0", "LABEL_1")):
         assert golden.for_labels(names).causal[names[1]] == ("good",)
+    assert golden.for_labels(("pos", "Neg")).causal == {"pos": ("good",), "Neg": ("bad",)}
     assert golden.for_labels(golden.labels) == golden
+    numbered = GoldenTokens.from_words(**{"1": ["bad"], "0": ["good"]})
+    assert numbered.for_labels(("0", "1")).causal["0"] == ("good",)
+    assert numbered.for_labels(("LABEL_0", "LABEL_1")).causal["LABEL_0"] == ("bad",)
     with pytest.raises(ValueError, match=r"have 2 .* got"):
         golden.for_labels(("0", "1", "2"))
     with pytest.raises(ValueError, match="do not match"):

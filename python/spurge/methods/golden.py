@@ -130,8 +130,8 @@ class GoldenTokens:
     def for_labels(self, labels: Sequence[str]) -> GoldenTokens:
         """The same words under the names, and in the order, of a model's or a data set's labels.
 
-        Names are matched whatever their case. Names that only count ("0", "LABEL_1") are taken in the order of
-        ``self.labels``.
+        Names are matched whatever their case, and abbreviations of 3 letters or more count ("neg"). Names that only
+        count ("0", "LABEL_1") are taken in the order of ``self.labels``.
 
         Raises:
             ValueError: another number of labels, or names that do not match.
@@ -139,9 +139,9 @@ class GoldenTokens:
         labels = records.check_names(labels)
         if len(labels) != len(self.labels):
             raise ValueError(f"labels: the golden tokens have {len(self.labels)} {self.labels}, got {labels}")
-        own = {name.casefold(): name for name in self.labels}
-        if all(name.casefold() in own for name in labels) and len({name.casefold() for name in labels}) == len(own):
-            source = [own[name.casefold()] for name in labels]
+        matches = [[own for own in self.labels if _same(name, own)] for name in labels]
+        if all(len(own) == 1 for own in matches) and len({own[0] for own in matches}) == len(labels):
+            source = [own[0] for own in matches]
         elif all(_NUMBERED.fullmatch(name) for name in labels):
             source = list(self.labels)
         else:
@@ -384,6 +384,12 @@ class GoldenTokens:
         clear, counts = lexicons.without_conflicts(causal)
         rest = [word for word in irrelevant if as_phrase(word)]
         return cls(labels, clear, rest, {**info, **counts})
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names of labels are equal but for case, or one abbreviates the other."""
+    short, long = sorted((one.casefold(), other.casefold()), key=len)
+    return short == long or (len(short) >= 3 and long.startswith(short))
 
 
 def _words(entries: Iterable[str], name: str) -> tuple[str, ...]:
