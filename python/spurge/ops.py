@@ -87,9 +87,7 @@ def _written(x: Tensor, write: Callable[[Tensor], None]) -> None:
 
 def _slow(name: str, device: torch.device) -> None:
     built = "" if _core.built_with_cuda else " (this build has no CUDA kernels; see `spurge doctor`)"
-    warnings.warn(
-        f"spurge::{name} has no kernel for {device}{built}: running the float64 reference", stacklevel=3
-    )
+    warnings.warn(f"spurge::{name} has no kernel for {device}{built}: running the float64 reference", stacklevel=3)
 
 
 def _register(
@@ -521,9 +519,7 @@ def _swarm_step_fake(
 
 def _swarm_step_kernel(position: Tensor, velocity: Tensor, best: Tensor, leader: Tensor, *numbers: Any) -> None:
     best, leader = best.contiguous(), leader.contiguous()
-    _written(
-        position, lambda x: _written(velocity, lambda v: _run(_core.swarm_step, x, v, best, leader, *numbers))
-    )
+    _written(position, lambda x: _written(velocity, lambda v: _run(_core.swarm_step, x, v, best, leader, *numbers)))
 
 
 def _swarm_step_twin(position: Tensor, velocity: Tensor, *rest: Any) -> None:
@@ -589,9 +585,7 @@ def swarm_step_(
     >>> bool((x > 0).all() and (x <= 0.5).all() and torch.equal(x, v))
     True
     """
-    _swarm_step_(
-        position, velocity, best, leader, inertia, cognitive, social, low, high, max_velocity, seed, iteration
-    )
+    _swarm_step_(position, velocity, best, leader, inertia, cognitive, social, low, high, max_velocity, seed, iteration)
 
 
 def _swarm_best_fake(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> Tensor:

@@ -53,9 +53,8 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
 
 def golden_members(ids: Tensor, bitmap: Tensor, label: int) -> Tensor:
     """ids ``[n]`` >= 0, bitmap ``[G, Y, words]`` -> bool ``[G, n]``: bit ``id % 32`` of word ``id // 32``."""
-    known = ids // 32 < bitmap.shape[2]
-    word = (ids // 32).where(known, 0).long()
-    return (bitmap[:, label][:, word] >> (ids % 32)) % 2 * known == 1
+    words = torch.nn.functional.pad(bitmap[:, label], (0, 1))  # an empty word for all units beyond the bitmap
+    return (words[:, (ids // 32).clamp_max(bitmap.shape[2]).long()] >> (ids % 32)) % 2 == 1
 
 
 def proximity(
@@ -148,7 +147,8 @@ def swarm_step(
     iteration: int,
 ) -> tuple[Tensor, Tensor]:
     """position, velocity, best ``[P, D]``, leader ``[D]`` -> the next position and velocity."""
-    r1, r2 = (r.to(position.device) for r in swarm_uniform(*position.shape, seed, iteration))
+    particles, dimensions = position.shape
+    r1, r2 = (r.to(position.device) for r in swarm_uniform(particles, dimensions, seed, iteration))
     x = position.double()
     v = inertia * velocity.double() + cognitive * r1 * (best.double() - x) + social * r2 * (leader.double() - x)
     v = v.clamp(-max_velocity, max_velocity)
@@ -156,9 +156,7 @@ def swarm_step(
     return inside, torch.where((inside != x + v) & ~inside.isnan(), -v, v)
 
 
-def swarm_best(
-    best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def swarm_best(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """best, position ``[P, D]``, best_fitness, fitness ``[P]`` -> best, best_fitness, the leader's index."""
     better = fitness > best_fitness
     values = fitness.where(better, best_fitness)

@@ -170,9 +170,7 @@ class Swarm:
             if path is not None and path.exists():
                 search.load(path, fingerprint)
             done = len(search.history)
-            with tqdm(
-                total=self.iterations, initial=done, desc="swarm", unit="iteration", disable=not progress
-            ) as bar:
+            with tqdm(total=self.iterations, initial=done, desc="swarm", unit="iteration", disable=not progress) as bar:
                 for iteration in range(done, self.iterations):
                     search.advance(fitness, iteration)
                     if path is not None:
@@ -281,9 +279,8 @@ class _Search:
                 raise ValueError(f"checkpoint: {path} has {name} = {found.get(name)!r}, this swarm has {value!r}")
         history = tensors.pop("history").tolist()
         if len(history) > self.settings.iterations:
-            raise ValueError(
-                f"checkpoint: {path} holds {len(history)} iterations, more than the {self.settings.iterations} asked for"
-            )
+            asked = self.settings.iterations
+            raise ValueError(f"checkpoint: {path} holds {len(history)} iterations, more than the {asked} asked for")
         for name in self._TENSORS:
             setattr(self, name, tensors[name].to(self.position.device))
         self.history = history
