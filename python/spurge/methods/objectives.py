@@ -1,0 +1,329 @@
+"""What a neuron is judged by: proximity to golden words (MacU Eq. 6 and 7), or the answers to counterfactual texts.
+
+An objective becomes *targets*, functions of the rows of a forward pass (`spurge.engine.cascade.Target`), so that
+localisation by integrated gradients, exact ablation, particle swarms and gradient search all read the same number.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spurge import ops
+from spurge.engine.cascade import Rows, Target
+from spurge.engine.data import Example, Examples, encode
+from spurge.engine.words import Units, Vocabulary, split_units, unit_scores
+from spurge.methods.counterfactual import Counterfactuals, Kind, Row, nearest_words
+from spurge.methods.phrases import TellingPhrase, telling_phrases
+
+Form = Literal["soft", "hard"]
+_POOL = 8  # batches whose rows are sorted by length together
+
+
+class Golden(Protocol):
+    """What an objective needs of golden sets (`spurge.methods.golden.GoldenTokens`)."""
+
+    labels: Any  # sequence of names
+    causal: Any  # label -> words
+    irrelevant: Any  # words
+
+    def phrases(self) -> Any: ...
+    def bitmap(self, vocabulary: Vocabulary) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One batch of B texts and what is asked of it.
+
+    Attributes:
+        inputs: what the model is called with, tensors ``[B, T]``.
+        target: rows -> ``[R]``, higher is better.
+        labels: the label each text should get, ``[B]``; -1 where accuracy does not ask.
+        weights: how much each text counts, ``[B]``.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Target
+    labels: Tensor
+    weights: Tensor
+
+
+@dataclass(eq=False)
+class Proximity:
+    r"""Proximity of each row's correlation tokens to the causal and to the spurious golden set, ``[R, 2]``.
+
+    .. math:: \mathrm{prox}(C, G) = \frac{|C \cap G|}{|C|} + \frac{1}{|C \cap G|} \sum_{t \in C \cap G} a_t
+
+    MacU Eq. 6: C holds the ``top_k`` units of highest score a, the last layer's head-mean attention of the probed
+    token, merged to units and scaled to sum 1; G is that of the label the *unedited* model predicts. ``"soft"`` puts a
+    sigmoid in the place of membership in C; ``"hard"`` is the equation itself, whose gradient knows only the second
+    term, with C and G held: what automatic differentiation makes of it.
+
+    Attributes:
+        units: of the B texts.
+        bitmap: int32 ``[2, Y, W]``, causal and spurious sets by label.
+    """
+
+    units: Units
+    bitmap: Tensor
+    top_k: int = 5
+    form: Form = "soft"
+    merge: Literal["sum", "max"] = "sum"
+    sharpness: float = 0.25
+    _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        units, predicted = self._units(rows.example), rows.predicted
+        scores = unit_scores(_attention(rows), units, self.merge)
+        labels = predicted[: len(units.ids)]
+        if self.form == "soft":
+            return ops.soft_proximity(scores, units.ids, self.bitmap, labels, self.top_k, self.sharpness)
+        hard, _, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
+        if not scores.requires_grad:
+            return hard
+        shared = self._shared(scores.detach(), units.ids, labels)
+        mean = (shared * scores[:, None]).sum(2) / shared.sum(2).clamp_min(1)
+        return hard + (mean - mean.detach())
+
+    def _units(self, example: Tensor) -> Units:
+        """The units of the texts a block of rows is about; row r of the block belongs to the r-th of them, in turn."""
+        first, count = int(example[0]), int(example.max() - example[0]) + 1
+        if (first, count) not in self._blocks:
+            expected = torch.arange(first, first + count, device=example.device).repeat(len(example) // max(1, count))
+            if not torch.equal(example, expected):
+                return Units(self.units.ids[example], self.units.token_unit[example])
+            chosen = slice(first, first + count)
+            self._blocks[first, count] = Units(self.units.ids[chosen], self.units.token_unit[chosen])
+        return self._blocks[first, count]
+
+    def _shared(self, scores: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+        """C and G both, ``[R, 2, U]`` as 0 and 1; ties of the top by the smaller index."""
+        times = len(scores) // max(1, len(ids))
+        ids, labels = ids.repeat(times, 1), labels.repeat(times)
+        ranked = scores.masked_fill(ids < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        top = torch.zeros_like(scores).scatter_(1, ranked[:, : self.top_k], 1.0) * (ids >= 0)
+        word = (ids.long() >> 5).clamp(0, self.bitmap.shape[2] - 1)
+        bits = self.bitmap[:, labels].gather(2, word.expand(2, -1, -1))  # [2, R, U]
+        member = ((bits >> (ids & 31)) & 1) * ((ids >= 0) & (ids.long() >> 5 < self.bitmap.shape[2]))
+        return member.transpose(0, 1).to(scores.dtype) * top[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class ProximityGap:
+    """Causal minus spurious proximity of each row, ``[R]``: MacU Eq. 7."""
+
+    proximity: Proximity
+
+    def __call__(self, rows: Rows) -> Tensor:
+        causal, spurious = self.proximity(rows).unbind(1)
+        return causal - spurious
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    r"""Agreement of each row with the distribution q wanted of its text.
+
+    .. math:: -\mathrm{KL}(q \| p) = \sum_y q_y \log p_y - \sum_y q_y \log q_y
+
+    0 at best; for a single wanted label the log-likelihood of that label.
+
+    Attributes:
+        wanted: q, ``[B, Y]``.
+    """
+
+    wanted: Tensor
+
+    def __call__(self, rows: Rows) -> Tensor:
+        wanted = self.wanted[rows.example]
+        return (wanted * rows.logits.log_softmax(1)).sum(1) + torch.special.entr(wanted).sum(1)
+
+
+def _attention(rows: Rows) -> Tensor:
+    if rows.attention is None:
+        raise ValueError("attention: proximity reads the attention row of the probed token, but none was captured")
+    return rows.attention
+
+
+def proximity_jobs(
+    tokenizer: Any,
+    examples: Examples,
+    golden: Golden,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    max_length: int | None = None,
+    **settings: Any,
+) -> list[Job]:
+    """Jobs whose target is :class:`ProximityGap` on ``examples``; ``settings`` go to :class:`Proximity`."""
+    jobs, vocabulary = [], Vocabulary()
+    for batch in examples.batches(batch_size):
+        inputs = encode(tokenizer, batch, max_length=max_length, device=device)
+        units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(device)
+        jobs.append((inputs, units, batch.targets.to(device)))
+    bitmap = golden.bitmap(vocabulary).to(device)  # once all words are known
+    return [
+        Job(inputs, ProximityGap(Proximity(units, bitmap, **settings)), labels, torch.ones(len(labels), device=device))
+        for inputs, units, labels in jobs
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """How much each kind of counterfactual row counts."""
+
+    kept: float = 1.0
+    swapped: float = 0.5
+    neutral: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("kept", "swapped", "neutral"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: a weight must be a number of at least 0, got {value!r}")
+        if not self.swapped + self.neutral:
+            raise ValueError("swapped, neutral: one of the two weights must be above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class CounterfactualSet:
+    """Counterfactual rows with the distribution over labels wanted of each.
+
+    Attributes:
+        rows: N rows.
+        wanted: ``[N, Y]`` float32 on the CPU.
+        phrases: the telling phrases that neutral rows play with.
+    """
+
+    rows: tuple[Row, ...]
+    wanted: Tensor
+    phrases: tuple[TellingPhrase, ...]
+
+    def of(self, kinds: Sequence[Kind]) -> CounterfactualSet:
+        """The rows of some kinds."""
+        return self.take([i for i, row in enumerate(self.rows) if row.kind in kinds])
+
+    def take(self, indices: Sequence[int]) -> CounterfactualSet:
+        return CounterfactualSet(
+            tuple(self.rows[i] for i in indices), self.wanted[torch.tensor(indices, dtype=torch.long)], self.phrases
+        )
+
+    def counts(self) -> dict[str, int]:
+        return {kind: sum(row.kind == kind for row in self.rows) for kind in ("kept", "swapped", "neutral")}
+
+    def jobs(
+        self,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        weights: Weights | None = None,
+        max_length: int | None = None,
+    ) -> list[Job]:
+        """Jobs of rows of similar length, so that little is padded, each with rows of all kinds."""
+        order: list[int] = []
+        pool = (
+            _POOL * batch_size
+        )  # shuffled rows are sorted within a pool: by length over all, batches would sort kinds
+        shuffled = random.Random(len(self.rows)).sample(range(len(self.rows)), len(self.rows))
+        for start in range(0, len(shuffled), pool):
+            order += sorted(shuffled[start : start + pool], key=lambda i: (_length(self.rows[i].example), i))
+        return [
+            self._job(tokenizer, order[start : start + batch_size], device, weights or Weights(), max_length)
+            for start in range(0, len(order), batch_size)
+        ]
+
+    def _job(
+        self,
+        tokenizer: Any,
+        indices: Sequence[int],
+        device: torch.device | str,
+        weights: Weights,
+        max_length: int | None,
+    ) -> Job:
+        rows = [self.rows[i] for i in indices]
+        inputs = encode(tokenizer, [row.example for row in rows], max_length=max_length, device=device)
+        labels = [row.example.label if row.kind == "kept" else -1 for row in rows]
+        return Job(
+            dict(inputs),
+            Likelihood(self.wanted[torch.tensor(indices)].to(device)),
+            torch.tensor(labels, device=device),
+            torch.tensor([getattr(weights, row.kind) for row in rows], device=device),
+        )
+
+
+def counterfactual_set(
+    model: nn.Module,
+    tokenizer: Any,
+    train: Examples,
+    golden: Golden,
+    chosen: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> CounterfactualSet:
+    """The counterfactual rows of ``chosen`` texts and the unedited model's word on them.
+
+    A neutral row is left out where the unedited model, shown the text without telling phrases, does not predict the
+    text's label: then its prediction is no guide.
+
+    Args:
+        train: the whole training set, where telling phrases are looked for.
+        golden: causal words of each label and irrelevant words.
+        chosen: the texts to make rows of, usually a sample of ``train``.
+        seed: of the rows.
+
+    Raises:
+        ValueError: no text can be changed: no golden word and no telling phrase occurs in ``chosen``.
+    """
+    causal = [list(golden.causal[label]) for label in golden.labels]
+    segments = [[row.text] if row.pair is None else [row.text, row.pair] for row in train]
+    phrases = telling_phrases(segments, train.targets.tolist(), golden.irrelevant)
+    maker = Counterfactuals(nearest_words(model, tokenizer, causal), causal, phrases, seed=seed)
+    rows = [row for index, example in enumerate(chosen) for row in maker.rows(index, example)]
+    if all(row.kind == "kept" for row in rows):
+        raise ValueError(
+            f"golden: nothing to change in {len(chosen)} texts: they hold no causal word of their own label, and no "
+            "irrelevant phrase goes with a label"
+        )
+    references = [row.reference for row in rows if row.reference is not None]
+    answers = iter(_answers(model, tokenizer, references, batch_size, max_length))
+    kept: list[Row] = []
+    wanted: list[Tensor] = []
+    for row in rows:
+        if row.reference is None:
+            wanted.append(torch.nn.functional.one_hot(torch.tensor(row.example.label), len(causal)).float())
+        else:
+            answer = next(answers)
+            if row.kind == "neutral" and int(answer.argmax()) != row.example.label:
+                continue
+            wanted.append(answer)
+        kept.append(row)
+    if len({len(answer) for answer in wanted}) > 1:
+        raise ValueError(f"golden: has {len(causal)} labels, the model predicts {len(wanted[0])}")
+    return CounterfactualSet(tuple(kept), torch.stack(wanted), tuple(phrases))
+
+
+def _length(example: Example) -> int:
+    return len(example.text) + len(example.pair or "")
+
+
+@torch.no_grad()
+def _answers(
+    model: nn.Module, tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int | None
+) -> list[Tensor]:
+    """The unedited model's distribution over labels for each text, ``[Y]`` float32 on the CPU."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
+    answers: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        inputs = encode(tokenizer, [examples[i] for i in batch], max_length=max_length, device=device)
+        logits = model(**inputs).logits
+        answers.update(zip(batch, logits.float().softmax(1).cpu(), strict=True))
+    return [answers[i] for i in range(len(examples))]

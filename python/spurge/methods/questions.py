@@ -1,0 +1,94 @@
+"""What localisation asks of each batch of training texts, for either objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spurge.engine.cascade import Rows
+from spurge.engine.data import Examples, encode
+from spurge.engine.words import Vocabulary, split_units
+from spurge.methods.objectives import CounterfactualSet, Form, Golden, Job, Proximity, Weights
+from spurge.methods.screening import Question
+
+Ask = Callable[[], Question]
+
+
+def proximity_questions(
+    tokenizer: Any,
+    examples: Examples,
+    golden: Golden,
+    *,
+    form: Form,
+    top_k: int,
+    merge: Literal["sum", "max"],
+    sharpness: float,
+    batch_size: int,
+    device: torch.device,
+    max_length: int | None = None,
+) -> list[Ask]:
+    """MacU Eq. 5 and 6: proximity to the causal and to the spurious sets, each summed over the texts.
+
+    Both forms of proximity are certified, whichever is integrated.
+    """
+    settings: dict[str, Any] = {"top_k": top_k, "merge": merge, "sharpness": sharpness}
+
+    def question(batch: Examples) -> Question:
+        vocabulary = Vocabulary()
+        inputs = encode(tokenizer, batch, max_length=max_length, device=device)
+        units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
+        bitmap = golden.bitmap(vocabulary).to(device)
+        soft = Proximity(units, bitmap, form="soft", **settings)
+        hard = Proximity(units, bitmap, form="hard", **settings)
+
+        def both(rows: Rows) -> Tensor:
+            return torch.cat([soft(rows), hard(rows)], 1)
+
+        return Question(
+            inputs=dict(inputs),
+            target=hard if form == "hard" else soft,
+            mix=_each(2, len(batch), device),
+            exact=both,
+            exact_mix=_each(4, len(batch), device),
+            names=("causal soft", "spurious soft", "causal hard", "spurious hard"),
+        )
+
+    return [lambda b=batch: question(b) for batch in examples.batches(batch_size)]  # type: ignore[misc]
+
+
+def counterfactual_questions(
+    made: CounterfactualSet,
+    tokenizer: Any,
+    *,
+    weights: Weights,
+    batch_size: int,
+    device: torch.device,
+    max_length: int | None = None,
+) -> list[Ask]:
+    """Agreement with the wanted answers: on kept texts causal, on swapped and neutral texts, negated, spurious.
+
+    A neuron with a high spurious score pulls changed texts away from the answer that their causal words give.
+    """
+
+    def question(job: Job) -> Question:
+        kept = (job.labels >= 0).to(job.weights)
+        mix = torch.stack([kept * job.weights, (kept - 1) * job.weights], 1)[None]  # [1, B, 2]
+        return Question(
+            inputs=job.inputs,
+            target=job.target,
+            mix=mix,
+            exact=job.target,
+            exact_mix=mix,
+            names=("causal", "spurious"),
+        )
+
+    jobs = made.jobs(tokenizer, batch_size=batch_size, device=device, weights=weights, max_length=max_length)
+    return [lambda j=job: question(j) for job in jobs]  # type: ignore[misc]
+
+
+def _each(targets: int, examples: int, device: torch.device) -> Tensor:
+    """``[Q, B, Q]``: target q of every text belongs to score q."""
+    return torch.eye(targets, device=device)[:, None].expand(targets, examples, targets)

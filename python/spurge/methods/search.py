@@ -1,0 +1,304 @@
+"""Two ways to find gates: the paper's particle swarm, and gradient ascent inside a box with a pull to 1."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spurge.engine.attention import AttentionRow
+from spurge.engine.calls import logits_of
+from spurge.engine.cascade import Cascade, Rows
+from spurge.engine.checks import integer
+from spurge.engine.neurons import NeuronSet
+from spurge.engine.patches import frozen, hook_before
+from spurge.engine.probes import probed_token
+from spurge.engine.sites import Site
+from spurge.engine.swarm import Swarm
+from spurge.methods.objectives import Job
+
+REFUSED = -1e6  # fitness of settings that cost too much accuracy: below any objective
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Gates that a search ended with.
+
+    Attributes:
+        gates: ``[n]`` float32 on the CPU, in the order of the searched neurons.
+        value: what the search maximised, there.
+        history: columns with one number per iteration of the swarm, or per look of the gradient search.
+        info: what else the search has to say, JSON-able.
+    """
+
+    gates: Tensor
+    value: float
+    history: dict[str, list[float]]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """Settings of the gradient search.
+
+    Adam (Kingma and Ba, 2015) on the gates, each step followed by the proximal step of ``l1 * sum |g - 1|`` and a cut
+    to the box; the gates kept are those best on held-out training texts, among them the start.
+
+    Attributes:
+        steps: at most so many minibatches.
+        rate: Adam's step size; a gate moves by about that much a step.
+        low, high: the box of a gate. 1 is unedited, 0 erased.
+        l1: pull to 1. A gate returns by ``rate * l1`` a step, so one whose gradient is mostly noise stays near 1.
+        look: steps between two looks at the held-out texts.
+        patience: stop after so many looks without a new best.
+        drop: gates that end within this distance of 1 are left out of the edit.
+        seed: of the order of minibatches.
+
+    Raises:
+        ValueError, TypeError: a setting out of range or of the wrong type.
+    """
+
+    steps: int = 60
+    rate: float = 0.1
+    low: float = -1.0
+    high: float = 2.0
+    l1: float = 0.1
+    look: int = 10
+    patience: int = 3
+    drop: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "look", "patience"):
+            integer(name, getattr(self, name), 1)
+        integer("seed", self.seed, 0)
+        for name in ("rate", "low", "high", "l1", "drop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: must be finite, got {value}")
+        if self.rate <= 0:
+            raise ValueError(f"rate: must be above 0, got {self.rate}")
+        if not self.low <= 1 <= self.high or self.low == self.high:
+            raise ValueError(f"low, high: the box must contain 1, the unedited gate, got [{self.low}, {self.high}]")
+        if not 0 <= self.l1 < 1:
+            raise ValueError(f"l1: must be at least 0 and below 1, got {self.l1}")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop: must be at least 0 and below 1, got {self.drop}")
+
+    def maximise(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        neurons: NeuronSet,
+        jobs: Sequence[Job],
+        held: Sequence[Job],
+        *,
+        attention: bool = False,
+        progress: bool = False,
+    ) -> Found:
+        """The gates of ``neurons`` with the highest mean target on ``held``, learned on ``jobs``.
+
+        Deterministic on a CPU for a seed. The model's weights get no gradient and do not change.
+
+        Args:
+            sites: the model's sites.
+            neurons: which gates move; all start at 1.
+            jobs: minibatches.
+            held: batches whose mean target decides.
+            attention: targets read the attention row of the probed token.
+
+        Raises:
+            ValueError: no neurons, no jobs, or a target that is not differentiable or not finite.
+        """
+        if not len(neurons) or not jobs or not held:
+            raise ValueError(f"search: need neurons and texts, got {len(neurons)}, {len(jobs)} and {len(held)} batches")
+        device = next(model.parameters()).device
+        gates = torch.ones(len(neurons), device=device, requires_grad=True)
+        adam = torch.optim.Adam([gates], lr=self.rate, betas=(0.9, 0.99))
+        with frozen(model), gated_pass(model, sites, neurons, attention=attention) as run:
+            best, kept, value, stale = 0, gates.detach().clone(), run.mean(held, None), 0
+            history: dict[str, list[float]] = {"step": [0], "value": [value], "moved": [0]}
+            order: list[int] = []
+            draw = random.Random(self.seed)
+            for step in tqdm(range(1, self.steps + 1), desc="gradient search", unit="step", disable=not progress):
+                if not order:
+                    order = list(range(len(jobs)))
+                    draw.shuffle(order)
+                job = jobs[order.pop()]
+                loss = -(job.weights * run.value(job, gates)).mean()
+                if not loss.requires_grad:
+                    raise ValueError("search: the target is not differentiable by the gates; use search='pso'")
+                if not torch.isfinite(loss):
+                    raise ValueError(f"search: the target is not finite at step {step}")
+                adam.zero_grad(set_to_none=True)
+                loss.backward()
+                adam.step()
+                with torch.no_grad():
+                    away = gates - 1
+                    gates.copy_(1 + away.sign() * (away.abs() - self.rate * self.l1).clamp_min(0)).clamp_(
+                        self.low, self.high
+                    )
+                if step % self.look and step < self.steps:
+                    continue
+                now = run.mean(held, gates.detach())
+                for name, number in (("step", step), ("value", now), ("moved", int((gates.detach() != 1).sum()))):
+                    history[name].append(number)
+                if now > value:
+                    best, kept, value, stale = step, gates.detach().clone(), now, 0
+                else:
+                    stale += 1
+                    if stale == self.patience:
+                        break
+        return Found(kept.cpu(), value, history, {"best_step": best, "start": history["value"][0]})
+
+
+class _Pass:
+    """The model under gates, as a function of them."""
+
+    def __init__(self, model: nn.Module, neurons: NeuronSet, row: AttentionRow | None, last: list[Tensor]):
+        self.model, self.row, self._last = model, row, last
+        self.gates: Tensor | None = None
+        self._slices: dict[str, slice] = {}
+        start = 0
+        for site, count in neurons.counts().items():
+            self._slices[site] = slice(start, start + count)
+            start += count
+        self._indices = {site: neurons.indices(site) for site in self._slices}
+        self._predicted: dict[int, Tensor] = {}
+
+    def multiply(self, site: Site, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.gates is None:
+            return None
+        z = args[0]
+        ones = torch.ones(site.width, device=z.device)
+        full = ones.index_put(
+            (self._indices[site.name].to(z.device),), self.gates[self._slices[site.name]].to(z.device)
+        )
+        return ((z * full).to(z.dtype), *args[1:]), kwargs
+
+    def rows(self, job: Job, gates: Tensor | None, predicted: Tensor) -> Rows:
+        self.gates = gates
+        if self.row is not None:
+            self._last[:] = [probed_token(self.model, job.inputs)]
+        logits = logits_of(self.model(**job.inputs)).float()
+        attention = self.row.row() if self.row is not None else None
+        return Rows(logits, attention, torch.arange(len(logits), device=logits.device), predicted)
+
+    def value(self, job: Job, gates: Tensor | None) -> Tensor:
+        return job.target(self.rows(job, gates, self._unedited(job)))
+
+    def _unedited(self, job: Job) -> Tensor:
+        """What the unedited model predicts, ``[B]``; only targets that read attention ask for it."""
+        if self.row is None:
+            return torch.full_like(job.labels, -1)
+        if id(job) not in self._predicted:
+            with torch.no_grad():
+                self._predicted[id(job)] = self.rows(job, None, job.labels).logits.argmax(1)
+        return self._predicted[id(job)]
+
+    @torch.no_grad()
+    def mean(self, jobs: Sequence[Job], gates: Tensor | None) -> float:
+        """Weighted mean of the target over all rows of ``jobs``, added in float64."""
+        total = sum(float((job.weights * self.value(job, gates)).double().sum()) for job in jobs)
+        return total / sum(float(job.weights.sum()) for job in jobs)
+
+
+@contextmanager
+def gated_pass(
+    model: nn.Module, sites: Sequence[Site], neurons: NeuronSet, *, attention: bool = False
+) -> Iterator[_Pass]:
+    """Hooks that multiply the activations of ``neurons`` by gates that may carry gradients; gone after the block."""
+    last: list[Tensor] = []
+    with ExitStack() as stack:
+        row = None
+        if attention:
+            if sites[-1].attention is None:
+                raise ValueError("model: its last layer has no attention to read")
+            row = stack.enter_context(AttentionRow(sites[-1].attention, lambda rows: last[0]))
+        run = _Pass(model, neurons, row, last)
+        chosen = set(neurons.sites)
+        for site in sites:
+            if site.name in chosen:
+                stack.enter_context(hook_before(site.down, lambda m, a, k, s=site: run.multiply(s, a, k)))
+        yield run
+
+
+def swarm_search(
+    cascade: Cascade,
+    jobs: Sequence[Job],
+    free: NeuronSet,
+    erased: NeuronSet,
+    swarm: Swarm,
+    *,
+    guard: float | None = None,
+    progress: bool = False,
+) -> Found:
+    """Particle swarm over the gates of ``free`` (MacU Eq. 8 and 9) while those of ``erased`` are 0.
+
+    One particle starts at 1 (unedited), one at 0 (erased), the others anywhere in the box.
+
+    Args:
+        jobs: the fitness is the weighted mean of their targets over all rows.
+        free, erased: disjoint sets of neurons.
+        guard: refuse particles whose accuracy on the jobs' labelled texts is more than this many percentage points
+            below the unedited model's; among refused ones the more accurate is better.
+
+    Raises:
+        ValueError: no free neurons, no jobs, sets that overlap, or a guard without labelled texts.
+    """
+    if not len(free) or not jobs:
+        raise ValueError(f"search: need neurons and texts, got {len(free)} neurons and {len(jobs)} batches")
+    if len(free & erased):
+        raise ValueError("search: free and erased neurons must differ")
+    if guard is not None and not any(bool((job.labels >= 0).any()) for job in jobs):
+        raise ValueError("guard: the texts have no labels to measure accuracy by")
+    both = free | erased
+    place = torch.tensor([ref in free for ref in both])
+    rows = sum(float(job.weights.sum()) for job in jobs)
+
+    def measure(gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean target and accuracy (percent) of settings ``[P, n]`` of all gates, each ``[P]`` float64 on the CPU."""
+        value = torch.zeros(len(gates), dtype=torch.float64)
+        right, asked = torch.zeros(len(gates), dtype=torch.float64), 0
+        for job in jobs:
+            out = cascade.gated(job.inputs, _with_accuracy(job), both, gates).double()
+            value += (out[..., 0] * job.weights.double()).sum(1).cpu()
+            right += out[..., 1].sum(1).cpu()
+            asked += int((job.labels >= 0).sum())
+        return value / rows, 100 * right / max(1, asked)
+
+    device = jobs[0].labels.device
+    floor = -math.inf if guard is None else float(measure(torch.ones(1, len(both), device=device))[1]) - guard
+
+    def fitness(position: Tensor) -> Tensor:
+        gates = torch.zeros(len(position), len(both), device=position.device)
+        gates[:, place.to(position.device)] = position
+        value, accuracy = measure(gates)
+        shortfall = floor - accuracy
+        return torch.where(shortfall > 1e-9, REFUSED * (1 + shortfall), value).to(position)
+
+    start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)[: swarm.particles]
+    result = swarm.maximise(fitness, start, len(free), progress=progress, device=device)
+    gates = torch.zeros(len(both))
+    gates[place] = result.position.detach().cpu().float()
+    value = float(result.fitness)
+    info = {"evaluations": result.evaluations, "guard_met": value > REFUSED}
+    return Found(gates, value, result.history, info)
+
+
+def _with_accuracy(job: Job) -> Any:
+    def target(rows: Rows) -> Tensor:
+        right = rows.logits.argmax(1) == job.labels[rows.example]
+        return torch.stack([job.target(rows), right.to(rows.logits.dtype)], 1)
+
+    return target
