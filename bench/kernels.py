@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from cases import DTYPES, KERNELS, MIB, SIZES, Case
 from harness import Timing, compare, relative_error, threads
 from limits import copy_call
@@ -31,11 +32,13 @@ def check(case: Case) -> None:
         for place, (value, reference) in enumerate(zip(case.outputs(function), want, strict=True)):
             error = relative_error(value, reference)
             if not error <= bound:
-                raise ValueError(f"{case.name}: output {place} of {name} is {error:.1e} away from torch's, above {bound:.0e}")
+                raise ValueError(
+                    f"{case.name}: output {place} of {name} is {error:.1e} from torch's, above {bound:.0e}"
+                )
 
 
 def measure(case: Case, *, device: str, compile: bool) -> dict[str, Timing]:
-    """The timing of each method, and under ``"copy"`` that of a plain copy of as many bytes, taken in turn with them."""
+    """The timing of each method, and under ``"copy"`` that of a copy of as many bytes, taken in turn with them."""
     functions = dict(case.calls)
     if compile:
         functions["torch.compile"] = compiled(case)
@@ -64,8 +67,13 @@ def run(args: argparse.Namespace, results: Any) -> None:
                     label = f"{case.name} ({size}, {count} thread{'s' * (count > 1)})"
                     print(label, flush=True)
                     for method, timing in timings.items():
-                        rate, share = case.traffic / timing.seconds / 1e9, 100 * timings["copy"].seconds / timing.seconds
-                        results.add(label, method, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s")
+                        rate, share = (
+                            case.traffic / timing.seconds / 1e9,
+                            100 * timings["copy"].seconds / timing.seconds,
+                        )
+                        results.add(
+                            label, method, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s"
+                        )
                         results.add(label, method, "bandwidth", rate, unit="GB/s")
                         results.add(label, method, "copy_share", share, unit="percent")
                         print(f"    {method:16s} {rate:9.2f} GB/s {share:6.0f} % of a copy", flush=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from harness import compare, threads
 
 MIB = 1 << 20
@@ -45,9 +46,8 @@ def matmul_rate(
     left = torch.randn(rows, inner, device=device).to(dtype)
     weight = torch.randn(columns, inner, device=device).to(dtype)
     out = torch.empty(rows, columns, device=device, dtype=dtype)
-    timing = compare(
-        {"mm": lambda: torch.mm(left, weight.t(), out=out)}, repeats=repeats, budget=10.0, sample_seconds=0.05, device=device
-    )["mm"]
+    calls = {"mm": lambda: torch.mm(left, weight.t(), out=out)}
+    timing = compare(calls, repeats=repeats, budget=10.0, sample_seconds=0.05, device=device)["mm"]
     return 2 * rows * inner * columns / timing.seconds / 1e9
 
 
@@ -63,14 +63,15 @@ def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> li
     sizes = (1, 32) if quick else (1, 8, 32, 128, 1024)
     for size in sizes:
         rate = copy_bandwidth(size * MIB, device=device)
-        rows.append(dict(case=f"copy, {size} MiB moved", method="torch", metric="bandwidth", value=rate, unit="GB/s"))
+        case = f"copy, {size} MiB moved"
+        rows.append({"case": case, "method": "torch", "metric": "bandwidth", "value": rate, "unit": "GB/s"})
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         shapes = dict(JOB_SHAPES) if quick else {"square": (4096, 4096, 4096), **JOB_SHAPES}
         for label, (rows_, inner, columns) in shapes.items():
             rate = matmul_rate(rows_, inner, columns, dtype, device=device)
             case = f"matmul {rows_}x{inner}x{columns}, {name} ({label})"
-            rows.append(dict(case=case, method="torch", metric="rate", value=rate, unit="GFLOP/s"))
+            rows.append({"case": case, "method": "torch", "metric": "rate", "value": rate, "unit": "GFLOP/s"})
     return rows
 
 

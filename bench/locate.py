@@ -1,9 +1,9 @@
 """``run.py locate``: scores of all neurons of a model, by Spurge and by what users pick today, in one run.
 
-Each method runs once, which warms it up and gives its scores, and once with its operations counted; then all take turns
-against the clock; then each runs in a process of its own for its peak memory. Errors are relative 2-norms against a 48-node
-float64 reference. A method whose cost is a sum over layers, and too slow to run in full on a deep model, is measured on the
-two middle layers and scaled to all of them; its rows say so.
+Each method runs once, which warms it up and gives its scores, and once with its operations counted; then all
+take turns against the clock; then each runs in a process of its own for its peak memory. Errors are relative
+2-norms against a 48-node float64 reference. A method whose cost is a sum over layers, and too slow to run in
+full on a deep model, is measured on the two middle layers and scaled to all of them; its rows say so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+
 from harness import Timing, compare, count_flops, peak_of_call, peak_of_child, relative_error, threads
 from jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann, sites
 from limits import best_matmul_rate
@@ -156,7 +157,9 @@ def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
         for method in methods:
             part[method.name] = middle if method.by_layer and job.layers > DEEP and not args.full else None
             print(f"{name}: {method.name}", flush=True)
-            runs[method.name], found[method.name] = _first_look(method, jobs[method.dtype], part[method.name], reference)
+            runs[method.name], found[method.name] = _first_look(
+                method, jobs[method.dtype], part[method.name], reference
+            )
         calls = {m: partial(run, part[m]) for m, run in runs.items()}
         seconds = {m: found[m].first_seconds for m in runs}
         timings = compare(calls, repeats=args.repeats, budget=args.budget, first=seconds, device=args.device)
@@ -180,7 +183,7 @@ def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
 def peak_in_this_process(name: str, method_name: str, *, device: str, memory: str | None = None) -> tuple[int, Scores]:
     """Bytes above the model's own at the peak of one call, set-up included, and its scores. For ``run.py child``.
 
-    For the methods that go layer by layer, the first layer alone: there what they keep for the backward pass is largest.
+    For the methods that go layer by layer, the first layer alone: they keep the most for the backward pass there.
     A call on a tiny job comes first, so that libraries are in memory before the weighing starts.
     """
     method = next(m for m in all_methods() if m.name == method_name)
@@ -202,7 +205,9 @@ def add_rows(results: Any, case: str, found: list[Measured], rates: dict[torch.d
     for m in found:
         extra = {"note": m.note} if m.note else {}
 
-        def add(metric: str, value: float, unit: str, m: Measured = m, extra: dict[str, str] = extra, **more: Any) -> None:
+        def add(
+            metric: str, value: float, unit: str, m: Measured = m, extra: dict[str, str] = extra, **more: Any
+        ) -> None:
             results.add(case, m.method.name, metric, value, unit=unit, **more, **extra)
 
         add("seconds", m.timing.seconds, "s", spread=m.timing.spread, n=m.timing.n)
@@ -252,8 +257,8 @@ def table(case: str, found: list[Measured], rates: dict[torch.dtype, float]) -> 
     for m in found:
         share = 100 * m.flops / rates[m.method.dtype] / 1e9 / m.timing.seconds
         lines.append(
-            f"{m.method.name:24s} {m.timing.seconds:9.3f} {m.timing.cpu_seconds:9.3f} {m.error:9.1e} {m.flops / 1e9:8.1f} "
-            f"{share:8.1f} {m.peak / 1e6:8.0f}  {m.note}"
+            f"{m.method.name:24s} {m.timing.seconds:9.3f} {m.timing.cpu_seconds:9.3f} {m.error:9.1e} "
+            f"{m.flops / 1e9:8.1f} {share:8.1f} {m.peak / 1e6:8.0f}  {m.note}"
         )
     return "\n".join(lines)
 
@@ -264,7 +269,13 @@ def run(args: argparse.Namespace, results: Any) -> None:
         dtypes = (torch.float32, torch.bfloat16)
         rates = {d: best_matmul_rate(d, device=args.device, quick=args.quick) for d in dtypes}
     for dtype, rate in rates.items():
-        results.add("matmul 4096" if not args.quick else "matmul 1024", "torch", f"rate_{str(dtype).removeprefix('torch.')}", rate, unit="GFLOP/s")
+        results.add(
+            "matmul 4096" if not args.quick else "matmul 1024",
+            "torch",
+            f"rate_{str(dtype).removeprefix('torch.')}",
+            rate,
+            unit="GFLOP/s",
+        )
     for name in args.shapes:
         found = measure_job(name, args)
         add_rows(results, name, found, rates)

@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
 
     locate = commands.add_parser("locate", parents=[common], help="localisation against its peers")
     locate.add_argument("--threads", type=_positive, default=1)
-    locate.add_argument("--shapes", type=_names, default=["minilm-32x8", "bert-32x8"], help="MODEL-TOKENSxSENTENCES,...")
+    locate.add_argument(
+        "--shapes", type=_names, default=["minilm-32x8", "bert-32x8"], help="MODEL-TOKENSxSENTENCES,..."
+    )
     locate.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
     locate.add_argument("--repeats", type=_positive, default=5)
     locate.add_argument("--budget", type=float, default=40.0, help="seconds for the repeats of one method")
@@ -73,8 +75,9 @@ def _child(what: str, rest: list[str]) -> None:
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
         return
     import torch
-    from locate import peak_in_this_process
     from safetensors.torch import save_file
+
+    from locate import peak_in_this_process
 
     options = argparse.ArgumentParser()
     options.add_argument("job")
@@ -101,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from spurge.report.results import Results
 
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "json"}
+    asked = {key: value for key, value in vars(args).items() if key != "json"}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
     results = Results(args.command, settings)
     try:
         importlib.import_module("weigh" if args.command == "memory" else args.command).run(args, results)

@@ -1,8 +1,8 @@
 """The swarm part of ``run.py kernels``: nanoseconds per particle and dimension, memory, and what the swarm finds.
 
-Times are of one iteration with a fitness that costs nothing, so that they are the swarm's own: new velocities and positions,
-personal bests and the leader. ``spurge`` is the two kernels; ``spurge-maximise`` the optimiser that calls them, and
-``pyswarms`` an optimiser too; both are timed by the difference of two iteration counts.
+Times are of one iteration with a fitness that costs nothing, so that they are the swarm's own: new velocities
+and positions, personal bests and the leader. ``spurge`` is the two kernels; ``spurge-maximise`` the optimiser
+that calls them, and ``pyswarms`` an optimiser too; both are timed by the difference of two iteration counts.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from harness import Timing, compare, peak_of_call, peak_of_child, threads
 from peers.swarms import COGNITIVE, INERTIA, SOCIAL, NumpySwarm, TorchSwarm, pyswarms_minimise
-from torch import Tensor
 
 SHAPES = {"40x256": (2, 22), "128x4096": (2, 12), "1024x65536": (1, 3)}  # and the two iteration counts
 QUICK_SHAPES = {"40x256": (2, 12)}
@@ -37,20 +38,22 @@ class Kernels:
         from spurge import ops
 
         self.iteration += 1
-        pulls = {"inertia": INERTIA, "cognitive": COGNITIVE, "social": SOCIAL, "low": -1.0, "high": 1.0, "max_velocity": 1.0}
+        pulls = {"inertia": INERTIA, "cognitive": COGNITIVE, "social": SOCIAL}
+        box = {"low": -1.0, "high": 1.0, "max_velocity": 1.0}
         state = (self.position, self.velocity, self.best, self.leader)
-        ops.swarm_step_(*state, **pulls, seed=0, iteration=self.iteration)
+        ops.swarm_step_(*state, **pulls, **box, seed=0, iteration=self.iteration)
         leader = ops.swarm_best_(self.best, self.best_fitness, self.position, fitness)
         self.leader = self.best[leader].clone()
 
 
-def maximise(fitness: Callable[[Tensor], Tensor], particles: int, dimensions: int, iterations: int, box: float, seed: int):  # type: ignore[no-untyped-def]
+def maximise(
+    fitness: Callable[[Tensor], Tensor], particles: int, dimensions: int, iterations: int, box: float, seed: int
+) -> Any:
     """The library's optimiser on ``[-box, box]``, everything else by default."""
     from spurge.engine.swarm import Swarm
 
-    swarm = Swarm(
-        particles=particles, iterations=iterations, inertia=INERTIA, cognitive=COGNITIVE, social=SOCIAL, low=-box, high=box, seed=seed
-    )
+    pulls = {"inertia": INERTIA, "cognitive": COGNITIVE, "social": SOCIAL}
+    swarm = Swarm(particles=particles, iterations=iterations, low=-box, high=box, seed=seed, **pulls)
     return swarm.maximise(fitness, dimensions=dimensions)
 
 
@@ -83,9 +86,10 @@ def time_iterations(shape: str, counts: tuple[int, int], *, device: str, compile
     particles, dimensions = map(int, shape.split("x"))
     fitness = _free(particles, lambda values: torch.from_numpy(values).to(device))
     arrays = _free(particles, lambda values: values)
-    swarms: dict[str, Any] = {"spurge": Kernels(particles, dimensions, device), "torch": TorchSwarm(particles, dimensions, device)}
+    size = (particles, dimensions, device)
+    swarms: dict[str, Any] = {"spurge": Kernels(*size), "torch": TorchSwarm(*size)}
     if compile:
-        swarms["torch.compile"] = TorchSwarm(particles, dimensions, device).compiled()
+        swarms["torch.compile"] = TorchSwarm(*size).compiled()
     calls = {name: (lambda swarm=swarm: swarm.step(fitness(None))) for name, swarm in swarms.items()}
     if device == "cpu":
         numpy_swarm = NumpySwarm(particles, dimensions)
@@ -104,7 +108,7 @@ def time_iterations(shape: str, counts: tuple[int, int], *, device: str, compile
     return timings
 
 
-# --------------------------------------------------------------------------------------------------------------- quality
+# --------------------------------------------------------------------------------------------------------- quality
 
 
 def sphere(x: Tensor) -> Tensor:
@@ -136,7 +140,7 @@ def quality(name: str, method: str, seed: int) -> float:
     return -float(maximise(lambda x: -function(x), 40, 32, 40, box, seed).fitness)
 
 
-# ---------------------------------------------------------------------------------------------------------------- memory
+# ---------------------------------------------------------------------------------------------------------- memory
 
 
 def peak_in_this_process(method: str, particles: int, dimensions: int, iterations: int) -> int:
@@ -163,7 +167,8 @@ def run(args: argparse.Namespace, results: Any) -> None:
             print(f"swarm {label}", flush=True)
             for method, timing in timings.items():
                 each = timing.seconds / elements
-                results.add(label, method, "ns_per_element", each * 1e9, spread=timing.spread / elements * 1e9, n=timing.n, unit="ns")
+                spread = timing.spread / elements * 1e9
+                results.add(label, method, "ns_per_element", each * 1e9, spread=spread, n=timing.n, unit="ns")
                 results.add(label, method, "bandwidth", BYTES / each / 1e9, unit="GB/s")
                 print(f"    {method:16s} {each * 1e9:9.2f} ns per particle and dimension", flush=True)
     if torch.device(args.device).type != "cpu":

@@ -1,4 +1,5 @@
-"""``run.py memory``: is what a job needs beyond the model's own memory below the budget, and are the scores the same."""
+"""``run.py memory``: is what a job needs beyond the model's own memory below the budget, and are the scores the
+same."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import peak_of_child, relative_error
 from safetensors.torch import load_file
+
+from harness import peak_of_child, relative_error
 
 METHOD = "spurge-4"
 NO_LIMIT = "1024 GiB"

@@ -1,10 +1,11 @@
 """captum's LayerIntegratedGradients, one layer after the other, as its users call it.
 
-captum's baseline of a layer is what the layer puts out for a baseline *input*. The path from zero that knowledge neurons are
-defined by is no layer output of any input, so it cannot be asked for: with the usual baseline, a sentence of [PAD], captum
-answers another question, and its error against the path from zero is not a matter of steps. ``zero_baseline=True`` is a way
-round for those who want the same question answered: a hook makes the layer put out zero for a sentence of one reserved id,
-which then is the baseline. It costs the same, and captum's own rule, Gauss-Legendre, then shows what it can do.
+captum's baseline of a layer is what the layer puts out for a baseline *input*. The path from zero that
+knowledge neurons are defined by is no layer output of any input, so it cannot be asked for: with the usual
+baseline, a sentence of [PAD], captum answers another question, and its error against the path from zero is not
+a matter of steps. ``zero_baseline=True`` is a way round for those who want the same question answered: a hook
+makes the layer put out zero for a sentence of one reserved id, which then is the baseline. It costs the same,
+and captum's own rule, Gauss-Legendre, then shows what it can do.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """What a careful user writes today in plain torch for a BERT classifier, in two strengths.
 
-``suffix_loop`` keeps the hidden state in front of each layer (the prefix) and runs, for each layer, only what follows its
-neurons, with the steps batched. ``collapsed_loop`` adds all the algebra there is: scaling a layer's activations by a scales
-its output ``u = W2 z`` by a, so the path starts behind the down projection; the gradients of all nodes are summed in the
-model's width before one product with ``W2``; the last layer computes the first token only, because the classifier reads no
-other. With 4 Gauss-Legendre nodes this is the strongest hand-written form known: faster than it is what a library must be.
+``suffix_loop`` keeps the hidden state in front of each layer (the prefix) and runs, for each layer, only what
+follows its neurons, with the steps batched. ``collapsed_loop`` adds all the algebra there is: scaling a layer's
+activations by a scales its output ``u = W2 z`` by a, so the path starts behind the down projection; the
+gradients of all nodes are summed in the model's width before one product with ``W2``; the last layer computes
+the first token only, because the classifier reads no other. With 4 Gauss-Legendre nodes this is the strongest
+hand-written form known: faster than it is what a library must be.
 
 Both know BERT's module names and need inputs without padding, which is what keeps them short.
 """
@@ -24,7 +25,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _attended(layer: nn.Module, hidden: Tensor, *, first_token: bool = False) -> Tensor:
-    """Output of the layer's attention block, the input of its FFN: ``[R, T, H]``, or ``[R, 1, H]`` of the first token."""
+    """Output of the layer's attention block, the FFN's input: ``[R, T, H]``, or the first token's ``[R, 1, H]``."""
     if not first_token:
         return _first(layer.attention(hidden))
     attention, query_rows = layer.attention.self, hidden[:, :1]
@@ -91,7 +92,7 @@ def collapsed_loop(
     *,
     chunk: int | None = None,
 ) -> dict[str, Tensor]:
-    """The same scores with the path behind ``W2``, one product with ``W2`` per layer, and the last layer's first token only."""
+    """The same scores: the path behind ``W2``, one product with ``W2`` a layer, the last layer's first token only."""
     blocks, scores = model.bert.encoder.layer, {}
     last = len(blocks) - 1
     with torch.no_grad():

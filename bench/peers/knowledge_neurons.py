@@ -1,9 +1,10 @@
-"""The loop of the knowledge-neurons code (Dai et al. 2022; EleutherAI/knowledge-neurons), for all tokens of a classifier.
+"""The loop of the knowledge-neurons code (Dai et al. 2022; EleutherAI/knowledge-neurons), for all tokens of a
+classifier.
 
-For each layer: one forward pass of the whole model to read the activations, then passes of the whole model with the
-activations replaced by ``k/m`` of themselves. The public package scales one position and takes one sentence per call; this
-form, with all positions and the sentences and steps batched, is a little faster than the package and computes the same
-quantity as the other methods here.
+For each layer: one forward pass of the whole model to read the activations, then passes of the whole model with
+the activations replaced by ``k/m`` of themselves. The public package scales one position and takes one sentence
+per call; this form, with all positions and the sentences and steps batched, is a little faster than the package
+and computes the same quantity as the other methods here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def knowledge_neurons_loop(
     blocks, scores = model.bert.encoder.layer, {}
     for i in range(len(blocks)) if layers is None else layers:
         down, seen = blocks[i].output.dense, []
-        handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # noqa: B023
         with torch.no_grad():
             model(input_ids=ids)
         handle.remove()

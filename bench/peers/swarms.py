@@ -1,7 +1,7 @@
 """Particle swarms that users have today: pyswarms, and one iteration written by hand in numpy and in torch.
 
-An iteration: new velocities (clamped), new positions (clamped to the box), personal and global bests from a fitness that is
-given. All work in float32 and in place but pyswarms, which does as it does.
+An iteration: new velocities (clamped), new positions (clamped to the box), personal and global bests from a
+fitness that is given. All work in float32 and in place but pyswarms, which does as it does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def pyswarms_minimise(
     """Best cost that ``GlobalBestPSO`` finds in ``[-box, box]``; it takes its numbers from numpy's global generator."""
     from pyswarms.single import GlobalBestPSO
 
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - pyswarms draws from numpy's global generator
     bounds = (np.full(dimensions, -box), np.full(dimensions, box))
     options = {"w": INERTIA, "c1": COGNITIVE, "c2": SOCIAL}
     optimiser = GlobalBestPSO(particles, dimensions, options, bounds=bounds)
