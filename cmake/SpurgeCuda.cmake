@@ -16,14 +16,19 @@ if(NOT SPURGE_CUDA STREQUAL "OFF")
 endif()
 
 if(SPURGE_HAS_CUDA)
-  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # Machine code for each generation, PTX only for the newest: later cards compile that one.
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
-  endif()
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # nothing to find at run time, and no CUDA library in NEEDED
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    # Machine code for each generation, PTX only for the newest: later cards compile that one.
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_says)
+    if(nvcc_says MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.8)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90)
+    else()
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
+    endif()
+  endif()
   enable_language(CUDA)
   set(SPURGE_CUDA_ARCHS "${CMAKE_CUDA_ARCHITECTURES}")
   message(STATUS "spurge: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${SPURGE_CUDA_ARCHS}")

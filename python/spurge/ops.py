@@ -16,7 +16,9 @@ D dimensions, U units, G golden sets, Y labels.
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,6 +87,16 @@ def _written(x: Tensor, write: Callable[[Tensor], None]) -> None:
         x.copy_(copy)
 
 
+# The oldest GPU generation that machine code was built for ("80-real 90-real 120" -> 80).
+_OLDEST_ARCH = min((int(a) for a in re.findall(r"\d+", _core.build_config()["cuda_archs"] or "")), default=0)
+
+
+@functools.cache
+def _runs_kernels(device: torch.device) -> bool:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor >= _OLDEST_ARCH
+
+
 def _slow(name: str, device: torch.device) -> None:
     built = "" if _core.built_with_cuda else " (this build has no CUDA kernels; see `spurge doctor`)"
     warnings.warn(f"spurge::{name} has no kernel for {device}{built}: running the float64 reference", stacklevel=3)
@@ -97,14 +109,16 @@ def _register(
     name = schema.split("(", 1)[0]
 
     def elsewhere(*args: Any) -> Any:
-        device = next(a.device for a in args if isinstance(a, Tensor))
-        _slow(name, device)
+        _slow(name, next(a.device for a in args if isinstance(a, Tensor)))
         return twin(*args)
+
+    def on_cuda(*args: Any) -> Any:
+        return kernel(*args) if _runs_kernels(args[0].device) else elsewhere(*args)
 
     _LIB.define(schema)
     _LIB.impl(name, kernel, "CPU")
     if _core.built_with_cuda:
-        _LIB.impl(name, kernel, "CUDA")
+        _LIB.impl(name, on_cuda, "CUDA")
     _LIB.impl(name, elsewhere, "CompositeExplicitAutograd")
     _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"spurge::{name}", fake, lib=_LIB)
