@@ -153,14 +153,15 @@ def test_views_that_share_memory_are_stored(tmp_path: Path) -> None:
 
 
 def test_equal_inputs_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    metadata = {"kind": "x", "z": "1", "y": "2", "info": "{}"}
+    files.write_tensors(tmp_path / "a", {"a": torch.zeros(2, dtype=torch.int64), "b": torch.ones(3)}, metadata)
     code = (
         "import sys, torch; from spurge.engine import files\n"
         "files.write_tensors(sys.argv[1], {'b': torch.ones(3), 'a': torch.zeros(2, dtype=torch.int64)},"
-        " {'kind': 'x', 'z': '1', 'y': '2', 'info': '{}'})"
+        " {'info': '{}', 'kind': 'x', 'y': '2', 'z': '1'})"
     )
-    for name, seed in (("a", "1"), ("b", "2")):
-        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, env=env)
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, env=env)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

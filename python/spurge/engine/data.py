@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import records
-from .files import canonical_json, fingerprint
+from spurge.engine import records
+from spurge.engine.files import canonical_json, fingerprint
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import FileError
+from spurge.engine.files import FileError
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..engine.checks import integer
-from ..engine.data import Examples
-from ..engine.words import as_phrase, split_words
+from spurge.engine.checks import integer
+from spurge.engine.data import Examples
+from spurge.engine.words import as_phrase, split_words
 
 # The first two sentences are the paper's prompt.
 PROMPT = (

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine import files, records
-from ..engine.checks import integer
-from ..engine.data import Examples
-from ..engine.words import split_words
+from spurge.engine import files, records
+from spurge.engine.checks import integer
+from spurge.engine.data import Examples
+from spurge.engine.words import split_words
 
 COLUMNS = ("word", "label", "count", "log_odds", "z", "role", "keep")
 ROLES = ("causal", "irrelevant", "none")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine import files, records
-from ..engine.data import Examples
-from ..engine.words import Phrase, Vocabulary, as_phrase, split_words
-from . import ask_words, corpus_words, lexicons
+from spurge.engine import files, records
+from spurge.engine.data import Examples
+from spurge.engine.words import Phrase, Vocabulary, as_phrase, split_words
+from spurge.methods import ask_words, corpus_words, lexicons
 
 KIND = "golden tokens"
 SCHEMA = 1

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine import files, records
-from ..engine.words import as_phrase
+from spurge.engine import files, records
+from spurge.engine.words import as_phrase
 
 # name -> module, file in it (word, tab, score, ...), what pip calls it
 _PACKAGES = {
