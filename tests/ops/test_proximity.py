@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import EPS, assert_near
 
 from spurge import _core, ops, reference
+from tolerance import EPS, assert_near
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 
