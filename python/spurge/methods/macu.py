@@ -26,11 +26,11 @@ from spurge.engine.scores import NeuronScores
 from spurge.engine.sites import Site, find_sites, widths
 from spurge.engine.swarm import Swarm
 from spurge.methods import screening
+from spurge.methods.golden import GoldenTokens
 from spurge.methods.located import Located
 from spurge.methods.objectives import (
     CounterfactualSet,
     Form,
-    Golden,
     Job,
     Weights,
     counterfactual_set,
@@ -169,7 +169,7 @@ class MacU:
         return cls(**{"objective": "counterfactual", "search": "gradient", "fraction": 0.02, "share": 0.3, **changes})
 
     def locate(
-        self, model: nn.Module, tokenizer: Any, train: Any, golden: Golden, *, resume: PathLike | None = None
+        self, model: nn.Module, tokenizer: Any, train: Any, golden: GoldenTokens, *, resume: PathLike | None = None
     ) -> Located:
         r"""Score every neuron and select those that carry causal and spurious correlations (section 3.1).
 
@@ -183,14 +183,14 @@ class MacU:
             model: a ``transformers`` classifier; comes back as it was.
             tokenizer: its fast tokenizer.
             train: `Examples`, or whatever `Examples.load` takes.
-            golden: golden words, with the labels of ``train`` in the same order.
+            golden: golden words of the labels of ``train``.
             resume: a folder for finished batches; a second call with the same arguments goes on where the first
                 stopped.
 
         Raises:
             ValueError: labels that do not fit, a text without an answer, ``resume`` of another job.
         """
-        train = _examples(train, golden)
+        train, golden = _matched(model, train, golden)
         sites = find_sites(model)
         chosen = self._sample(train, self.texts)
         cascade = Cascade(
@@ -205,14 +205,14 @@ class MacU:
             questions, facts = self._questions(model, tokenizer, train, golden, chosen)
         job = {name: getattr(self, name) for name in _LOCATING}
         prints = {site.name: fingerprint(site.weight()) for site in sites}
-        words = {"causal": {y: list(golden.causal[y]) for y in golden.labels}, "irrelevant": sorted(golden.irrelevant)}
-        mark = fingerprint(canonical_json([job, train.fingerprint(), prints, words]))
+        mark = fingerprint(canonical_json([job, train.fingerprint(), golden.fingerprint(), prints]))
         blocks = screening.screen(cascade, questions, resume=resume, fingerprint=mark, progress=self.progress)
         info = {
             "method": "MacU",
             "objective": self.objective,
             "settings": job,
             "data": train.fingerprint(),
+            "golden": golden.fingerprint(),
             "model": prints,
             "texts": len(chosen),
             "batches": len(blocks),
@@ -232,7 +232,7 @@ class MacU:
             certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
-    def edit(self, model: nn.Module, tokenizer: Any, train: Any, located: Located, golden: Golden) -> NeuronEdit:
+    def edit(self, model: nn.Module, tokenizer: Any, train: Any, located: Located, golden: GoldenTokens) -> NeuronEdit:
         """Find gates for the located neurons (section 3.2); the model comes back as it was.
 
         With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search. The
@@ -245,7 +245,7 @@ class MacU:
         Raises:
             ValueError: no spurious neuron was located, labels that do not fit, or a target that is not finite.
         """
-        train = _examples(train, golden)
+        train, golden = _matched(model, train, golden)
         sites = find_sites(model)
         if located.causal.widths != widths(sites):
             raise ValueError("located: its sites are not those of this model")
@@ -264,6 +264,7 @@ class MacU:
             "search": self.search,
             "settings": _plain(asdict(self)),
             "data": train.fingerprint(),
+            "golden": golden.fingerprint(),
             "labels": "none" if self.objective == "proximity" and self.guard is None else "class",
             "seed": self.seed,
             "erased": len(erased),
@@ -306,7 +307,7 @@ class MacU:
         model: nn.Module,
         tokenizer: Any,
         train: Examples,
-        golden: Golden,
+        golden: GoldenTokens,
         sites: Sequence[Site],
         free: NeuronSet,
         erased: NeuronSet,
@@ -326,7 +327,7 @@ class MacU:
             return self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=self.progress)
 
     def _questions(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: Golden, chosen: Examples
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
     ) -> tuple[list[Ask], dict[str, Any]]:
         """What to ask of each batch of ``chosen``, and what there is to say about how that came about."""
         size = self._size(model)
@@ -346,7 +347,9 @@ class MacU:
         questions = counterfactual_questions(made, tokenizer, weights=self.weights, **size)
         return questions, {"counterfactual": made.counts(), "phrases": phrases}
 
-    def _jobs(self, model: nn.Module, tokenizer: Any, train: Examples, golden: Golden, chosen: Examples) -> list[Job]:
+    def _jobs(
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
+    ) -> list[Job]:
         """Batches of ``chosen`` with the number that the search maximises."""
         size = self._size(model)
         if self.objective == "counterfactual":
@@ -361,7 +364,7 @@ class MacU:
         return proximity_jobs(tokenizer, chosen, golden, **size, **settings)
 
     def _counterfactuals(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: Golden, chosen: Examples
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
     ) -> CounterfactualSet:
         return counterfactual_set(
             model,
@@ -410,17 +413,13 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "progress"}
 
 
-def _examples(train: Any, golden: Golden) -> Examples:
-    """Training texts whose labels are those of the golden sets, in the same order."""
-    labels = tuple(golden.labels)
-    examples = train if isinstance(train, Examples) else Examples.load(train, labels=labels)
-    numbered = tuple(map(str, range(len(labels))))
-    if examples.labels == numbered:  # labels that are only numbers take the golden sets' order
-        examples = Examples(list(examples), labels)
-    if examples.labels != labels:
-        raise ValueError(
-            f"golden: labels must be those of the training texts {examples.labels}, in order, got {labels}"
-        )
-    if len(labels) < 2:
-        raise ValueError(f"golden: need at least 2 labels, got {labels}")
-    return examples
+def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:
+    """Training texts and golden sets under the same labels, as many as the model has."""
+    if not isinstance(golden, GoldenTokens):
+        raise TypeError(f"golden: expected GoldenTokens, got {type(golden).__name__}")
+    examples = train if isinstance(train, Examples) else Examples.load(train)
+    golden = golden.for_labels(examples.labels)
+    outputs = getattr(getattr(model, "config", None), "num_labels", None)
+    if outputs is not None and outputs != len(golden.labels):
+        raise ValueError(f"golden: has {len(golden.labels)} labels {golden.labels}, the model predicts {outputs}")
+    return examples, golden

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,11 @@ from spurge.engine.cascade import Rows, Target
 from spurge.engine.data import Example, Examples, encode
 from spurge.engine.words import Units, Vocabulary, split_units, unit_scores
 from spurge.methods.counterfactual import Counterfactuals, Kind, Row, nearest_words
+from spurge.methods.golden import GoldenTokens
 from spurge.methods.phrases import TellingPhrase, telling_phrases
 
 Form = Literal["soft", "hard"]
 _POOL = 8  # batches whose rows are sorted by length together
-
-
-class Golden(Protocol):
-    """What an objective needs of golden sets (`spurge.methods.golden.GoldenTokens`)."""
-
-    labels: Any  # sequence of names
-    causal: Any  # label -> words
-    irrelevant: Any  # words
-
-    def phrases(self) -> Any: ...
-    def bitmap(self, vocabulary: Vocabulary) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +142,7 @@ def _attention(rows: Rows) -> Tensor:
 def proximity_jobs(
     tokenizer: Any,
     examples: Examples,
-    golden: Golden,
+    golden: GoldenTokens,
     *,
     batch_size: int,
     device: torch.device | str,
@@ -260,7 +250,7 @@ def counterfactual_set(
     model: nn.Module,
     tokenizer: Any,
     train: Examples,
-    golden: Golden,
+    golden: GoldenTokens,
     chosen: Examples,
     *,
     batch_size: int = 32,

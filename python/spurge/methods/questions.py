@@ -11,7 +11,8 @@ from torch import Tensor
 from spurge.engine.cascade import Rows
 from spurge.engine.data import Examples, encode
 from spurge.engine.words import Vocabulary, split_units
-from spurge.methods.objectives import CounterfactualSet, Form, Golden, Job, Proximity, Weights
+from spurge.methods.golden import GoldenTokens
+from spurge.methods.objectives import CounterfactualSet, Form, Job, Proximity, Weights
 from spurge.methods.screening import Question
 
 Ask = Callable[[], Question]
@@ -20,7 +21,7 @@ Ask = Callable[[], Question]
 def proximity_questions(
     tokenizer: Any,
     examples: Examples,
-    golden: Golden,
+    golden: GoldenTokens,
     *,
     form: Form,
     top_k: int,
