@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spurge.engine.memory import budget, free_bytes, parse_bytes
 from spurge.engine.weight import Weight
 
-LIGHT = Weight(place=(0, 1, 2, 3), blocks=4, tokens=8, trace=100, saved=10, row=4, passing=6, cpu=False)
+LIGHT = Weight(place=(0, 1, 2, 3), blocks=4, tokens=8, trace=100, saved=10, row=4, passing=6, fixed=50, cpu=False)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from spurge.engine.patches import hook
 from spurge.engine.relay import Relay
 
 MARGIN = 1.25  # allocators round up, and a pass holds a few tensors no module returns
+PACKED_COPIES = 4  # of the largest weight: what oneDNN keeps beside it, measured as 3.4 on BERT-base
+CUBLAS_WORKSPACE = 32 * 2**20
 CPU_TOKENS = 4096  # tokens of all rows of one block on a CPU; above it activations leave the caches
 
 
@@ -31,6 +33,7 @@ class Weight:
         saved: kept by autograd, per row and layer.
         row: the hidden states of one row, ``[T, H]``.
         passing: temporaries of one row inside a layer.
+        fixed: workspaces of the matrix products, whatever the number of rows.
         cpu: whether blocks should also stay in cache.
     """
 
@@ -41,22 +44,24 @@ class Weight:
     saved: int
     row: int
     passing: int
+    fixed: int
     cpu: bool
 
     def backward(self, sites: Sequence[int], nodes: int, batch: int) -> int:
         """Bytes of a pass with gradients in which ``nodes`` rows per example open at each of ``sites``."""
         layers = sum(self.blocks - 1 - self.place[i] for i in sites)
         rows = nodes * len(sites)
-        return int(MARGIN * batch * (self.trace + nodes * layers * self.saved + rows * (3 * self.row + self.passing)))
+        each = self.trace + nodes * layers * self.saved + rows * (3 * self.row + self.passing)
+        return self.fixed + int(MARGIN * batch * each)
 
     def forward(self, rows: int, batch: int) -> int:
         """Bytes of a pass without gradients with ``rows`` rows per example."""
-        return int(MARGIN * batch * (self.trace + rows * (3 * self.row + self.passing)))
+        return self.fixed + int(MARGIN * batch * (self.trace + rows * (3 * self.row + self.passing)))
 
     def examples(self, limit: int, nodes: int) -> int:
         """Examples that go into one cascade over all sites; at least one."""
         sites = range(len(self.place))
-        fitting = limit // self.backward(sites, nodes, 1)
+        fitting = (limit - self.fixed) // (self.backward(sites, nodes, 1) - self.fixed)
         if self.cpu:
             fitting = min(fitting, CPU_TOKENS // (self.tokens * nodes * len(sites)))
         return max(1, fitting)
@@ -100,7 +105,7 @@ class Weight:
         Raises:
             ValueError: when one does not fit.
         """
-        rows = int((limit / (MARGIN * batch) - self.trace) // (3 * self.row + self.passing))
+        rows = int(((limit - self.fixed) / (MARGIN * batch) - self.trace) // (3 * self.row + self.passing))
         if rows < 1:
             need = self.forward(1, batch)
             raise ValueError(f"memory: one row needs {need / 2**20:.0f} MiB, got {limit / 2**20:.0f} MiB")
@@ -131,6 +136,8 @@ def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
             seen = trace.sites[0]
             opened = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64)).requires_grad_()
             relay.run(trace, {0: opened})
+    cpu = seen.z.device.type == "cpu"
+    largest = max(_bytes(site.weight()) for site in relay.sites)
     behind = max(1, len(relay.blocks) - 1 - relay.place[0])
     return Weight(
         place=tuple(relay.place),
@@ -140,7 +147,8 @@ def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
         saved=sum(saved.values()) // behind,
         row=_bytes(seen.anchor),
         passing=sum(passing),
-        cpu=seen.z.device.type == "cpu",
+        fixed=PACKED_COPIES * largest if cpu else CUBLAS_WORKSPACE,
+        cpu=cpu,
     )
 
 
