@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import WORDS, tiny, tiny_tokenizer, tokenizer_for
+from models import DECODERS, ENCODERS, WORDS, tiny, tiny_tokenizer, tokenizer_for
 from spurge import reference
 from spurge.engine import evaluation
 from spurge.engine.data import Example, Examples, encode
 from spurge.engine.edits import EditMismatch, NeuronEdit
 from spurge.engine.evaluation import Report, accuracy, evaluate, predict
+from spurge.engine.prediction import Prepared
 from spurge.engine.probes import token_scores
 from spurge.engine.scores import NeuronSet
 from spurge.engine.sites import find_sites
@@ -173,8 +176,8 @@ def test_every_number_against_a_plain_loop():
             assert report.value("b", method, "change") == pytest.approx(expected["b"] - plain["b"])
     draws = []
     for draw in range(4):
-        seed = int(np.random.SeedSequence((3, draw)).generate_state(1)[0])
-        gates = evaluation._random_gates(edit, dict.fromkeys(edit.gates, 48), seed)
+        seed = evaluation._draw_seed(3, draw)
+        gates = evaluation._random_gates(edit, seed)
         with evaluation.attached({site.name: site for site in find_sites(model)}, gates):
             drawn = percent()
             draws.append([drawn["a"], drawn["b"], min(drawn[f"a/{g}"] for g in "xyz")])
@@ -220,13 +223,12 @@ def test_an_interrupted_evaluation_leaves_the_model_clean():
 
 def test_random_gates_keep_counts_and_values_on_other_neurons():
     edit = edit_of(MODEL)
-    widths = dict.fromkeys(edit.gates, 48)
-    gates = evaluation._random_gates(edit, widths, 1)
+    gates = evaluation._random_gates(edit, 1)
     for site, (indices, values) in edit.gates.items():
         moved = (gates[site] != 1).nonzero()[:, 0]
         assert not set(moved.tolist()) & set(indices.tolist())
         assert gates[site][moved].sort().values.tolist() == values.sort().values.tolist()
-    again, other = (evaluation._random_gates(edit, widths, seed) for seed in (1, 2))
+    again, other = (evaluation._random_gates(edit, seed) for seed in (1, 2))
     assert all(torch.equal(gates[site], again[site]) for site in gates)
     assert any(not torch.equal(gates[site], other[site]) for site in gates)
 
@@ -234,10 +236,47 @@ def test_random_gates_keep_counts_and_values_on_other_neurons():
 def test_random_gates_shuffle_where_all_neurons_are_edited():
     every = NeuronSet.all({"bert.encoder.layer.1.output.dense": 48})
     edit = NeuronEdit.build(MODEL, every, torch.arange(48.0))
-    gates = evaluation._random_gates(edit, {"bert.encoder.layer.1.output.dense": 48}, 0)
+    gates = evaluation._random_gates(edit, 0)
     (vector,) = gates.values()
     assert vector.sort().values.tolist() == list(range(48))
     assert vector.tolist() != list(range(48))
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
+def test_all_draws_at_once_are_the_draws_one_by_one(family, first):
+    model = tiny(family)
+    sites = {site.name: site for site in find_sites(model)[first:]}
+    neurons = NeuronSet({name: range(6) for name in sites})
+    edit = NeuronEdit.build(model, neurons, torch.linspace(-1, 2, len(neurons)))
+    prepared = Prepared("set", model, tokenizer_for(family), examples(7), batch_size=4, golden=Words())
+    draws = [evaluation._random_gates(edit, seed) for seed in range(3)]
+    cascade = evaluation._cascade(model, sites, None, attention=True)
+    together = prepared.run_gated(cascade, *evaluation._joined(draws))
+    for gates, outcome in zip(draws, together, strict=True):
+        with evaluation.attached(sites, gates):
+            alone = prepared.run()
+        torch.testing.assert_close(outcome.logits, alone.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(outcome.proximity, alone.proximity, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("why", ["head", "gated", "nothing moves", "empty", "meta"])
+def test_draws_run_one_by_one_where_they_must(why, monkeypatch):
+    model, joined = tiny("bert"), []
+    monkeypatch.setattr(evaluation, "_joined", lambda settings: joined.append(1))
+    site = "classifier" if why == "head" else find_sites(model)[0].name
+    edit = NeuronEdit.build(model, NeuronSet({site: [] if why == "empty" else [1, 2]}), float(why == "nothing moves"))
+    if why == "gated":
+        with edit.applied(model):
+            report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
+    elif why == "meta":
+        sites = {site.name: site for site in find_sites(copy.deepcopy(model).to("meta"))}
+        assert evaluation._cascade(model, sites, None, attention=False) is None
+        return
+    else:
+        report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
+    assert not joined
+    assert any(m.method == "random" for m in report.measures)
 
 
 def test_eta_against_the_reference():

@@ -7,7 +7,7 @@ drawn ``draws`` times)? Without an edit there is nothing to control.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spurge.engine.cascade import Cascade
 from spurge.engine.checks import integer
 from spurge.engine.data import Examples
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.gates import attached, is_gated
 from spurge.engine.measures import TITLES, Measure, Report
 from spurge.engine.neurons import NeuronSet
-from spurge.engine.prediction import Golden, Prepared, accuracy, predict
+from spurge.engine.prediction import Golden, Outcome, Prepared, accuracy, predict
+from spurge.engine.sites import Site, find_sites
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
 
@@ -111,14 +113,29 @@ def evaluate(
         )
         for case, examples in sets.items()
     }
-    passes = list(_passes(edit, name, base, controls, draws, seed))
+    passes: list[tuple[str, dict[str, Tensor]]] = [(base, {})]
+    random: list[dict[str, Tensor]] = []
+    if edit is not None:
+        passes.append((name, edit.full()))
+        if controls:
+            passes.append(("zero-all", edit.with_gates(0.0).full()))
+            random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
+    moving = edit is not None and bool((edit.vector() != 1).any())
+    cascade = _cascade(model, sites, memory, golden is not None) if random and moving and base == "none" else None
+    if cascade is None:
+        passes += [("random", gates) for gates in random]
     found: dict[str, dict[str, list[np.ndarray]]] = {case: {} for case in sets}
-    total = len(passes) * sum(len(item.batches) for item in prepared.values())
+    total = (len(passes) + (0 if cascade is None else draws)) * sum(len(item.batches) for item in prepared.values())
     with tqdm(total=total, desc="evaluate", disable=not progress) as bar:
         for method, gates in passes:
             with attached(sites, gates):
                 for case, item in prepared.items():
-                    found[case].setdefault(method, []).append(_outcome(item, bar))
+                    found[case].setdefault(method, []).append(_right(item, item.run(bar.update)))
+        if cascade is not None:
+            neurons, together = _joined(random)
+            for case, item in prepared.items():
+                outcomes = item.run_gated(cascade, neurons, together, lambda: bar.update(draws))
+                found[case]["random"] = [_right(item, outcome) for outcome in outcomes]
     labels = {base: "none", **dict.fromkeys((name, "zero-all", "random"), _labels(edit))}
     measures = _measures(sets, found, base, labels, bootstrap, seed)
     settings = {
@@ -153,24 +170,13 @@ def _labels(edit: NeuronEdit | None) -> str | None:
     return labels if labels in ("none", "class", "group") else None
 
 
-def _passes(
-    edit: NeuronEdit | None, name: str, base: str, controls: bool, draws: int, seed: int
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(method, gates by site) of every pass over the sets."""
-    yield base, {}
-    if edit is None:
-        return
-    yield name, edit.full()
-    if not controls:
-        return
-    yield "zero-all", edit.with_gates(0.0).full()
-    widths = {site: print["shape"][1] for site, print in edit.model.items()}
-    for draw in range(draws):
-        yield "random", _random_gates(edit, widths, int(np.random.SeedSequence((seed, draw)).generate_state(1)[0]))
+def _draw_seed(seed: int, draw: int) -> int:
+    return int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
 
 
-def _random_gates(edit: NeuronEdit, widths: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+def _random_gates(edit: NeuronEdit, seed: int) -> dict[str, Tensor]:
     """The edit's gates in random order on random neurons, per site: on others than its own where there are enough."""
+    widths = {site: print["shape"][1] for site, print in edit.model.items()}
     own, counts = edit.neurons, edit.neurons.counts()
     exclude = NeuronSet({site: own.indices(site) for site in own.sites if 2 * counts[site] <= widths[site]})
     drawn = own.random_like(widths, seed, exclude)
@@ -182,9 +188,33 @@ def _random_gates(edit: NeuronEdit, widths: Mapping[str, int], seed: int) -> dic
     return gates
 
 
-def _outcome(prepared: Prepared, bar: tqdm) -> np.ndarray:
+def _joined(settings: list[dict[str, Tensor]]) -> tuple[NeuronSet, Tensor]:
+    """Several settings of the same sites' gates as the neurons that any of them moves, and their gates ``[P, n]``."""
+    stacked = {site: torch.stack([gates[site] for gates in settings]) for site in settings[0]}
+    neurons = NeuronSet({site: (gates != 1).any(0).nonzero()[:, 0] for site, gates in stacked.items()})
+    return neurons, torch.cat([stacked[site][:, neurons.indices(site)] for site in neurons.sites], 1)
+
+
+def _cascade(model: nn.Module, sites: Mapping[str, Site], memory: Any, attention: bool) -> Cascade | None:
+    """Runs all draws at once and shares what lies before the first edited layer; None where the plain way is needed.
+
+    That is where an edit touches something else than the model's own feed-forward layers, where weights are quantised
+    or offloaded, or where the model is spread over devices.
+    """
+    try:
+        own = {site.name for site in find_sites(model)}
+    except ValueError:
+        return None
+    weights = [site.weight() for site in sites.values()]
+    plain = all(weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta for weight in weights)
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if not sites.keys() <= own or not plain or spread:
+        return None
+    return Cascade(model, memory=memory, attention=attention)
+
+
+def _right(prepared: Prepared, outcome: Outcome) -> np.ndarray:
     """Per example: whether it is right, and its proximity if measured, ``[1 or 2, N]``."""
-    outcome = prepared.run(bar.update)
     rows = [(outcome.logits.argmax(1) == prepared.examples.targets).double()]
     if outcome.proximity is not None:
         rows.append(outcome.proximity.double())

@@ -13,9 +13,11 @@ from tqdm import tqdm
 from spurge import ops
 from spurge.engine.attention import AttentionRow
 from spurge.engine.calls import logits_of, take
+from spurge.engine.cascade import Cascade, Rows
 from spurge.engine.checks import integer
 from spurge.engine.data import Examples, Inputs, encode
 from spurge.engine.memory import parse_bytes
+from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
 from spurge.engine.probes import probed_token
 from spurge.engine.sites import find_sites
@@ -143,8 +145,45 @@ class Prepared:
                 proximity.extend(near)
                 if step is not None:
                     step()
-        order = torch.tensor([i for batch in self.batches for i in batch.indices])
-        back = order.argsort()
+        return self._outcome(logits, proximity)
+
+    def run_gated(
+        self, cascade: Cascade, neurons: NeuronSet, gates: Tensor, step: Callable[[], Any] | None = None
+    ) -> list[Outcome]:
+        """P passes at once, each under its own gates ``[P, n]`` of ``neurons``; equal to P passes up to rounding.
+
+        Args:
+            cascade: of the same model, with attention if proximity is measured.
+
+        Raises:
+            ValueError: as :meth:`run`.
+        """
+        settings = range(len(gates))
+        logits: list[list[Tensor]] = [[] for _ in settings]
+        proximity: list[list[Tensor]] = [[] for _ in settings]
+
+        def seen(rows: Rows) -> Tensor:
+            return rows.logits if rows.attention is None else torch.cat([rows.attention, rows.logits], 1)
+
+        for batch in self.batches:
+            try:
+                values = cascade.gated(batch.inputs, seen, neurons, gates)  # [P, B, (T +) Y]
+            except ValueError as error:
+                raise ValueError(f"set {self.name!r}: {error}") from error
+            tokens = 0 if self.proximity is None else batch.inputs["input_ids"].shape[1]
+            for p in settings:
+                found = values[p, :, tokens:]
+                logits[p].append(found.cpu())
+                if self.proximity is not None and batch.probed is not None:
+                    near = self.proximity.measure(values[p, :, :tokens], batch.probed[1], found.argmax(1))
+                    proximity[p].append(near)
+            if step is not None:
+                step()
+        return [self._outcome(logits[p], proximity[p]) for p in settings]
+
+    def _outcome(self, logits: list[Tensor], proximity: list[Tensor]) -> Outcome:
+        """The batches' results in the order of the examples."""
+        back = torch.tensor([i for batch in self.batches for i in batch.indices]).argsort()
         return Outcome(torch.cat(logits)[back], torch.cat(proximity)[back] if proximity else None)
 
     def _batch(self, batch: _Batch) -> tuple[Tensor, list[Tensor]]:
