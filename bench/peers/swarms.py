@@ -20,7 +20,9 @@ def pyswarms_minimise(
 ) -> float:
     """Best cost that ``GlobalBestPSO`` finds in ``[-box, box]``; it takes its numbers from numpy's global generator."""
     from pyswarms.single import GlobalBestPSO
+    from pyswarms.utils.reporter import Reporter
 
+    Reporter._setup_logger = lambda *args, **kwargs: None  # it would write report.log into the working directory
     np.random.seed(seed)  # noqa: NPY002 - pyswarms draws from numpy's global generator
     bounds = (np.full(dimensions, -box), np.full(dimensions, box))
     options = {"w": INERTIA, "c1": COGNITIVE, "c2": SOCIAL}
