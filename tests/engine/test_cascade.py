@@ -109,6 +109,16 @@ def test_completeness(family: str) -> None:
         assert found.nodes[name] >= 4
 
 
+def test_completeness_can_be_left_out() -> None:
+    model, inputs = tiny("bert", labels=3), batch_for("bert")
+    bare = Cascade(model, completeness=False).attribute(inputs, predicted_logit)
+    full = Cascade(model).attribute(inputs, predicted_logit)
+    assert not bare.erased
+    assert not bare.residual
+    assert math.isnan(bare.relative_residual())
+    assert all(torch.equal(bare.values[name], value) for name, value in full.values.items())
+
+
 def test_a_tolerance_out_of_reach_warns() -> None:
     model, inputs = tiny("glm4", labels=3), batch_for("glm4")
     with pytest.warns(UserWarning, match=r"tolerance 1e-07 not reached with 64 nodes"):
@@ -319,6 +329,7 @@ def test_any_shape_equals_the_plain_loop(examples: int, tokens: int, nodes: int)
         ({"nodes": 2.5}, "nodes: need a whole number"),
         ({"tolerance": 0.0}, "tolerance: expected a number between 0 and 1, got 0.0"),
         ({"tolerance": 1e-3, "path": "neuron"}, "tolerance: the neuron path is exact"),
+        ({"tolerance": 1e-3, "completeness": False}, "completeness: a tolerance needs it"),
         ({"memory": "much"}, "memory: expected bytes or a text such as '256MiB', got 'much'"),
         ({"memory": 0}, "memory: need at least one byte"),
     ],

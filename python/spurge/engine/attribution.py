@@ -22,7 +22,7 @@ class Attribution:
         values: site -> ``[Q, B, F]``.
         full: F(1), the targets of the unedited model, ``[Q, B]``.
         erased: site -> F(0), with the whole site erased, ``[Q, B]``. Joint path: under ``"all"``, every site erased.
-            Neuron path: empty, each value is itself an exact difference.
+            Empty on the neuron path, where each value is itself an exact difference, and without ``completeness``.
         residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
         nodes: site -> quadrature nodes used.
         change: site -> relative change of the values from half as many nodes; None where nodes were fixed.
@@ -36,7 +36,7 @@ class Attribution:
     change: dict[str, float | None]
 
     def relative_residual(self) -> float:
-        """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN on the neuron path."""
+        """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN where F(0) was not measured."""
         if not self.erased:
             return math.nan
         effect = torch.stack([(self.full - value).abs() for value in self.erased.values()]).amax(0)
