@@ -195,6 +195,23 @@ def test_gradients_flow_through_a_gate():
     assert column[:, 6].abs().max() > 0
 
 
+def test_an_edit_made_on_the_cpu_fits_the_model_on_any_device(device):
+    model = tiny("llama")
+    edit = edit_of(model)
+    with edit.applied(model):
+        expected = logits(model, "llama")
+    model.to(device)
+    before = state(model)
+    inputs = {name: value.to(device) for name, value in tiny_inputs("llama").items()}
+    with edit.applied(model), torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits.cpu(), expected, rtol=1e-3, atol=1e-3)
+    handle = edit.fold(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits.cpu(), expected, rtol=1e-3, atol=1e-3)
+    handle.undo()
+    assert_same(model, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_dtypes(family, dtype):

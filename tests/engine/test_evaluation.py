@@ -343,6 +343,15 @@ def test_resampled_sums(n, bootstrap, seed, block):
     assert (sums[:, 1] >= n * values[:, 1].min() - 1e-9).all()
 
 
+def test_the_report_is_the_same_on_any_device(device):
+    model, tests = tiny("bert"), examples(20)
+    edit = edit_of(model)
+    settings = {"edit": edit, "draws": 3, "golden": Words(), **QUICK}
+    expected = evaluate(model, TOKENIZER, tests, **settings)
+    found = evaluate(model.to(device), TOKENIZER, tests, **settings)
+    assert [m.value for m in found.measures] == pytest.approx([m.value for m in expected.measures], abs=0.01)
+
+
 def test_changes_are_paired():
     """An edit that does nothing changes nothing, in every resample."""
     nothing = NeuronEdit.build(MODEL, NeuronSet({find_sites(MODEL)[0].name: [1, 2]}), 1.0)
