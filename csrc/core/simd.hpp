@@ -5,6 +5,8 @@
 // Two registers at a time: bfloat16 neighbours are split into even and odd ones, which takes one shift and
 // one mask where a widening shuffle would cost more. Values are rounded to nearest even on store, and every
 // instruction set gives the same bits. Accumulators can be loaded and stored in the same order.
+// store_past_caches, to addresses that are multiples of 64 bytes, does not first read what it is about
+// to overwrite; finish() before anyone else reads.
 #include "core/half.hpp"
 
 #if defined(SPURGE_LEVEL_avx2) || defined(SPURGE_LEVEL_avx512)
@@ -14,6 +16,20 @@
 
 namespace spurge::SPURGE_LEVEL {
 
+// Software conversions where the instruction set has none.
+template <class T>
+SPURGE_HD Acc<T> get_one(const T* p) {
+  return widen(*p);
+}
+template <class T>
+SPURGE_HD void put_one(T* p, Acc<T> x) {
+  narrow(*p, x);
+}
+#ifdef SPURGE_LANES
+SPURGE_HD float get_one(const f16* p) { return _cvtsh_ss(p->bits); }
+SPURGE_HD void put_one(f16* p, float x) { p->bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+#endif
+
 template <class T>
 struct One {
   static constexpr int n = 1;
@@ -21,15 +37,22 @@ struct One {
   SPURGE_HD explicit One(Acc<T> x) : v(x) {}
   template <class From>
   SPURGE_HD static One load(const From* p) {
-    return One(static_cast<Acc<T>>(widen(*p)));
+    return One(static_cast<Acc<T>>(get_one(p)));
   }
   template <class To>
   SPURGE_HD void store(To* p) const {
-    narrow(*p, v);
+    put_one(p, v);
   }
+  SPURGE_HD void store_past_caches(T* p) const { store(p); }
   SPURGE_HD friend One operator+(One a, One b) { return One(a.v + b.v); }
   SPURGE_HD friend One operator*(One a, One b) { return One(a.v * b.v); }
 };
+
+#ifdef SPURGE_LANES
+SPURGE_HD void finish() { _mm_sfence(); }
+#else
+SPURGE_HD void finish() {}
+#endif
 
 #ifdef SPURGE_LANES
 
@@ -54,6 +77,12 @@ SPURGE_HD void put(bf16* p, I x) { _mm512_storeu_si512(p, x); }
 SPURGE_HD void put(f16* p, F x) {
   _mm256_storeu_si256(reinterpret_cast<Half*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+SPURGE_HD void stream(float* p, F x) { _mm512_stream_ps(p, x); }
+SPURGE_HD void stream(double* p, D x) { _mm512_stream_pd(p, x); }
+SPURGE_HD void stream(bf16* p, I x) { _mm512_stream_si512(reinterpret_cast<I*>(p), x); }
+SPURGE_HD void stream(f16* p, F x) {
+  _mm256_stream_si256(reinterpret_cast<Half*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 SPURGE_HD F all(float x) { return _mm512_set1_ps(x); }
 SPURGE_HD D all(double x) { return _mm512_set1_pd(x); }
 SPURGE_HD F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -62,11 +91,11 @@ SPURGE_HD F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 SPURGE_HD D mul(D a, D b) { return _mm512_mul_pd(a, b); }
 SPURGE_HD F even(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 SPURGE_HD F odd(I x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000)))); }
-// The upper half of each lane becomes the rounded bfloat16; NaNs stay NaN.
+// The upper half of each lane becomes the rounded bfloat16. A NaN must be quiet, with an empty lower half, as
+// every NaN is that arithmetic makes or takes over from a bfloat16: then no carry can reach its exponent.
 SPURGE_HD I rounded(F x) {
   const I bits = _mm512_castps_si512(x), last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const I up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
-  return _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
 }
 SPURGE_HD I joined(F evens, F odds) {
   const I low = _mm512_srli_epi32(rounded(evens), 16), mask = _mm512_set1_epi32(int(0xffff0000));
@@ -103,6 +132,12 @@ SPURGE_HD void put(bf16* p, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(p), 
 SPURGE_HD void put(f16* p, F x) {
   _mm_storeu_si128(reinterpret_cast<Half*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+SPURGE_HD void stream(float* p, F x) { _mm256_stream_ps(p, x); }
+SPURGE_HD void stream(double* p, D x) { _mm256_stream_pd(p, x); }
+SPURGE_HD void stream(bf16* p, I x) { _mm256_stream_si256(reinterpret_cast<I*>(p), x); }
+SPURGE_HD void stream(f16* p, F x) {
+  _mm_stream_si128(reinterpret_cast<Half*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 SPURGE_HD F all(float x) { return _mm256_set1_ps(x); }
 SPURGE_HD D all(double x) { return _mm256_set1_pd(x); }
 SPURGE_HD F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -113,9 +148,7 @@ SPURGE_HD F even(I x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
 SPURGE_HD F odd(I x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(0xffff0000)))); }
 SPURGE_HD I rounded(F x) {
   const I bits = _mm256_castps_si256(x), last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const I up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
-  const I quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  return _mm256_blendv_epi8(up, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
 }
 SPURGE_HD I joined(F evens, F odds) {
   return _mm256_blend_epi16(_mm256_srli_epi32(rounded(evens), 16), rounded(odds), 0xaa);
@@ -149,6 +182,7 @@ struct Lanes {  // float and f16: neighbours stay in order
   SPURGE_HD void store(To* p) const {
     put(p, a), put(p + h, b);
   }
+  SPURGE_HD void store_past_caches(T* p) const { stream(p, a), stream(p + h, b); }
   SPURGE_HD friend Lanes operator+(Lanes x, Lanes y) { return Lanes(add(x.a, y.a), add(x.b, y.b)); }
   SPURGE_HD friend Lanes operator*(Lanes x, Lanes y) { return Lanes(mul(x.a, y.a), mul(x.b, y.b)); }
 };
@@ -169,6 +203,7 @@ struct Lanes<bf16> {  // a: the even neighbours, b: the odd ones
     return Lanes(x, y);
   }
   SPURGE_HD void store(bf16* p) const { put(p, joined(a, b)); }
+  SPURGE_HD void store_past_caches(bf16* p) const { stream(p, joined(a, b)); }
   SPURGE_HD void store(float* p) const {
     F x = a, y = b;
     merge(x, y);
@@ -189,6 +224,7 @@ struct Lanes<double> {
   }
   SPURGE_HD static Lanes load(const float* p) { return Lanes(get_wide(p), get_wide(p + h)); }
   SPURGE_HD void store(double* p) const { put(p, a), put(p + h, b); }
+  SPURGE_HD void store_past_caches(double* p) const { stream(p, a), stream(p + h, b); }
   SPURGE_HD friend Lanes operator+(Lanes x, Lanes y) { return Lanes(add(x.a, y.a), add(x.b, y.b)); }
   SPURGE_HD friend Lanes operator*(Lanes x, Lanes y) { return Lanes(mul(x.a, y.a), mul(x.b, y.b)); }
 };
