@@ -87,6 +87,10 @@ def _written(x: Tensor, write: Callable[[Tensor], None]) -> None:
         x.copy_(copy)
 
 
+def _copied(to: Tensor, result: Tensor) -> None:
+    to.copy_(result)
+
+
 # The oldest GPU generation that machine code was built for ("80-real 90-real 120" -> 80).
 _OLDEST_ARCH = min((int(a) for a in re.findall(r"\d+", _core.build_config()["cuda_archs"] or "")), default=0)
 
@@ -145,11 +149,32 @@ def _open_rows_kernel(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
     return out
 
 
+def _open_rows_into_fake(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float]) -> None:
+    want = _open_rows_fake(x, u, alphas)
+    _check_same("rows", rows, "the opened rows", want)
+
+
+def _open_rows_into_kernel(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float]) -> None:
+    # The bare kernel knows it as `out`, and looks at the number of its elements only.
+    want = (len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else ()
+    if rows.shape != want or rows.dtype != x.dtype:
+        raise ValueError(f"rows: must be {want} of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
+    x, u = x.contiguous(), u.contiguous()
+    _written(rows, lambda out: _run(_core.open_rows, out, x, u, alphas))
+
+
 _open_rows = _register(
     "open_rows(Tensor x, Tensor u, float[] alphas) -> Tensor",
     _open_rows_fake,
     _open_rows_kernel,
     lambda x, u, alphas: reference.open_rows(x, u, alphas).to(x.dtype),
+)
+
+_open_rows_ = _register(
+    "open_rows_(Tensor(a!) rows, Tensor x, Tensor u, float[] alphas) -> ()",
+    _open_rows_into_fake,
+    _open_rows_into_kernel,
+    lambda rows, x, u, alphas: _copied(rows, reference.open_rows(x, u, alphas)),
 )
 
 
@@ -179,6 +204,19 @@ def open_rows(x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
     return _open_rows(x, u, _numbers(alphas))
 
 
+def open_rows_(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
+    """:func:`open_rows` into memory that is there already: ``rows``, ``[S*B, ...]``, is written and returned.
+
+    Worth it for large rows in a loop: fresh memory of tens of megabytes costs the CPU several times what the
+    kernel does. ``rows`` may be a slice of a larger buffer, and must not share memory with ``x`` or ``u``.
+
+    >>> open_rows_(torch.empty(2, 1), torch.tensor([[3.0]]), torch.tensor([[2.0]]), [0.0, 1.0]).flatten().tolist()
+    [1.0, 3.0]
+    """
+    _open_rows_(rows, x, u, _numbers(alphas))
+    return rows
+
+
 def _gate_columns_fake(z: Tensor, columns: Tensor, gates: Tensor) -> None:
     _check_floating("z", z)
     _check(z.dim() == 3, lambda: f"z: must have 3 dimensions [R, T, F], got shape {tuple(z.shape)}")
@@ -202,15 +240,11 @@ def _gate_columns_kernel(z: Tensor, columns: Tensor, gates: Tensor) -> None:
     _written(z, lambda rows: _run(_core.gate_columns, rows, columns, gates))
 
 
-def _gate_columns_twin(z: Tensor, columns: Tensor, gates: Tensor) -> None:
-    z.copy_(reference.gate_columns(z, columns, gates))
-
-
 _gate_columns_ = _register(
     "gate_columns_(Tensor(a!) z, Tensor columns, Tensor gates) -> ()",
     _gate_columns_fake,
     _gate_columns_kernel,
-    _gate_columns_twin,
+    lambda z, columns, gates: _copied(z, reference.gate_columns(z, columns, gates)),
 )
 
 

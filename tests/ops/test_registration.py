@@ -20,6 +20,7 @@ Arguments = tuple[Any, ...]
 # Arguments of every op, all on the CPU. Ops that end in an underscore change their first ones.
 CASES: dict[str, Callable[[], Arguments]] = {
     "open_rows": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
+    "open_rows_": lambda: (torch.zeros(4, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "gate_columns_": lambda: (torch.randn(4, 3, 8), torch.tensor([5, 1]), torch.rand(2, 2)),
     "node_sum": lambda: (torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
@@ -144,6 +145,7 @@ def test_runs_on_the_callers_stream(device):
     ("op", "arguments"),
     [
         ("open_rows", (torch.zeros(2, 3), torch.zeros(2, 4), [0.5])),
+        ("open_rows_", (torch.zeros(3, 3), torch.zeros(2, 3), torch.zeros(2, 3), [0.5, 0.5])),
         ("gate_columns_", (torch.zeros(3, 2, 4), torch.tensor([0]), torch.zeros(2, 1))),
         ("node_sum", (torch.zeros(3, 2), [0.5, 0.5])),
         ("multiply_sum", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), None)),
