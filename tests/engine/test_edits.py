@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from models import FAMILIES, WIDTH, tiny, tiny_inputs
 from spurge.engine.edits import EditMismatch, NeuronEdit
 from spurge.engine.files import FileError, canonical_json, read_tensors, write_tensors
 from spurge.engine.gates import is_gated
+from spurge.engine.patches import hook
 from spurge.engine.scores import NeuronSet
 from spurge.engine.sites import find_sites
 
@@ -128,6 +130,20 @@ def test_an_error_in_the_body_leaves_nothing(error):
 
     with pytest.raises(error):
         body()
+    assert_same(model, before)
+
+
+def test_a_real_interrupt_in_the_middle_of_a_forward_leaves_nothing():
+    model = tiny("bert")
+    before = state(model)
+    edit = edit_of(model)
+
+    def forward():
+        with edit.applied(model), hook(model.bert.encoder.layer[1], lambda *_: signal.raise_signal(signal.SIGINT)):
+            logits(model, "bert")
+
+    with pytest.raises(KeyboardInterrupt):
+        forward()
     assert_same(model, before)
 
 
@@ -324,6 +340,14 @@ def test_meta_weights_are_refused():
             use(meta)
     with pytest.raises(ValueError, match="on the meta device"):
         edit.fold(meta, force=True)
+
+
+def test_a_fold_under_attached_gates_is_refused():
+    model = tiny("bert")
+    edit = edit_of(model)
+    with edit.applied(model), pytest.raises(ValueError, match=r"gates are attached to .* take them off first"):
+        edit.fold(model)
+    edit.fold(model).undo()
 
 
 def test_folds_are_undone_in_order_only():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models import DECODERS, ENCODERS, WORDS, tiny, tiny_tokenizer, tokenizer_for
 from spurge import reference
-from spurge.engine import evaluation
+from spurge.engine import evaluation, resampling
 from spurge.engine.data import Example, Examples, encode
 from spurge.engine.edits import EditMismatch, NeuronEdit
 from spurge.engine.evaluation import Report, accuracy, evaluate, predict
@@ -260,21 +260,17 @@ def test_all_draws_at_once_are_the_draws_one_by_one(family, first):
         torch.testing.assert_close(outcome.proximity, alone.proximity, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("why", ["head", "gated", "nothing moves", "empty", "meta"])
+@pytest.mark.parametrize("why", ["head", "nothing moves", "empty", "meta"])
 def test_draws_run_one_by_one_where_they_must(why, monkeypatch):
     model, joined = tiny("bert"), []
     monkeypatch.setattr(evaluation, "_joined", lambda settings: joined.append(1))
     site = "classifier" if why == "head" else find_sites(model)[0].name
     edit = NeuronEdit.build(model, NeuronSet({site: [] if why == "empty" else [1, 2]}), float(why == "nothing moves"))
-    if why == "gated":
-        with edit.applied(model):
-            report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
-    elif why == "meta":
+    if why == "meta":
         sites = {site.name: site for site in find_sites(copy.deepcopy(model).to("meta"))}
         assert evaluation._cascade(model, sites, None, attention=False) is None
         return
-    else:
-        report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
+    report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
     assert not joined
     assert any(m.method == "random" for m in report.measures)
 
@@ -331,11 +327,11 @@ def test_resampled_sums(n, bootstrap, seed, block):
     """Of a column of ones every resample sums to N; blocks of resamples all count; values stay in range."""
     rng = np.random.default_rng(seed)
     values = np.stack([np.ones(n), rng.random(n)], 1)
-    evaluation._BLOCK, old = block * n, evaluation._BLOCK
+    resampling._BLOCK, old = block * n, resampling._BLOCK
     try:
-        sums = evaluation._sums(values, bootstrap, rng)
+        sums = resampling._sums(values, bootstrap, rng)
     finally:
-        evaluation._BLOCK = old
+        resampling._BLOCK = old
     assert sums.shape == (1 + bootstrap, 2)
     assert (sums[:, 0] == n).all()
     assert sums[0] == pytest.approx(values.sum(0))
@@ -400,10 +396,23 @@ def test_an_edit_of_another_model_is_refused_unless_forced():
     evaluate(MODEL, TOKENIZER, examples(3), edit=edit, force=True, controls=False, **QUICK)
 
 
-def test_a_gated_model_is_called_so():
-    with edit_of(MODEL).applied(MODEL):
-        report = evaluate(MODEL, TOKENIZER, examples(4), **QUICK)
-    assert [m.method for m in report.measures] == ["applied"]
+def test_inside_an_applied_edit_that_edit_is_measured():
+    model, rows = tiny("bert"), examples(12)
+    a, b = edit_of(model, seed=1, labels="class"), edit_of(model, seed=2)
+    settings = {"draws": 2, "golden": Words(), **QUICK}
+    plain = evaluate(model, TOKENIZER, rows, edit=a, **settings)
+    both = evaluate(model, TOKENIZER, rows, edit=a.combine(b), **settings)
+    with a.applied(model):
+        assert evaluate(model, TOKENIZER, rows, **settings).rows() == plain.rows()
+        with b.applied(model):
+            values = [m.value for m in evaluate(model, TOKENIZER, rows, **settings).measures]
+            assert values == pytest.approx([m.value for m in both.measures])
+        gated = predict(model, TOKENIZER, rows)
+        with pytest.raises(ValueError, match="another is applied to the model now"):
+            evaluate(model, TOKENIZER, rows, edit=b, **settings)
+    with a.applied(model):
+        assert torch.equal(predict(model, TOKENIZER, rows), gated)  # the gates act again after the evaluation
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -149,13 +149,13 @@ class NeuronEdit:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown sites and other shapes.
         """
         handle = Attached()
-        handle.attach(self.fit(model, force=force), self.full())
+        handle.attach(self.fit(model, force=force), self.full(), self.info)
         return handle
 
     @contextmanager
     def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
         """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends."""
-        with attached(self.fit(model, force=force), self.full()):
+        with attached(self.fit(model, force=force), self.full(), self.info):
             yield model
 
     def full(self) -> dict[str, Tensor]:
@@ -174,7 +174,8 @@ class NeuronEdit:
 
         Raises:
             EditMismatch: as :meth:`apply`.
-            ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module.
+            ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module, or gates
+                are attached to it now.
         """
         handle = Folded()
         handle.fold(model, self.fit(model, force=force), self.gates)

@@ -19,17 +19,14 @@ from spurge.engine.cascade import Cascade
 from spurge.engine.checks import integer
 from spurge.engine.data import Examples
 from spurge.engine.edits import NeuronEdit
-from spurge.engine.gates import attached, is_gated
-from spurge.engine.measures import TITLES, Measure, Report
+from spurge.engine.gates import attached, gates_on, is_gated, suspended
+from spurge.engine.measures import Measure, Report
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.prediction import Golden, Outcome, Prepared, accuracy, predict
+from spurge.engine.resampling import AVERAGE, NONE, summarize
 from spurge.engine.sites import Site, find_sites
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
-
-AVERAGE = "average"
-_LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
-_BLOCK = 4_000_000  # resampling counts held at once
 
 
 def evaluate(
@@ -53,9 +50,9 @@ def evaluate(
 ) -> Report:
     r"""Measures a classifier on test sets, without an edit, with it, and with its controls.
 
-    Methods: ``none`` (the model as it comes; ``applied`` if gates are attached to it), ``name`` (with the edit),
-    ``zero-all`` (all its neurons erased), ``random`` (its gates on other neurons, the same number in each site; where
-    a site has too few others, on any of it).
+    Methods: ``none`` (the model without the edit), ``name`` (with it), ``zero-all`` (all its neurons erased),
+    ``random`` (its gates on other neurons, the same number in each site; where a site has too few others, on any of
+    it). Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
 
     Metrics: accuracy; its change against the first method, on the same examples; the lowest accuracy of a group; with
     ``golden``
@@ -70,7 +67,7 @@ def evaluate(
         model: a ``transformers`` sequence classifier; comes back as it was.
         tokenizer: its tokenizer, a fast one if ``golden`` is given.
         tests: one set, or sets by name.
-        edit: what to measure.
+        edit: what to measure; by default what is applied to the model now, if anything is.
         name: what to call it in the report.
         controls: with ``zero-all`` and ``random``.
         draws: of random neurons; below 20 their spread says little.
@@ -87,7 +84,7 @@ def evaluate(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: no set, a label the model has no output for, logits that are not finite (both name the set),
-            golden sets that do not fit, or a number out of range.
+            golden sets that do not fit, a number out of range, or an ``edit`` given while another is applied.
         EditMismatch: the edit does not fit the model.
     """
     sets = _named(tests)
@@ -95,33 +92,67 @@ def evaluate(
     bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
     if edit is not None and not isinstance(edit, NeuronEdit):
         raise TypeError(f"edit: expected a NeuronEdit, got {type(edit).__name__}")
-    base = "applied" if is_gated(model) else "none"
-    if not isinstance(name, str) or name in ("", base, "zero-all", "random"):
-        raise ValueError(f"name: expected a name other than {base}, zero-all and random, got {name!r}")
-    sites = {} if edit is None else edit.fit(model, force=force)
-    prepared = {
-        case: Prepared(
-            case,
+    if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
+        raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
+    if is_gated(model):
+        if edit is not None:
+            raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
+        edit = _applied(model)
+    with suspended(model):
+        return _evaluate(
             model,
             tokenizer,
-            examples,
+            sets,
+            edit,
+            name,
+            draws if controls else 0,
+            seed,
+            bootstrap,
+            force,
+            progress,
             batch_size=batch_size,
             max_length=max_length,
             golden=golden,
             top_k=top_k,
             memory=memory,
         )
-        for case, examples in sets.items()
-    }
-    passes: list[tuple[str, dict[str, Tensor]]] = [(base, {})]
+
+
+def _applied(model: nn.Module) -> NeuronEdit:
+    """The gates that are attached to the model now, as an edit."""
+    vectors, infos = gates_on(model)
+    neurons = NeuronSet({site: (gates != 1).nonzero()[:, 0] for site, gates in vectors.items()})
+    gates = [vectors[site][neurons.indices(site)] for site in neurons.sites]
+    info = infos[0] if len(infos) == 1 else {"method": "combine", "rule": "multiply", "edits": infos}
+    return NeuronEdit.build(model, neurons, torch.cat([torch.empty(0), *gates]), info)
+
+
+def _evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    sets: dict[str, Examples],
+    edit: NeuronEdit | None,
+    name: str,
+    draws: int,
+    seed: int,
+    bootstrap: int,
+    force: bool,
+    progress: bool,
+    **reading: Any,
+) -> Report:
+    """:func:`evaluate` of checked arguments on a model without gates; no ``draws`` means no controls."""
+    golden, memory = reading["golden"], reading["memory"]
+    sites = {} if edit is None else edit.fit(model, force=force)
+    prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
+    passes: list[tuple[str, dict[str, Tensor]]] = [(NONE, {})]
     random: list[dict[str, Tensor]] = []
     if edit is not None:
         passes.append((name, edit.full()))
-        if controls:
+        if draws:
             passes.append(("zero-all", edit.with_gates(0.0).full()))
             random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
     moving = edit is not None and bool((edit.vector() != 1).any())
-    cascade = _cascade(model, sites, memory, golden is not None) if random and moving and base == "none" else None
+    cascade = _cascade(model, sites, memory, golden is not None) if random and moving else None
     if cascade is None:
         passes += [("random", gates) for gates in random]
     found: dict[str, dict[str, list[np.ndarray]]] = {case: {} for case in sets}
@@ -136,16 +167,16 @@ def evaluate(
             for case, item in prepared.items():
                 outcomes = item.run_gated(cascade, neurons, together, lambda: bar.update(draws))
                 found[case]["random"] = [_right(item, outcome) for outcome in outcomes]
-    labels = {base: "none", **dict.fromkeys((name, "zero-all", "random"), _labels(edit))}
-    measures = _measures(sets, found, base, labels, bootstrap, seed)
+    labels = {NONE: "none", **dict.fromkeys((name, "zero-all", "random"), _labels(edit))}
+    measures = summarize(sets, found, labels, bootstrap, seed)
     settings = {
         "sets": {case: {"n": len(examples), "data": examples.fingerprint()} for case, examples in sets.items()},
         "edit": None if edit is None else edit.info,
-        "draws": draws if edit is not None and controls else 0,
-        "top_k": top_k if golden is not None else None,
+        "draws": len(random),
+        "top_k": reading["top_k"] if golden is not None else None,
         "seed": seed,
         "bootstrap": bootstrap,
-        "max_length": max_length,
+        "max_length": reading["max_length"],
     }
     return Report(tuple(measures), settings)
 
@@ -219,115 +250,3 @@ def _right(prepared: Prepared, outcome: Outcome) -> np.ndarray:
     if outcome.proximity is not None:
         rows.append(outcome.proximity.double())
     return torch.stack(rows).numpy()
-
-
-def _sums(values: np.ndarray, bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums over examples of ``[N, M]``, then over each bootstrap resample of the examples: ``[1 + bootstrap, M]``.
-
-    A resample is how often each example was drawn, so all its sums are one matrix product.
-    """
-    n = len(values)
-    sums = [values.sum(0, keepdims=True)]
-    block = max(1, _BLOCK // n)
-    for start in range(0, bootstrap, block):
-        rows = min(block, bootstrap - start)
-        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        sums.append(counts.astype(np.float64) @ values)
-    return np.concatenate(sums)
-
-
-Numbers = dict[tuple[str, str], dict[str, np.ndarray]]  # (case, metric) -> method -> [passes, 1 + resamples]
-
-
-def _of_set(
-    case: str,
-    examples: Examples,
-    found: Mapping[str, list[np.ndarray]],
-    base: str,
-    bootstrap: int,
-    rng: np.random.Generator,
-) -> Numbers:
-    """All numbers of one set; ``random`` has passes and no resamples, the others one pass and its resamples."""
-    groups = examples.groups
-    group = np.array([row.group or "" for row in examples])
-    member = np.stack([np.ones(len(examples)), *(group == name for name in groups)])  # [1 + groups, N]
-    singles = [method for method in found if method != "random"]
-    numbers: Numbers = {}
-
-    def enter(methods: list[str], outcomes: np.ndarray, bootstrap: int) -> None:
-        """``outcomes`` ``[passes, 1 or 2, N]``; the passes are those of each method, or all of one."""
-        right = 100 * outcomes[:, 0, None] * member  # [passes, 1 + groups, N]
-        columns = np.concatenate([right.reshape(-1, len(examples)), member, *outcomes[:, 1:].swapaxes(0, 1)])
-        sums = _sums(columns.T, bootstrap, rng).T  # [columns, 1 + resamples]
-        passes, cells = right.shape[:2]
-        sizes = sums[passes * cells : (passes + 1) * cells]
-        with np.errstate(invalid="ignore"):  # a resample can miss a small group
-            means = sums[: passes * cells].reshape(passes, cells, -1) / sizes
-        near = sums[(passes + 1) * cells :] / len(examples)
-        for number, method in enumerate(methods):
-            rows = slice(number, number + 1) if len(methods) == passes else slice(None)
-            numbers.setdefault((case, "accuracy"), {})[method] = means[rows, 0]
-            for cell, name in enumerate(groups, 1):
-                numbers.setdefault((f"{case}/{name}", "accuracy"), {})[method] = means[rows, cell]
-            if groups:
-                numbers.setdefault((case, "worst_group"), {})[method] = np.fmin.reduce(means[rows, 1:], axis=1)
-            if len(near):
-                numbers.setdefault((case, "eta"), {})[method] = near[rows]
-
-    enter(singles, np.stack([found[method][0] for method in singles]), bootstrap)
-    if "random" in found:
-        enter(["random"], np.stack(found["random"]), 0)
-    plain = numbers[case, "accuracy"][base]
-    changes = {
-        method: values - plain[:, : values.shape[1]]
-        for method, values in numbers[case, "accuracy"].items()
-        if method != base
-    }
-    return numbers | ({(case, "change"): changes} if changes else {})
-
-
-def _measures(
-    sets: Mapping[str, Examples],
-    found: Mapping[str, Mapping[str, list[np.ndarray]]],
-    base: str,
-    labels: Mapping[str, str | None],
-    bootstrap: int,
-    seed: int,
-) -> list[Measure]:
-    numbers: Numbers = {}
-    sizes = {AVERAGE: len(sets)}
-    for index, (case, examples) in enumerate(sets.items()):
-        sizes[case] = len(examples)
-        for row in examples:
-            if row.group is not None:
-                sizes[f"{case}/{row.group}"] = sizes.get(f"{case}/{row.group}", 0) + 1
-        numbers |= _of_set(case, examples, found[case], base, bootstrap, np.random.default_rng((seed, index)))
-    first = next(iter(sets))
-    for metric in ("accuracy", "change", "eta"):
-        if len(sets) > 1 and (first, metric) in numbers:
-            numbers[AVERAGE, metric] = {
-                method: np.mean([numbers[case, metric][method] for case in sets], axis=0)
-                for method in numbers[first, metric]
-            }
-    return [
-        _measure(case, method, metric, values, sizes[case], labels[method])
-        for metric in TITLES
-        for (case, found_metric), by_method in numbers.items()
-        if found_metric == metric
-        for method, values in by_method.items()
-    ]
-
-
-def _measure(case: str, method: str, metric: str, values: np.ndarray, size: int, labels: str | None) -> Measure:
-    unit = {"change": "points", "eta": ""}.get(metric, "percent")
-    if method == "random":
-        draws = values[:, 0]
-        mean, spread = float(draws.mean()), float(draws.std(ddof=1))
-        return Measure(case, method, metric, mean, spread, None, None, len(draws), unit, labels)
-    point, resamples = float(values[0, 0]), values[0, 1:]
-    resamples = resamples[~np.isnan(resamples)]
-    if len(resamples) < 2:
-        return Measure(case, method, metric, point, None, None, None, size, unit, labels)
-    low, high = map(float, np.percentile(resamples, _LEVEL))
-    return Measure(case, method, metric, point, float(resamples.std(ddof=1)), low, high, size, unit, labels)

@@ -31,10 +31,12 @@ class _Gate:
     once.
     """
 
-    def __init__(self, gates: Tensor) -> None:
-        self.gates = gates
+    def __init__(self, gates: Tensor, info: Mapping[str, Any]) -> None:
+        self.gates, self.info, self.active = gates, info, True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not self.active:
+            return args
         z, *rest = args
         gates = self.gates if self.gates.device == z.device else self.gates.to(z.device)
         return ((z * gates).to(z.dtype), *rest)
@@ -75,8 +77,10 @@ class Attached:
         self._handles: list[Any] = []
         self._holding = False
 
-    def attach(self, sites: Mapping[str, Site], gates: Mapping[str, Tensor]) -> None:
-        """Attaches gates ``[F]`` to each site, all or none."""
+    def attach(
+        self, sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any] | None = None
+    ) -> None:
+        """Attaches gates ``[F]`` to each site, all or none; ``info`` says where they come from."""
         try:
             _EAGER.hold()
             self._holding = True
@@ -84,7 +88,8 @@ class Attached:
                 down = sites[name].down
                 weight: Tensor = down.weight  # type: ignore[assignment]
                 place = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
-                self._handles.append(down.register_forward_pre_hook(_Gate(vector.to(place, torch.float32))))
+                gate = _Gate(vector.to(place, torch.float32), info if info is not None else {})
+                self._handles.append(down.register_forward_pre_hook(gate))
         except BaseException:
             self.undo()
             raise
@@ -99,19 +104,52 @@ class Attached:
 
 
 @contextmanager
-def attached(sites: Mapping[str, Site], gates: Mapping[str, Tensor]) -> Iterator[None]:
+def attached(
+    sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Gates ``[F]`` by site name, attached inside the ``with`` block and always taken off after it."""
     handle = Attached()
     try:
-        handle.attach(sites, gates)
+        handle.attach(sites, gates, info)
         yield
     finally:
         handle.undo()
 
 
+def _gates(module: nn.Module) -> list[_Gate]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _Gate)]
+
+
 def is_gated(model: nn.Module) -> bool:
     """Whether gates are attached to ``model`` now."""
-    return any(isinstance(hook, _Gate) for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(_gates(module) for module in model.modules())
+
+
+def gates_on(model: nn.Module) -> tuple[dict[str, Tensor], list[Mapping[str, Any]]]:
+    """The gates ``[F]`` attached to ``model`` now, by module path, and where they come from.
+
+    Stacked gates are multiplied, as they act.
+    """
+    product: dict[str, Tensor] = {}
+    infos: dict[int, Mapping[str, Any]] = {}
+    for name, module in model.named_modules():
+        if found := _gates(module):
+            product[name] = torch.stack([gate.gates.cpu() for gate in found]).prod(0)
+            infos |= {id(gate.info): gate.info for gate in found}
+    return product, list(infos.values())
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """The model as if no gates were attached, inside the ``with`` block."""
+    found = [gate for module in model.modules() for gate in _gates(module) if gate.active]
+    try:
+        for gate in found:
+            gate.active = False
+        yield
+    finally:
+        for gate in found:
+            gate.active = True
 
 
 class Folded:
@@ -124,10 +162,13 @@ class Folded:
         """``W2[:, k] *= g_k`` in place for all sites, or for none.
 
         Raises:
-            ValueError: a weight is on the meta device, quantised, wrapped, or shared with another module.
+            ValueError: a weight is on the meta device, quantised, wrapped, or shared with another module, or gates
+                are attached to it, which would then act twice.
         """
         for name in gates:
             _foldable(model, sites[name])
+            if _gates(sites[name].down):
+                raise ValueError(f"fold: gates are attached to {name!r} now; take them off first")
         columns = []
         with torch.no_grad():
             for name, (indices, values) in gates.items():
