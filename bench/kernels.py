@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -47,19 +48,19 @@ def measure(case: Case, *, device: str, compile: bool) -> dict[str, Timing]:
     return compare(calls, repeats=7, budget=8.0, sample_seconds=0.02, device=device)
 
 
-def run(args: argparse.Namespace, results: Any) -> None:
+def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py kernels``."""
     import swarms
 
     sizes = SIZES[torch.device(args.device).type]
-    sizes = {"cache": sizes["cache"]} if args.quick else sizes
+    sizes = {name: mib for name, mib in sizes.items() if name in (["cache"] if args.quick else args.sizes)}
     names = [name for name in KERNELS if any(fnmatch(name, pattern) for pattern in args.only)]
     for name in names:
         for dtype in DTYPES[name]:
             for size, mib in sizes.items():
                 torch.manual_seed(0)
                 case = KERNELS[name](mib * MIB, dtype, args.device)
-                if size == "cache":
+                if mib <= 32:  # above, the copies would need too much memory
                     check(case)
                 for count in args.threads:
                     with threads(count):
@@ -77,5 +78,6 @@ def run(args: argparse.Namespace, results: Any) -> None:
                         results.add(label, method, "bandwidth", rate, unit="GB/s")
                         results.add(label, method, "copy_share", share, unit="percent")
                         print(f"    {method:16s} {rate:9.2f} GB/s {share:6.0f} % of a copy", flush=True)
+                save()
     if any(fnmatch("swarm", pattern) for pattern in args.only):
-        swarms.run(args, results)
+        swarms.run(args, results, save)

@@ -75,7 +75,7 @@ def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> li
     return rows
 
 
-def run(args: argparse.Namespace, results: Any) -> None:
+def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py limits``."""
     with threads(args.threads):
         for row in all_limits(device=args.device, quick=args.quick):

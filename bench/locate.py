@@ -9,7 +9,7 @@ full on a deep model, is measured on the two middle layers and scaled to all of 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -126,7 +126,10 @@ def _first_look(method: Method, job: Job, layers: Layers, reference: Scores) -> 
     got, want = _stack(scores, names), _stack(reference, names)
     sentences = max(relative_error(a, b) for a, b in zip(got, want, strict=True))
     flops = count_flops(lambda: run(layers))
-    return run, Measured(method, relative_error(got, want), sentences, _overlap(got, want), seconds, flops)
+    found = Measured(method, relative_error(got, want), sentences, _overlap(got, want), seconds, flops)
+    if job.ids.is_cuda:  # torch's allocator counts what this call takes; no child process is needed
+        found.peak = peak_of_call(lambda: run(layers), job.ids.device)
+    return run, found
 
 
 def _to_all_layers(part: Timing, none: Timing, layers: int, measured: int) -> Timing:
@@ -148,6 +151,9 @@ def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
     methods = [m for m in all_methods() if any(fnmatch(m.name, p) for p in args.methods)]
     if args.quick:
         methods = [m for m in methods if m.name in QUICK]
+    if importlib.util.find_spec("captum") is None:
+        print("captum is not installed (extra bench): left out", flush=True)
+        methods = [m for m in methods if not m.name.startswith("captum")]
     jobs = {dtype: job if dtype == torch.float32 else job.to(dtype) for dtype in {m.dtype for m in methods}}
     middle = [job.layers // 2 - 1, job.layers // 2]
     runs: dict[str, Run] = {}
@@ -172,7 +178,7 @@ def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
                 measured.flops = fixed + (measured.flops - fixed) * job.layers // len(middle)
                 measured.note = f"extrapolated from layers {middle[0]}+{middle[1]}"
     del calls, runs, jobs, job
-    if args.peak:
+    if args.peak and torch.device(args.device).type == "cpu":
         for key, measured in found.items():
             print(f"{name}: peak memory of {key}", flush=True)
             child = ["locate", name, key, "--device", args.device, "--threads", str(args.threads)]
@@ -263,7 +269,7 @@ def table(case: str, found: list[Measured], rates: dict[torch.dtype, float]) -> 
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace, results: Any) -> None:
+def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py locate``."""
     with threads(args.threads):
         dtypes = (torch.float32, torch.bfloat16)
@@ -280,3 +286,4 @@ def run(args: argparse.Namespace, results: Any) -> None:
         found = measure_job(name, args)
         add_rows(results, name, found, rates)
         print(table(name, found, rates), flush=True)
+        save()

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", parents=[common], help="kernels against eager torch and torch.compile")
     kernels.add_argument("--threads", type=lambda text: [_positive(n) for n in text.split(",")], default=[1, 2])
     kernels.add_argument("--only", type=_names, default=["*"], help="patterns of kernel names, comma-separated")
+    kernels.add_argument("--sizes", type=_names, default=["cache", "middle", "memory"], help="of the arrays")
     kernels.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
 
     memory = commands.add_parser("memory", parents=[common], help="does the memory budget hold")
@@ -107,13 +108,18 @@ def main(argv: list[str] | None = None) -> int:
     asked = {key: value for key, value in vars(args).items() if key != "json"}
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
     results = Results(args.command, settings)
+
+    def save() -> None:  # after every case: a run that is stopped keeps what it has
+        if args.json is not None:
+            results.write(args.json)
+
     try:
-        importlib.import_module("weigh" if args.command == "memory" else args.command).run(args, results)
+        importlib.import_module("weigh" if args.command == "memory" else args.command).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2
+    save()
     if args.json is not None:
-        results.write(args.json)
         print(f"written: {args.json}")
     return 0
 

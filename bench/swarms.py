@@ -43,7 +43,7 @@ class Kernels:
         state = (self.position, self.velocity, self.best, self.leader)
         ops.swarm_step_(*state, **pulls, **box, seed=0, iteration=self.iteration)
         leader = ops.swarm_best_(self.best, self.best_fitness, self.position, fitness)
-        self.leader = self.best[leader].clone()
+        self.leader = self.best[leader]  # indexed by a tensor: a copy
 
 
 def maximise(
@@ -156,7 +156,7 @@ def peak_in_this_process(method: str, particles: int, dimensions: int, iteration
     return peak_of_call(lambda: call(particles, dimensions, iterations))
 
 
-def run(args: argparse.Namespace, results: Any) -> None:
+def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """The swarm's rows of ``run.py kernels``."""
     for shape, counts in (QUICK_SHAPES if args.quick else SHAPES).items():
         elements = math.prod(map(int, shape.split("x")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def parse_mebibytes(text: str) -> int:
     return parse_bytes(text)
 
 
-def run(args: argparse.Namespace, results: Any) -> None:
+def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """Each budget in a process of its own, and one with memory without end to compare the scores with."""
     for job in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
@@ -41,3 +42,4 @@ def run(args: argparse.Namespace, results: Any) -> None:
                 results.add(case, METHOD, "budget_share", 100 * peak / allowed, unit="percent")
                 results.add(case, METHOD, "difference", difference, unit="relative 2-norm")
                 print(f"{case:36s} peak {peak / 2**20:8.0f} MiB   scores differ by {difference:.1e}", flush=True)
+                save()

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Build, test and measure on a machine with an NVIDIA GPU, in one call and under ten minutes, without a network:
+#
+#     bash bench/device/check.sh OUT
+#
+# Needs there: nvcc, a Python with torch (CUDA), transformers, pytest, pytest-benchmark, hypothesis, scikit-build-core,
+# pybind11, cmake and ninja. Installs nothing but Spurge itself, into a folder of its own. Writes to OUT, at most eight
+# files: summary.txt, build.log, tests.log, sanitizer.log, kernels.json, kernels.log, locate.json, locate.log.
+# A stage that fails or runs out of time does not stop the next; the exit status is 1 if any did.
+#
+# SPURGE_CHECK_DRY=1 goes through the same stages on a CPU, without CUDA and with small sizes.
+set -uo pipefail
+
+if [ $# -ne 1 ]; then
+    echo "usage: bash bench/device/check.sh OUT" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/../.." || exit 2
+
+python=${PYTHON:-python3}
+total=570 # seconds for everything
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PYTHONPATH="$scratch/site" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+device=cuda cuda=ON chosen=(tests bench/test_kernels.py -m cuda) sizes=(--sizes cache,memory)
+jobs=minilm-random-32x8,minilm-random-128x64,bert-32x8
+if [ "${SPURGE_CHECK_DRY:-0}" = 1 ]; then
+    device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) sizes=(--quick --no-compile) jobs=tiny-8x2
+fi
+
+summary=$out/summary.txt
+failed=()
+: >"$summary"
+
+say() { echo "$*" | tee -a "$summary"; }
+
+# stage NAME SECONDS LOG COMMAND...: run a command with its own time limit, inside what is left of the total
+stage() {
+    local name=$1 limit=$2 file=$3 left=$((total - SECONDS)) start=$SECONDS status
+    local log=$out/$file
+    shift 3
+    if [ "$left" -lt 10 ]; then
+        say "SKIPPED  $name: no time left"
+        failed+=("$name")
+        return
+    fi
+    if [ "$limit" -gt "$left" ]; then limit=$left; fi
+    echo "=== $name: $*" >>"$log"
+    timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1
+    status=$?
+    if [ "$status" -eq 0 ]; then
+        say "ok       $name ($((SECONDS - start)) s)"
+    else
+        if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then status="out of time"; fi
+        say "FAILED   $name ($((SECONDS - start)) s, $status), see $file; its end:"
+        tail -n 15 "$log" | cut -c1-200 | sed 's/^/         | /' | tee -a "$summary"
+        failed+=("$name")
+    fi
+}
+
+say "spurge on $(uname -m), $(date -u +%Y-%m-%dT%H:%MZ), $("$python" --version 2>&1)"
+if [ "$device" = cuda ]; then
+    say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -n 1)"
+    say "$(nvcc --version 2>&1 | tail -n 2 | head -n 1)"
+fi
+
+stage build 200 build.log "$python" -m pip install . --target "$scratch/site" --no-build-isolation --no-deps \
+    --no-index --disable-pip-version-check -Cbuild-dir="$scratch/build" \
+    -Ccmake.define.SPURGE_CUDA=$cuda -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native
+stage doctor 60 build.log "$python" -m spurge doctor
+stage tests 150 tests.log "$python" -m pytest "${chosen[@]}" -q -p no:cacheprovider --benchmark-disable
+stage kernels 170 kernels.log "$python" bench/run.py kernels --device $device --threads 1 "${sizes[@]}" \
+    --json "$out/kernels.json"
+stage locate 120 locate.log "$python" bench/run.py locate --device $device --threads 1 --shapes "$jobs" --full \
+    --no-peak --repeats 5 --budget 5 --json "$out/locate.json"
+if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
+    ours=() # torch's own kernels are not what is checked here
+    if compute-sanitizer --help | grep -q -e --kernel-name; then ours=(--kernel-name kernel_substring=spurge); fi
+    for tool in memcheck racecheck; do
+        # without torch's caching allocator every tensor is an allocation of its own, so that a step beyond it is seen
+        stage "sanitizer $tool" 100 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+            compute-sanitizer --tool "$tool" "${ours[@]}" --error-exitcode 9 --print-limit 20 \
+            "$python" -m pytest bench/test_kernels.py -m cuda -k computes_the_same -q -p no:cacheprovider
+    done
+elif [ "$device" = cuda ]; then
+    say "SKIPPED  sanitizer: no compute-sanitizer on the PATH"
+fi
+
+grep -h "passed\|failed" "$out/tests.log" 2>/dev/null | tail -n 1 | tee -a "$summary"
+cat "$out/kernels.log" "$out/locate.log" 2>/dev/null | grep -v "^===" | tail -n 60
+if [ ${#failed[@]} -eq 0 ]; then
+    say "all stages passed in $SECONDS s"
+    exit 0
+fi
+say "failed or skipped: ${failed[*]}"
+exit 1
