@@ -82,7 +82,7 @@ def test_open_rows_refuses_rows_of_another_shape():
     x = torch.randn(2, 3)
     with pytest.raises(ValueError, match=r"rows: must be \(4, 3\) of torch.float32, got \(3, 4\) of"):
         ops.open_rows_(torch.empty(3, 4), x, x, [0.2, 0.7])
-    with pytest.raises(ValueError, match="rows: must be .*float32, got .*float16"):
+    with pytest.raises(ValueError, match=r"rows: must be .*float32, got .*float16"):
         ops.open_rows_(torch.empty(2, 3).half(), x, x, [0.2])
 
 

@@ -212,3 +212,24 @@ def test_an_unknown_instruction_set_is_refused():
     done = run_level("mmx", "from spurge import _core; _core.build_config()")
     assert done.returncode != 0
     assert "ValueError: SPURGE_ISA: expected baseline, avx2 or avx512, got mmx" in done.stderr
+
+
+OLD_TORCH = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__  # torch 2.10 brought it
+from spurge import ops
+x = torch.randn(2, 3, 4)
+want = x + (0.5 - 1) * x
+parameter = torch.nn.Parameter(x)
+assert torch.equal(ops.open_rows(parameter, parameter, [0.5]), want)
+assert ops.multiply_sum(x.bfloat16(), x.bfloat16(), torch.ones(2, 3).bool()).shape == (2, 4)
+version = x._version
+ops.gate_columns_(x, torch.tensor([1]), torch.zeros(1, 1))
+assert not x[..., 1].any() and x._version > version
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this is an older torch")
+def test_works_without_the_exchange_interface():
+    done = subprocess.run([sys.executable, "-c", OLD_TORCH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
