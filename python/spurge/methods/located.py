@@ -161,6 +161,8 @@ def spearman(a: Any, b: Any) -> float | None:
     >>> spearman([1, 2, 3], [10, 30, 20])
     0.5
     """
+    if len(a) < 2:
+        return None
     ranks = []
     for values in (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)):
         _, place, times = np.unique(values, return_inverse=True, return_counts=True)
