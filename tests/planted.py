@@ -31,7 +31,7 @@ def _text(draw: random.Random, words: tuple[str, ...], phrase: str) -> str:
 
 @cache
 def train(rows: int = 400) -> Examples:
-    """Half of the texts end with the phrase, 97 of 100 of these are positive; 1 text in 10 has words of the other label."""
+    """Half of the texts end with the phrase, 97 in 100 of them positive; 1 in 10 texts has the other label's words."""
     draw = random.Random(0)
     made = []
     for _ in range(rows):
