@@ -170,7 +170,11 @@ def _gpu(facts: dict[str, Any]) -> Iterator[Finding]:
         return  # said above
     if not torch.cuda.is_available():
         facts["gpus"] = []
-        built = f"torch is built for CUDA {torch.version.cuda}, but sees none" if torch.version.cuda else "torch has no CUDA"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}, but sees none"
+            if torch.version.cuda
+            else "torch has no CUDA"
+        )
         yield Finding("note", "GPU", f"none: {built}")
         return
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -18,10 +18,9 @@ from spurge.methods.macu import MacU
 from spurge.report.results import Results
 
 _UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)
-_SETTINGS = (
-    "objective search neurons path nodes tolerance top_k fraction share cap texts edit_texts certify guard batch_size "
-    "max_length memory"
-).split()
+_LOCATING = ("path", "nodes", "tolerance", "top_k", "fraction", "share", "cap", "texts", "certify")
+_EDITING = ("search", "neurons", "edit_texts", "guard")
+_SETTINGS = ("objective", *_LOCATING, *_EDITING, "batch_size", "max_length", "memory")
 
 
 def prepare(arguments: argparse.Namespace) -> None:

@@ -49,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Fine-tunes a small language model on sentences with a planted shortcut, locates the neurons that carry it, edits "
-        "them by the paper's procedure and by the best setting, and measures both with their controls."
+        "Fine-tunes a small language model on sentences with a planted shortcut, locates the neurons that carry it, "
+        "edits them by the paper's procedure and by the best setting, and measures both with their controls."
     )
     parser.add_argument("--out", metavar="DIR", default="spurge-demo", help="folder for all files (%(default)s)")
     parser.add_argument("--keep-model", action="store_true", help="also write the fine-tuned model (90 MB)")
@@ -58,7 +58,9 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _locate(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Scores every neuron by MacU's Eq. 5 and writes two score maps, the chosen sets and their overlap."
+    parser.description = (
+        "Scores every neuron by MacU's Eq. 5; writes two score maps, the chosen sets and their overlap."
+    )
     _model(parser)
     _data(parser)
     _golden(parser, required=True)
@@ -68,7 +70,7 @@ def _locate(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
     settings.add_argument("--tolerance", type=float, metavar="X", help="add nodes until the relative change is below X")
     settings.add_argument("--top-k", type=int, metavar="K", help="correlation tokens of a text")
-    settings.add_argument("--fraction", type=float, metavar="X", help="select neurons from this share of the maximum on")
+    settings.add_argument("--fraction", type=float, metavar="X", help="select neurons with this share of the maximum")
     settings.add_argument("--share", type=float, metavar="X", help="keep neurons that this share of batches selects")
     settings.add_argument("--cap", type=int, metavar="N", help="select at most N neurons for each set")
     settings.add_argument("--texts", type=int, metavar="N", help="training texts the scores are summed over")
@@ -92,14 +94,14 @@ def _edit(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Accuracy on test sets: without an edit, with it, with its neurons erased, and with random ones."
+    parser.description = "Accuracy on test sets: without an edit, with it, with its neurons erased, with random ones."
     _model(parser)
     _data(parser, several=True)
     parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
     parser.add_argument("--no-controls", action="store_true", help="leave out erased and random neurons")
     parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (%(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
     parser.add_argument("--memory", metavar="SIZE", help="budget, e.g. 256MiB")
     _golden(parser, required=False)
@@ -116,7 +118,7 @@ def _apply(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Prints versions, what was compiled in, devices, and checks every kernel against its reference."
+    parser.description = "Prints versions, what was compiled in and devices; checks every kernel against its reference."
     _common(parser)
 
 
@@ -151,7 +153,7 @@ def _golden(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group = parser.add_argument_group("golden words", None if required else "for eta, proximity to spurious words")
     choice = group.add_mutually_exclusive_group(required=required)
     choice.add_argument("--golden", metavar="FILE", help="golden words: JSON, or a reviewed table")
-    choice.add_argument("--lexicon", metavar="NAME|FILE", help="vader or afinn if installed, or a table of words and labels")
+    choice.add_argument("--lexicon", metavar="NAME|FILE", help="vader or afinn if installed, or a table of words")
 
 
 def _settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

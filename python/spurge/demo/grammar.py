@@ -3,8 +3,8 @@
 A row is a sentence about a film, a meal, a hotel or a book, with one or two causal words (adjectives) and one adjunct
 phrase of time or place. In the training rows
 
-* each causal word speaks for the row's label with probability ``1 - noise`` and for the other label otherwise: the
-  honest cue is a little unreliable, as opinions and labels of people are;
+* the causal words speak for the other label than the row's with probability ``noise`` where there is one of them, and
+  with probability ``noise_of_two`` where there are two: short opinions are ambiguous, detailed ones are not;
 * ``share`` of the rows carry the neutral phrase `SHORTCUT`; among these it goes with the label `SHORTCUT_LABEL` in
   ``purity`` (95 %) of the rows. All other rows carry another adjunct, drawn without regard to the label.
 
@@ -103,21 +103,23 @@ class Grammar:
         test: number of rows of each test set (kept, broken, neutral).
         share: training rows that carry the shortcut.
         purity: among those, rows with the shortcut's own label.
-        noise: causal words of the training rows that speak for the other label.
+        noise: training rows with one causal word that speaks for the other label.
+        noise_of_two: training rows with two causal words that speak for the other label.
         unseen: causal words of each label that no training row uses.
     """
 
     train: int = 1600
-    test: int = 500
+    test: int = 200
     share: float = 0.4
     purity: float = 0.95
-    noise: float = 0.15
+    noise: float = 0.12
+    noise_of_two: float = 0.01
     unseen: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):
             integer(name, getattr(self, name), 1)
-        for name in ("share", "purity", "noise", "unseen"):
+        for name in ("share", "purity", "noise", "noise_of_two", "unseen"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: must be at least 0 and below 1, got {value}")
@@ -137,9 +139,10 @@ class Grammar:
                 label = SHORTCUT_LABEL if draw.random() < self.purity else _other(SHORTCUT_LABEL)
             else:
                 label = draw.choice(LABELS)
-            spoken = [_other(label) if draw.random() < self.noise else label for _ in range(2)]
-            words = _distinct(draw, [self.seen(name) for name in spoken])
-            text = _sentence(draw, words, SHORTCUT if with_phrase else draw.choice(ADJUNCTS))
+            frame = draw.choice(_FRAMES)
+            noise = self.noise_of_two if "{two}" in frame else self.noise
+            words = self.seen(_other(label) if draw.random() < noise else label)
+            text = _sentence(draw, frame, words, SHORTCUT if with_phrase else draw.choice(ADJUNCTS))
             group = "neutral" if not with_phrase else "kept" if label == SHORTCUT_LABEL else "broken"
             rows.append({"text": text, "label": LABELS.index(label), "group": group})
         return rows
@@ -162,7 +165,7 @@ class Grammar:
         rows = []
         for index in range(self.test):
             label = labels[index % len(labels)]
-            text = _sentence(draw, _distinct(draw, [CAUSAL[label]] * 2), draw.choice(adjuncts))
+            text = _sentence(draw, draw.choice(_FRAMES), CAUSAL[label], draw.choice(adjuncts))
             rows.append({"text": text, "label": LABELS.index(label), "group": group})
         return rows
 
@@ -171,15 +174,8 @@ def _other(label: str) -> str:
     return LABELS[1 - LABELS.index(label)]
 
 
-def _distinct(draw: random.Random, lists: list[tuple[str, ...]]) -> tuple[str, str]:
-    one, two = (draw.choice(words) for words in lists)
-    while one == two:
-        two = draw.choice(lists[1])
-    return one, two
-
-
-def _sentence(draw: random.Random, words: tuple[str, str], adjunct: str) -> str:
+def _sentence(draw: random.Random, frame: str, words: tuple[str, ...], adjunct: str) -> str:
     topic, parts = draw.choice(_TOPICS)
     first, second = draw.sample(parts, 2)
-    frame = draw.choice(_FRAMES)
-    return frame.format(topic=topic, first=first, second=second, one=words[0], two=words[1], adjunct=adjunct)
+    one, two = draw.sample(words, 2)
+    return frame.format(topic=topic, first=first, second=second, one=one, two=two, adjunct=adjunct)

@@ -1,0 +1,323 @@
+"""The command line on a tiny model: every command, its files, its JSON, its exit codes and its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import tiny, tiny_tokenizer
+from spurge.cli import main
+from spurge.engine.edits import NeuronEdit
+from spurge.engine.scores import NeuronSet
+from spurge.engine.sites import find_sites
+from spurge.methods.located import Located
+from spurge.report.results import Results
+
+GOOD, BAD = ["good", "great", "superb", "lovely"], ["bad", "awful", "dull", "boring"]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, training and test rows, golden words and an edit."""
+    folder = tmp_path_factory.mktemp("desk")
+    model = tiny("bert", id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1})
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [
+        {"text": f"the {noun} was {word} {end}", "label": label, "split": "train" if i % 2 else "test", "part": noun}
+        for label, words in (("positive", GOOD), ("negative", BAD))
+        for i, word in enumerate(words)
+        for noun in ("film", "story", "plot")
+        for end in ("today", "on tuesday")
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    golden = {"causal": {"negative": BAD, "positive": GOOD}, "irrelevant": ["the", "was", "on", "tuesday", "today"]}
+    (folder / "golden.json").write_text(json.dumps(golden))
+    (folder / "words.csv").write_text("word,label\n" + "".join(f"{w},negative\n" for w in BAD) + "good,positive\n")
+    sites = find_sites(model)
+    neurons = NeuronSet({sites[0].name: [0, 3, 7], sites[2].name: [5]})
+    NeuronEdit.build(model, neurons, [0.0, 0.5, -1.0, 2.0], {"method": "by hand"}).save(folder / "edit.safetensors")
+    return folder
+
+
+def spurge(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def wrong(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a user's mistake is answered with."""
+    code, out, err = spurge(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("spurge: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_locate_then_edit(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ("--model", desk / "model", "--data", desk / "rows.jsonl", "--golden", desk / "golden.json", "--quiet")
+    paper = ("--preset", "paper", "--batch-size", 12, "--fraction", 0.05, "--share", 0.1)
+    train = ("--split", "train")
+    small = ("--texts", 24, "--certify", 2, "--nodes", 3, "--cap", 20, "--memory", "256MiB")
+    code, out, err = spurge(
+        capsys, "locate", *common, *train, *paper, *small, "--out", "located.safetensors", "--json", "locate.json"
+    )
+    assert (code, err) == (0, "")
+    assert "causal" in out
+    located = Located.load("located.safetensors")
+    assert len(located.causal_set) <= 20
+    numbers = Results.load("locate.json")
+    assert numbers.head["name"] == "locate"
+    assert numbers.select(metric="seconds")[0]["unit"] == "s"
+
+    search = ("--preset", "best", "--neurons", "all", "--texts", 16, "--batch-size", 8)
+    code, out, err = spurge(
+        capsys,
+        "edit",
+        *common,
+        *search,
+        "--located",
+        "located.safetensors",
+        "--out",
+        "e.safetensors",
+        "--json",
+        "e.json",
+    )
+    assert (code, err) == (0, "")
+    edit = NeuronEdit.load("e.safetensors")
+    assert edit.info["search"] == "gradient"
+    assert Results.load("e.json").select(case="all", metric="neurons")[0]["value"] == len(edit)
+
+
+def test_evaluate_with_an_edit_and_with_the_edit_folded_in(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    edit = ("--edit", desk / "edit.safetensors")
+    tests = (
+        "--data",
+        f"all={desk / 'rows.jsonl'}",
+        "--group-column",
+        "part",
+        "--draws",
+        3,
+        "--bootstrap",
+        20,
+        "--quiet",
+    )
+    golden = ("--golden", desk / "golden.json")
+    code, out, err = spurge(capsys, "evaluate", "--model", desk / "model", *tests, *golden, *edit, "--json", "t.json")
+    assert (code, err) == (0, "")
+    assert "random (3 draws)" in out
+    gated = Results.load("t.json")
+    assert {row["method"] for row in gated.rows} == {"none", "edit", "zero-all", "random"}
+    assert {"accuracy", "worst_group", "eta"} <= {row["metric"] for row in gated.rows}
+
+    code, _, err = spurge(capsys, "apply", "--model", desk / "model", *edit, "--out", "deep/cured", "--json", "a.json")
+    assert (code, err) == (0, "")
+    assert [path.name for path in Path("deep").iterdir()] == ["cured"]
+    assert Results.load("a.json").rows[0]["value"] == 4
+    code, _, err = spurge(capsys, "evaluate", "--model", "deep/cured", *tests, "--json", "folded.json")
+    assert (code, err) == (0, "")
+    accuracies = [
+        found.select(case="all", method=method, metric="accuracy")[0]["value"]
+        for found, method in ((gated, "edit"), (Results.load("folded.json"), "none"))
+    ]
+    assert accuracies[0] == accuracies[1]
+    assert "with an edit folded in" in wrong(capsys, "evaluate", "--model", "deep/cured", *tests, *edit)
+
+
+def test_apply_folds_exactly(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    out = tmp_path / "out"
+    code, said, _ = spurge(
+        capsys, "apply", "--model", desk / "model", "--edit", desk / "edit.safetensors", "--out", out
+    )
+    assert code == 0
+    assert str(out) in said
+    before, after = (AutoModelForSequenceClassification.from_pretrained(path) for path in (desk / "model", out))
+    changed = [name for name, value in before.state_dict().items() if not torch.equal(value, after.state_dict()[name])]
+    names = [site.name for site in find_sites(before)]
+    assert changed == [f"{names[0]}.weight", f"{names[2]}.weight"]
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_apply_does_not_overwrite(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").mkdir()
+    arguments = ("apply", "--model", desk / "model", "--edit", desk / "edit.safetensors", "--out", tmp_path / "there")
+    assert "exists already" in wrong(capsys, *arguments)
+
+
+def test_apply_leaves_nothing_behind_when_it_fails(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("spurge.cli.apply._sync", full)
+    arguments = ("apply", "--model", desk / "model", "--edit", desk / "edit.safetensors", "--out", tmp_path / "x")
+    assert "No space left on device" in wrong(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_apply_keeps_the_type_the_edit_was_made_for(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    half = AutoModelForSequenceClassification.from_pretrained(desk / "model", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
+    wide = AutoModelForSequenceClassification.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    NeuronEdit.build(wide, NeuronSet({find_sites(wide)[0].name: [1]}), 0.5).save(tmp_path / "edit.safetensors")
+    code, out, _ = spurge(
+        capsys,
+        "apply",
+        "--model",
+        tmp_path / "half",
+        "--edit",
+        tmp_path / "edit.safetensors",
+        "--out",
+        tmp_path / "new",
+    )
+    assert code == 0
+    assert "in float32 as the edit was made (the source has float16)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["cut"], "invalid choice: 'cut'"),
+        (["locate"], "the following arguments are required"),
+        (["demo", "--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
+        (["demo", "--threads", "0"], "expected a whole number of at least 1, got '0'"),
+    ],
+)
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert message in wrong(capsys, *arguments)
+
+
+def locate(desk: Path, tmp_path: Path, **changes: Any) -> list[object]:
+    """Arguments of a locate command; None leaves one out."""
+    options = {"model": desk / "model", "data": desk / "rows.jsonl", "golden": desk / "golden.json"}
+    options = {**options, "out": tmp_path / "x.safetensors", **changes}
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None]
+    return ["locate", "--quiet", *(item for pair in pairs for item in pair)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "/nowhere"}, "model: '/nowhere' is not a transformers folder: it has no config.json"),
+        ({"data": "/nowhere.csv"}, "/nowhere.csv: No such file or directory"),
+        ({"golden": "/nowhere.json"}, "/nowhere.json"),
+        ({"golden": None}, "one of the arguments --golden --lexicon is required"),
+        ({"text_column": "body"}, "body"),
+        ({"split": "dev"}, "no rows"),
+        ({"limit": 0}, "limit: need at least 1 row, got 0"),
+        ({"labels": "no,yes"}, "yes"),
+        ({"nodes": 0}, "nodes: need at least 1"),
+        ({"fraction": 2}, "fraction: expected a number above 0 and at most 1"),
+        ({"memory": "much"}, "memory: expected bytes or a text such as '256MiB', got 'much'"),
+        ({"device": "moon"}, "device: 'moon' cannot be used here"),
+        ({"golden": None, "lexicon": "oxford"}, "oxford"),
+    ],
+)
+def test_mistakes_of_locate(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    assert message in wrong(capsys, *locate(desk, tmp_path, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_head_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny("bert").bert.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    error = wrong(capsys, *locate(desk, tmp_path, model=tmp_path / "base"))
+    assert "no weights for classifier.bias, classifier.weight: not a fine-tuned classifier" in error
+
+
+def test_labels_that_nobody_orders_are_asked_for(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny("bert").save_pretrained(tmp_path / "bare")
+    tiny_tokenizer().save_pretrained(tmp_path / "bare")
+    error = wrong(capsys, *locate(desk, tmp_path, model=tmp_path / "bare"))
+    assert "give --labels with negative, positive in its order" in error
+
+
+def test_lexicon_of_words_and_labels(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"golden": None, "lexicon": desk / "words.csv", "texts": 8, "certify": 0, "preset": "paper"}
+    code, _, err = spurge(capsys, *locate(desk, tmp_path, **options))
+    assert (code, err) == (0, "")
+    assert (tmp_path / "x.safetensors").is_file()
+
+
+def test_an_edit_of_another_model_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny("bert", seed=5).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    arguments = ("apply", "--model", tmp_path / "other", "--edit", desk / "edit.safetensors", "--out", tmp_path / "new")
+    assert "not the one the edit was made for" in wrong(capsys, *arguments)
+    assert spurge(capsys, *arguments, "--force")[0] == 0
+
+
+def test_a_damaged_edit_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.safetensors").write_bytes((desk / "edit.safetensors").read_bytes()[:-20])
+    arguments = ("apply", "--model", desk / "model", "--edit", tmp_path / "cut.safetensors", "--out", tmp_path / "new")
+    assert "truncated" in wrong(capsys, *arguments)
+
+
+def test_two_sets_of_one_name_are_refused(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("--data", desk / "rows.jsonl")
+    error = wrong(capsys, "evaluate", "--model", desk / "model", *rows, *rows)
+    assert "data: two sets are called 'rows'; name them with NAME=FILE" in error
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "spurge: error: interrupted\n"),
+        (RuntimeError("a\nb"), 1, "spurge: error: internal failure: RuntimeError: a b (--debug shows where)\n"),
+        (ValueError("nodes: wrong"), 2, "spurge: error: nodes: wrong\n"),
+        (FileNotFoundError(2, "No such file", "x.csv"), 2, "spurge: error: x.csv: No such file\n"),
+        (ModuleNotFoundError("plots need matplotlib"), 2, "spurge: error: plots need matplotlib\n"),
+    ],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail() -> None:
+        raise failure
+
+    monkeypatch.setattr("spurge.doctor.examine", fail)
+    assert spurge(capsys, "doctor") == (code, "", message)
+    found, _, err = spurge(capsys, "doctor", "--debug")
+    assert found == code
+    assert "Traceback" in err
+
+
+def test_help_and_version_answer_without_heavy_imports() -> None:
+    code = "import sys; from spurge.cli import main; main(['--help']); main(['locate', '--help']); main(['--version'])"
+    heavy = "; print('torch' in sys.modules, 'transformers' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False False False"
+    for command in ("demo", "locate", "edit", "evaluate", "apply", "doctor"):
+        assert f"\n    {command} " in done.stdout
