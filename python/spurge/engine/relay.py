@@ -8,6 +8,7 @@ padding mask, is therefore right for any number of leading rows.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class Relay:
             example: how targets number these examples, ``[B]``; 0 to B - 1 by default.
         """
         inputs = dict(inputs)
-        if getattr(self.model.config, "use_cache", False):
+        if "use_cache" in inspect.signature(self.model.forward).parameters:
             inputs["use_cache"] = False  # a layer may run several times on different rows
         batch = len(main_input(inputs))
         position = probed_token(self.model, inputs)
