@@ -58,6 +58,8 @@ class MacU:
         path: path of Eq. 5. ``"layer"`` as knowledge neurons and DEPN; ``"neuron"`` is the literal reading, exact and
             dear.
         nodes, tolerance: quadrature of Eq. 5, see `spurge.engine.cascade.Cascade`; the paper does not give its steps.
+            Proximity bends more than a logit: on MiniLM the scores of 2, 4 and 8 nodes miss 40, 25 and 10 % of it,
+            text by text; `Located.summary` tells.
         top_k: correlation tokens per text, K of section 3.1.2; not given in the paper.
         proximity: Eq. 6 as it is located with. ``"hard"``: as written; its gradient knows the second term alone.
             ``"soft"``: with a differentiable membership.
@@ -91,7 +93,7 @@ class MacU:
     search: Search = "pso"
     neurons: Scope = "located"
     path: Path = "layer"
-    nodes: int = 2
+    nodes: int = 4
     tolerance: float | None = None
     top_k: int = 5
     proximity: Form = "soft"
@@ -156,9 +158,10 @@ class MacU:
         """The paper's procedure: proximity, spurious-only neurons erased, a swarm on the overlap (Eq. 5 to 9).
 
         40 iterations in [-1, 1] with c1 = c2 = 1.5 and w = 0.5. Located with the soft Eq. 6, since the gradient of the
-        hard one knows only its second term; ``proximity="hard"`` is that literal reading.
+        hard one knows only its second term; ``proximity="hard"`` is that literal reading. The fitness is measured on
+        64 texts: the paper does not say how many it uses, and each costs 800 forward passes.
         """
-        return cls(**{"swarm": Swarm.paper(), **changes})
+        return cls(**{"swarm": Swarm.paper(), "edit_texts": 64, **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> MacU:
@@ -166,7 +169,8 @@ class MacU:
 
         The threshold is low and the cap decides: a shortcut is spread over more neurons than 0.2 of the maximum shows.
         """
-        return cls(**{"objective": "counterfactual", "search": "gradient", "fraction": 0.02, "share": 0.3, **changes})
+        settings = {"objective": "counterfactual", "search": "gradient", "nodes": 2, "fraction": 0.02, "share": 0.3}
+        return cls(**{**settings, "texts": 128, **changes})
 
     def locate(
         self, model: nn.Module, tokenizer: Any, train: Any, golden: GoldenTokens, *, resume: PathLike | None = None
@@ -361,7 +365,7 @@ class MacU:
             "merge": self.merge,
             "sharpness": self.sharpness,
         }
-        return proximity_jobs(tokenizer, chosen, golden, **size, **settings)
+        return proximity_jobs(model, tokenizer, chosen, golden, **size, **settings)
 
     def _counterfactuals(
         self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples

@@ -57,6 +57,7 @@ class Proximity:
     Attributes:
         units: of the B texts.
         bitmap: int32 ``[2, Y, W]``, causal and spurious sets by label.
+        labels: int64 ``[B]``, what the unedited model predicts; None: the rows say it.
     """
 
     units: Units
@@ -65,10 +66,12 @@ class Proximity:
     form: Form = "soft"
     merge: Literal["sum", "max"] = "sum"
     sharpness: float = 0.25
+    labels: Tensor | None = None
     _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Rows) -> Tensor:
-        units, predicted = self._units(rows.example), rows.predicted
+        units = self._units(rows.example)
+        predicted = rows.predicted if self.labels is None else self.labels[rows.example]
         scores = unit_scores(_attention(rows), units, self.merge)
         labels = predicted[: len(units.ids)]
         hard, soft, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
@@ -179,6 +182,7 @@ def _attention(rows: Rows) -> Tensor:
 
 
 def proximity_jobs(
+    model: nn.Module,
     tokenizer: Any,
     examples: Examples,
     golden: GoldenTokens,
@@ -188,16 +192,26 @@ def proximity_jobs(
     max_length: int | None = None,
     **settings: Any,
 ) -> list[Job]:
-    """Jobs whose target is :class:`ProximityGap` on ``examples``; ``settings`` go to :class:`Proximity`."""
+    """Jobs whose target is :class:`ProximityGap` on ``examples``; ``settings`` go to :class:`Proximity`.
+
+    ``model`` says now what it predicts, so that a search cannot win by turning predictions.
+    """
     jobs, vocabulary = [], Vocabulary()
     for batch in examples.batches(batch_size):
         inputs = encode(tokenizer, batch, max_length=max_length, device=device)
         units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(device)
-        jobs.append((inputs, units, batch.targets.to(device)))
+        with torch.no_grad():
+            predicted = model(**inputs).logits.argmax(1)
+        jobs.append((inputs, units, predicted, batch.targets.to(device)))
     bitmap = golden.bitmap(vocabulary).to(device)  # once all words are known
     return [
-        Job(inputs, ProximityGap(Proximity(units, bitmap, **settings)), labels, torch.ones(len(labels), device=device))
-        for inputs, units, labels in jobs
+        Job(
+            dict(inputs),
+            ProximityGap(Proximity(units, bitmap, labels=predicted, **settings)),
+            labels,
+            torch.ones(len(labels), device=device),
+        )
+        for inputs, units, predicted, labels in jobs
     ]
 
 

@@ -18,6 +18,7 @@ from spurge.engine.attention import AttentionRow
 from spurge.engine.calls import logits_of
 from spurge.engine.cascade import Cascade, Rows
 from spurge.engine.checks import integer
+from spurge.engine.edits import NeuronEdit
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen, hook_before
 from spurge.engine.probes import probed_token
@@ -262,38 +263,36 @@ def swarm_search(
         raise ValueError("search: free and erased neurons must differ")
     if guard is not None and not any(bool((job.labels >= 0).any()) for job in jobs):
         raise ValueError("guard: the texts have no labels to measure accuracy by")
-    both = free | erased
-    place = torch.tensor([ref in free for ref in both])
     rows = sum(float(job.weights.sum()) for job in jobs)
 
     def measure(gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean target and accuracy (percent) of settings ``[P, n]`` of all gates, each ``[P]`` float64 on the CPU."""
+        """Mean target and accuracy (percent) of settings ``[P, n]`` of the free gates, each ``[P]`` float64."""
         value = torch.zeros(len(gates), dtype=torch.float64)
         right, asked = torch.zeros(len(gates), dtype=torch.float64), 0
         for job in jobs:
-            out = cascade.gated(job.inputs, _with_accuracy(job), both, gates).double()
+            out = cascade.gated(job.inputs, _with_accuracy(job), free, gates).double()
             value += (out[..., 0] * job.weights.double()).sum(1).cpu()
             right += out[..., 1].sum(1).cpu()
             asked += int((job.labels >= 0).sum())
         return value / rows, 100 * right / max(1, asked)
 
     device = jobs[0].labels.device
-    floor = -math.inf if guard is None else float(measure(torch.ones(1, len(both), device=device))[1]) - guard
+    floor = -math.inf if guard is None else float(measure(torch.ones(1, len(free), device=device))[1]) - guard
 
     def fitness(position: Tensor) -> Tensor:
-        gates = torch.zeros(len(position), len(both), device=position.device)
-        gates[:, place.to(position.device)] = position
-        value, accuracy = measure(gates)
+        value, accuracy = measure(position)
         shortfall = floor - accuracy
         return torch.where(shortfall > 1e-9, REFUSED * (1 + shortfall), value).to(position)
 
-    start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)[: swarm.particles]
-    result = swarm.maximise(fitness, start, len(free), progress=progress, device=device)
+    start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
+    # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
+    with NeuronEdit.build(cascade.model, erased, 0.0).applied(cascade.model):
+        result = swarm.maximise(fitness, start, len(free), progress=progress, device=device)
+    both = free | erased
     gates = torch.zeros(len(both))
-    gates[place] = result.position.detach().cpu().float()
-    value = float(result.fitness)
-    info = {"evaluations": result.evaluations, "guard_met": value > REFUSED}
-    return Found(gates, value, result.history, info)
+    gates[torch.tensor([ref in free for ref in both])] = result.position.detach().cpu().float()
+    info = {"evaluations": result.evaluations, "guard_met": result.fitness > REFUSED}
+    return Found(gates, float(result.fitness), result.history, info)
 
 
 def _with_accuracy(job: Job) -> Any:
