@@ -177,17 +177,17 @@ def verdict(rows: Sequence[dict[str, Any]], name: str) -> str:
     accuracy = {(row["case"], row["method"]): row["value"] for row in rows if row["metric"] == "accuracy"}
     before, after, random = "none", name, "random" if name == "best" else f"{name} random"
     rise = accuracy["broken", after] - accuracy["broken", before]
-    loss = accuracy["kept", before] - accuracy["kept", after]
+    kept = accuracy["kept", after] - accuracy["kept", before]
     stir = max(abs(accuracy[case, random] - accuracy[case, before]) for case in ("broken", "kept"))
     misses = [
         *([f"broken rows change by {rise:+.1f} points, the aim is +{RISE:.0f} or more"] if rise < RISE else []),
-        *([f"kept rows lose {loss:.1f} points, the aim is at most {LOSS:.0f}"] if loss > LOSS else []),
+        *([f"kept rows lose {-kept:.1f} points, the aim is at most {LOSS:.0f}"] if -kept > LOSS else []),
         *([f"random neurons move accuracy by {stir:.1f} points, the aim is below {STIR:.0f}"] if stir >= STIR else []),
     ]
     title = {"paper": "paper (the literal procedure)", "best": "best (counterfactual texts, gradient)"}[name]
     if misses:
         return f"{title}: MISSES the aim: {'; '.join(misses)}."
-    return f"{title}: meets the aim: broken {rise:+.1f}, kept {-loss:+.1f}, random neurons at most {stir:.1f} points."
+    return f"{title}: meets the aim: broken {rise:+.1f}, kept {kept:+.1f}, random neurons at most {stir:.1f} points."
 
 
 @contextmanager
