@@ -151,6 +151,20 @@ def test_a_memory_budget_makes_smaller_batches():
 # ---- evaluate
 
 
+def test_zero_all_erases_what_was_located():
+    model, tests = tiny("bert"), {"a": examples(30, 1)}
+    edit = edit_of(model)
+    located = edit.neurons | NeuronSet({find_sites(model)[1].name: range(0, 40)})
+    report = evaluate(model, TOKENIZER, tests, edit=edit, located=located, draws=2, **QUICK)
+    with NeuronEdit.build(model, located, 0.0).applied(model):
+        right = slowly(model, TOKENIZER, tests["a"]).argmax(1) == tests["a"].targets
+    assert report.value("a", "zero-all") == pytest.approx(100 * float(right.double().mean()))
+    with pytest.raises(ValueError, match="located: is a control of an edit"):
+        evaluate(model, TOKENIZER, tests, located=located, **QUICK)
+    with pytest.raises(TypeError, match="located: expected a NeuronSet, got list"):
+        evaluate(model, TOKENIZER, tests, edit=edit, located=[1], **QUICK)
+
+
 def test_every_number_against_a_plain_loop():
     tests = {"a": examples(30, 1, groups=("x", "y", "z")), "b": examples(17, 2)}
     model = tiny("bert")

@@ -35,6 +35,7 @@ def evaluate(
     tests: Examples | Mapping[str, Examples],
     *,
     edit: NeuronEdit | None = None,
+    located: NeuronSet | None = None,
     name: str = "edit",
     controls: bool = True,
     draws: int = 20,
@@ -50,7 +51,7 @@ def evaluate(
 ) -> Report:
     r"""Measures a classifier on test sets, without an edit, with it, and with its controls.
 
-    Methods: ``none`` (the model without the edit), ``name`` (with it), ``zero-all`` (all its neurons erased),
+    Methods: ``none`` (the model without the edit), ``name`` (with it), ``zero-all`` (all located neurons erased),
     ``random`` (its gates on other neurons, the same number in each site; where a site has too few others, on any of
     it). Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
 
@@ -68,6 +69,7 @@ def evaluate(
         tokenizer: its tokenizer, a fast one if ``golden`` is given.
         tests: one set, or sets by name.
         edit: what to measure; by default what is applied to the model now, if anything is.
+        located: the neurons the edit was chosen from, which ``zero-all`` erases; by default the edit's own.
         name: what to call it in the report.
         controls: with ``zero-all`` and ``random``.
         draws: of random neurons; below 20 their spread says little.
@@ -92,18 +94,23 @@ def evaluate(
     bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
     if edit is not None and not isinstance(edit, NeuronEdit):
         raise TypeError(f"edit: expected a NeuronEdit, got {type(edit).__name__}")
+    if located is not None and not isinstance(located, NeuronSet):
+        raise TypeError(f"located: expected a NeuronSet, got {type(located).__name__}")
     if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
         raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
     if is_gated(model):
         if edit is not None:
             raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
         edit = _applied(model)
+    if located is not None and edit is None:
+        raise ValueError("located: is a control of an edit, and there is none")
     with suspended(model):
         return _evaluate(
             model,
             tokenizer,
             sets,
             edit,
+            located,
             name,
             draws if controls else 0,
             seed,
@@ -132,6 +139,7 @@ def _evaluate(
     tokenizer: Any,
     sets: dict[str, Examples],
     edit: NeuronEdit | None,
+    located: NeuronSet | None,
     name: str,
     draws: int,
     seed: int,
@@ -142,14 +150,15 @@ def _evaluate(
 ) -> Report:
     """:func:`evaluate` of checked arguments on a model without gates; no ``draws`` means no controls."""
     golden, memory = reading["golden"], reading["memory"]
-    sites = {} if edit is None else edit.fit(model, force=force)
+    erased = edit if located is None else NeuronEdit.build(model, located, 0.0, {})
+    sites = {} if edit is None else edit.fit(model, force=force) | erased.fit(model, force=force)
     prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
     passes: list[tuple[str, dict[str, Tensor]]] = [(NONE, {})]
     random: list[dict[str, Tensor]] = []
     if edit is not None:
         passes.append((name, edit.full()))
         if draws:
-            passes.append(("zero-all", edit.with_gates(0.0).full()))
+            passes.append(("zero-all", erased.with_gates(0.0).full()))
             random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
     moving = edit is not None and bool((edit.vector() != 1).any())
     cascade = _cascade(model, sites, memory, golden is not None) if random and moving else None
