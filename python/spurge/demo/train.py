@@ -91,6 +91,7 @@ def fine_tune(
                 optimizer.step()
                 schedule.step()
                 bar.update()
+    model.zero_grad(set_to_none=True)
     model.requires_grad_(True)
     return model.eval(), tokenizer
 
