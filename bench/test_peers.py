@@ -105,6 +105,19 @@ def test_locate_measures_every_method():
     assert "captum" in table("tiny-8x2", found, rates)
 
 
+def test_two_layers_stand_for_all_and_say_so(monkeypatch):
+    monkeypatch.setattr("locate.DEEP", 2)
+    settings = {"device": "cpu", "threads": 1, "reference_threads": 1, "reference": None, "quick": True, "full": False}
+    args = argparse.Namespace(**settings, methods=["hand-written*"], repeats=2, budget=5.0, peak=False)
+    part, best = measure_job("tiny-8x2", args)
+    assert part.note == "extrapolated from layers 0+1"
+    assert best.note == ""
+    args.full = True
+    (whole, _) = measure_job("tiny-8x2", args)
+    assert whole.note == ""
+    assert 0.5 < part.flops / whole.flops < 2  # the mean of three layers is not that of the first two
+
+
 def test_method_names_are_unique():
     names = [m.name for m in all_methods()]
     assert len(names) == len(set(names))
