@@ -13,16 +13,24 @@ from hypothesis import strategies as st
 
 import planted
 from models import tiny, tiny_tokenizer, tokenizer_for
-from spurge.engine.cascade import Cascade
-from spurge.engine.data import Example, Examples
+from spurge import ops
+from spurge.engine.attention import AttentionRow
+from spurge.engine.cascade import Cascade, Rows
+from spurge.engine.data import Example, Examples, encode
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.files import FileError
 from spurge.engine.neurons import NeuronSet, frequent
+from spurge.engine.patches import hook_before
+from spurge.engine.probes import probed_token, token_scores
+from spurge.engine.quadrature import gauss_legendre
 from spurge.engine.scores import NeuronScores
+from spurge.engine.sites import find_sites
 from spurge.engine.swarm import Swarm
+from spurge.engine.words import Vocabulary, split_units, unit_scores
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.located import Located
 from spurge.methods.macu import MacU
+from spurge.methods.objectives import Proximity
 from spurge.methods.search import Climb
 
 QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}
@@ -68,6 +76,45 @@ def test_scores_are_sums_of_cascade_attributions(located: Located) -> None:
             torch.testing.assert_close(vector, getattr(located, side).values[site], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_scores_are_those_of_a_plain_loop(family: str) -> None:
+    """Eq. 5 one layer at a time: scale a layer's activations, run the model, differentiate proximity, add up."""
+    model, tokenizer = tiny(family), tokenizer_for(family)
+    macu = MacU(nodes=3, texts=5, certify=0, top_k=2, progress=False)
+    found = macu.locate(model, tokenizer, planted.train(), planted.GOLDEN)
+    batch = planted.train().sample(5, 0)
+    inputs, vocabulary = encode(tokenizer, batch), Vocabulary()
+    units = split_units(tokenizer, inputs, batch.texts, vocabulary)
+    target = Proximity(units, planted.GOLDEN.bitmap(vocabulary), top_k=2)
+    sites, position = find_sites(model), probed_token(model, inputs)
+    model.requires_grad_(False)
+    predicted = model(**inputs).logits.argmax(1)
+    for site in sites:
+        seen: list[torch.Tensor] = []
+        with hook_before(site.down, lambda m, a, k, seen=seen: seen.append(a[0].detach())):
+            model(**inputs)
+        total = torch.zeros(2, site.width)
+        for alpha, weight in zip(*(x.tolist() for x in gauss_legendre(3)), strict=True):
+            leaf = (alpha * seen[0]).requires_grad_()
+            with (
+                hook_before(site.down, lambda m, a, k, leaf=leaf: ((leaf,), k)),
+                AttentionRow(sites[-1].attention, lambda rows: position) as row,
+            ):
+                logits = model(**inputs).logits
+                value = target(Rows(logits, row.row(), torch.arange(5), predicted))
+            if not value.requires_grad:
+                continue  # the last layer: nothing behind it moves attention
+            for q in range(2):
+                (grad,) = torch.autograd.grad(value[:, q].sum(), leaf, retain_graph=True, allow_unused=True)
+                if grad is not None:
+                    total[q] += weight * (grad * seen[0] * inputs["attention_mask"][..., None]).sum((0, 1))
+        for q, side in enumerate((found.causal, found.spurious)):
+            torch.testing.assert_close(
+                side.values[site.name], total[q], rtol=1e-4, atol=2e-5 * float(total.abs().max() + 1e-3)
+            )
+
+
+@pytest.mark.filterwarnings("ignore:tolerance")  # kinks where the k-th word changes: the bounds below are what counts
 def test_completeness_holds_within_the_tolerance() -> None:
     macu = MacU(**{**QUICK, "texts": 12, "tolerance": 1e-2, "certify": 0})
     found = macu.locate(planted.model(), tiny_tokenizer(), planted.train(), planted.GOLDEN)
@@ -163,6 +210,25 @@ def test_model_families(family: str, objective: str) -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("kind", ["attention_norm", "gradient_x_input", "ablation"])
+def test_other_token_scores(kind: str, located: Located) -> None:
+    """The unedited model's proximity is that of the token scores asked for."""
+    model, few = planted.model(), planted.train().sample(6, 3)
+    macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
+    found = macu.locate(model, tiny_tokenizer(), planted.train(), planted.GOLDEN)
+    assert any(vector.any() for vector in found.spurious.values.values())
+    ask = macu._questions(model, tiny_tokenizer(), planted.train(), planted.GOLDEN, few)[0][0]()
+    one = NeuronSet({next(iter(located.causal.widths)): [0]})
+    got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
+    vocabulary = Vocabulary()
+    units = split_units(tiny_tokenizer(), encode(tiny_tokenizer(), few), few.texts, vocabulary)
+    scores = unit_scores(token_scores(model, ask.inputs, kind=kind), units)
+    with torch.no_grad():
+        labels = model(**ask.inputs).logits.argmax(1)
+    hard, _, _ = ops.proximity(scores, units.ids, planted.GOLDEN.bitmap(vocabulary), labels, 5)
+    torch.testing.assert_close(got, hard, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("form", ["soft", "hard"])
 @pytest.mark.parametrize("path", ["layer", "joint", "neuron"])
 def test_paths_and_forms(path: str, form: str) -> None:
@@ -240,6 +306,7 @@ def test_what_does_not_fit_is_refused(located: Located) -> None:
         ({"search": "grid"}, ValueError, "search: expected one of pso, gradient"),
         ({"neurons": "some"}, ValueError, "neurons: expected one of"),
         ({"path": "straight"}, ValueError, "path: expected one of"),
+        ({"token_score": "gut"}, ValueError, "token_score: expected one of attention"),
         ({"top_k": 0}, ValueError, "top_k: need at least 1, got 0"),
         ({"top_k": 2.0}, TypeError, "top_k: expected an integer"),
         ({"texts": 0}, ValueError, "texts: need at least 1"),

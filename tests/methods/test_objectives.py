@@ -138,7 +138,16 @@ def test_likelihood_is_minus_the_divergence(weights: list[float], seed: int) -> 
 
 def test_proximity_jobs_share_one_vocabulary() -> None:
     examples = Examples([Example(text, 0) for text in TEXTS], planted.LABELS)
-    jobs = proximity_jobs(tiny("bert"), tiny_tokenizer(), examples, planted.GOLDEN, batch_size=2, device="cpu", top_k=3)
+    jobs = proximity_jobs(
+        tiny("bert"),
+        tiny_tokenizer(),
+        examples,
+        planted.GOLDEN,
+        token_score="attention",
+        batch_size=2,
+        device="cpu",
+        top_k=3,
+    )
     assert [len(job.labels) for job in jobs] == [2, 1]
     for job in jobs:
         rows = rows_of(torch.rand(job.inputs["input_ids"].shape), torch.arange(len(job.labels)), job.labels)

@@ -22,6 +22,7 @@ from spurge.engine.files import PathLike, canonical_json, fingerprint
 from spurge.engine.memory import parse_bytes
 from spurge.engine.neurons import NeuronSet, frequent
 from spurge.engine.patches import frozen
+from spurge.engine.probes import Score
 from spurge.engine.scores import NeuronScores
 from spurge.engine.sites import Site, find_sites, widths
 from spurge.engine.swarm import Swarm
@@ -61,6 +62,8 @@ class MacU:
             Proximity bends more than a logit: on MiniLM the scores of 2, 4 and 8 nodes miss 40, 25 and 10 % of it,
             text by text; `Located.summary` tells.
         top_k: correlation tokens per text, K of section 3.1.2; not given in the paper.
+        token_score: what ranks tokens in section 3.1.2, see `spurge.engine.probes.token_scores`; the paper's is
+            ``"attention"``. Others are followed as attention times what they add to it in the unedited model.
         proximity: Eq. 6 as it is located with. ``"hard"``: as written; its gradient knows the second term alone.
             ``"soft"``: with a differentiable membership.
         fitness: Eq. 6 as Eq. 7 reads it during the search.
@@ -96,6 +99,7 @@ class MacU:
     nodes: int = 4
     tolerance: float | None = None
     top_k: int = 5
+    token_score: Score = "attention"
     proximity: Form = "soft"
     fitness: Form = "hard"
     merge: Literal["sum", "max"] = "sum"
@@ -337,9 +341,11 @@ class MacU:
         size = self._size(model)
         if self.objective == "proximity":
             return proximity_questions(
+                model,
                 tokenizer,
                 chosen,
                 golden,
+                token_score=self.token_score,
                 form=self.proximity,
                 top_k=self.top_k,
                 merge=self.merge,
@@ -365,7 +371,7 @@ class MacU:
             "merge": self.merge,
             "sharpness": self.sharpness,
         }
-        return proximity_jobs(model, tokenizer, chosen, golden, **size, **settings)
+        return proximity_jobs(model, tokenizer, chosen, golden, token_score=self.token_score, **size, **settings)
 
     def _counterfactuals(
         self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
@@ -391,6 +397,7 @@ _CHOICES: dict[str, Any] = {
     "search": Search,
     "neurons": Scope,
     "path": Path,
+    "token_score": Score,
     "proximity": Form,
     "fitness": Form,
     "merge": Literal["sum", "max"],
@@ -404,6 +411,7 @@ _LOCATING: tuple[str, ...] = (
     "nodes",
     "tolerance",
     "top_k",
+    "token_score",
     "proximity",
     "merge",
     "sharpness",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spurge import ops
 from spurge.engine.cascade import Rows, Target
 from spurge.engine.data import Example, Examples, encode
+from spurge.engine.probes import Score, token_scores
 from spurge.engine.words import Units, Vocabulary, split_units, unit_scores
 from spurge.methods.counterfactual import Counterfactuals, Kind, Row, nearest_words
 from spurge.methods.golden import GoldenTokens
@@ -58,6 +59,7 @@ class Proximity:
         units: of the B texts.
         bitmap: int32 ``[2, Y, W]``, causal and spurious sets by label.
         labels: int64 ``[B]``, what the unedited model predicts; None: the rows say it.
+        scale: ``[B, T]``, by which attention is multiplied to give another kind of token score; None: attention itself.
     """
 
     units: Units
@@ -67,12 +69,14 @@ class Proximity:
     merge: Literal["sum", "max"] = "sum"
     sharpness: float = 0.25
     labels: Tensor | None = None
+    scale: Tensor | None = None
     _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Rows) -> Tensor:
         units = self._units(rows.example)
         predicted = rows.predicted if self.labels is None else self.labels[rows.example]
-        scores = unit_scores(_attention(rows), units, self.merge)
+        attention = _attention(rows) if self.scale is None else _attention(rows) * self.scale[rows.example]
+        scores = unit_scores(attention, units, self.merge)
         labels = predicted[: len(units.ids)]
         hard, soft, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
         if not scores.requires_grad:
@@ -181,12 +185,25 @@ def _attention(rows: Rows) -> Tensor:
     return rows.attention
 
 
+def attention_scale(model: nn.Module, inputs: dict[str, Tensor], kind: Score) -> Tensor | None:
+    """Token scores of another kind over attention, ``[B, T]``, at the model as it is; None for attention itself.
+
+    Only attention is followed through an integral or a search; what another kind adds to it (the length of the
+    values, say) is held at the unedited model's.
+    """
+    if kind == "attention":
+        return None
+    attention = token_scores(model, inputs, kind="attention")
+    return torch.where(attention > 0, token_scores(model, inputs, kind=kind) / attention, 0.0)
+
+
 def proximity_jobs(
     model: nn.Module,
     tokenizer: Any,
     examples: Examples,
     golden: GoldenTokens,
     *,
+    token_score: Score,
     batch_size: int,
     device: torch.device | str,
     max_length: int | None = None,
@@ -202,16 +219,17 @@ def proximity_jobs(
         units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(device)
         with torch.no_grad():
             predicted = model(**inputs).logits.argmax(1)
-        jobs.append((inputs, units, predicted, batch.targets.to(device)))
+        scale = attention_scale(model, inputs, token_score)
+        jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(device)))
     bitmap = golden.bitmap(vocabulary).to(device)  # once all words are known
     return [
         Job(
             dict(inputs),
-            ProximityGap(Proximity(units, bitmap, labels=predicted, **settings)),
+            ProximityGap(Proximity(units, bitmap, **held, **settings)),
             labels,
             torch.ones(len(labels), device=device),
         )
-        for inputs, units, predicted, labels in jobs
+        for inputs, units, held, labels in jobs
     ]
 
 

@@ -6,24 +6,27 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spurge.engine.cascade import Rows
 from spurge.engine.data import Examples, encode
+from spurge.engine.probes import Score
 from spurge.engine.words import Vocabulary, split_units
 from spurge.methods.golden import GoldenTokens
-from spurge.methods.objectives import CounterfactualSet, Form, Job, Proximity, Weights
+from spurge.methods.objectives import CounterfactualSet, Form, Job, Proximity, Weights, attention_scale
 from spurge.methods.screening import Question
 
 Ask = Callable[[], Question]
 
 
 def proximity_questions(
+    model: nn.Module,
     tokenizer: Any,
     examples: Examples,
     golden: GoldenTokens,
     *,
     form: Form,
+    token_score: Score,
     top_k: int,
     merge: Literal["sum", "max"],
     sharpness: float,
@@ -42,8 +45,9 @@ def proximity_questions(
         inputs = encode(tokenizer, batch, max_length=max_length, device=device)
         units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
         bitmap = golden.bitmap(vocabulary).to(device)
-        soft = Proximity(units, bitmap, form="soft", **settings)
-        hard = Proximity(units, bitmap, form="hard", **settings)
+        scale = attention_scale(model, inputs, token_score)
+        soft = Proximity(units, bitmap, form="soft", scale=scale, **settings)
+        hard = Proximity(units, bitmap, form="hard", scale=scale, **settings)
 
         def both(rows: Rows) -> Tensor:
             return torch.cat([soft(rows), hard(rows)], 1)
