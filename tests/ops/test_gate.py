@@ -172,6 +172,16 @@ def test_gate_columns_changes_a_strided_tensor(dtype, device):
     assert torch.equal(base[1::2], untouched)
 
 
+@pytest.mark.slow
+def test_gate_columns_beyond_two_to_the_31():
+    width = 2**31 + 64
+    untouched = np.zeros((1, 1, width), np.int16)  # its pages are made when somebody writes to them
+    z = torch.from_numpy(untouched).view(torch.bfloat16)
+    z[0, 0, -3:] = 3.0
+    ops.gate_columns_(z, torch.tensor([width - 2]), torch.tensor([[0.5]]))
+    assert z[0, 0, -3:].tolist() == [3.0, 1.5, 3.0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
