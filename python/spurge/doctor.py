@@ -199,13 +199,13 @@ def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
     for device in devices:
         for name, check in _CHECKS.items():
             try:
-                error = float(check(torch, ops, reference, device))
+                gap = float(check(torch, ops, reference, device))
             except Exception as failure:
                 yield Finding("wrong", f"kernel {name}", f"on {device}: {failure}", _REPORT)
                 continue
-            facts["kernel_errors"][f"{name} {device}"] = error
-            seen = f"on {device}: differs from the float64 reference by {error:.1e}"
-            if error <= _TOLERANCE:
+            facts["kernel_errors"][f"{name} {device}"] = gap
+            seen = f"on {device}: differs from the float64 reference by {gap:.1e}"
+            if gap <= _TOLERANCE:
                 yield Finding("ok", f"kernel {name}", seen)
             else:
                 yield Finding("wrong", f"kernel {name}", seen, _REPORT)

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else USER_MISTAKE
     debug = arguments.debug
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             command = importlib.import_module(f"spurge.cli.{arguments.command}")
             code = int(command.run(arguments) or 0)

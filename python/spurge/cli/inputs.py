@@ -29,7 +29,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
 
 
-def read_model(arguments: argparse.Namespace, dtype: str = "float32") -> tuple[nn.Module, Any]:
+def read_model(arguments: argparse.Namespace, dtype: str = "float32") -> tuple[Any, Any]:
     """The classifier of ``--model`` in evaluation mode on ``--device``, and its tokenizer; nothing is downloaded.
 
     Raises:

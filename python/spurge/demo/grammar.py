@@ -155,11 +155,11 @@ class Grammar:
         """
         draw = random.Random(f"{group}-{seed}")
         if group == "kept":
-            labels, adjuncts = (SHORTCUT_LABEL,), (SHORTCUT,)
+            labels, adjuncts = [SHORTCUT_LABEL], [SHORTCUT]
         elif group == "broken":
-            labels, adjuncts = (_other(SHORTCUT_LABEL),), (SHORTCUT,)
+            labels, adjuncts = [_other(SHORTCUT_LABEL)], [SHORTCUT]
         elif group == "neutral":
-            labels, adjuncts = LABELS, ADJUNCTS
+            labels, adjuncts = list(LABELS), list(ADJUNCTS)
         else:
             raise ValueError(f"group: must be kept, broken or neutral, got {group!r}")
         rows = []

@@ -79,8 +79,7 @@ class Demo:
         with _timed(times, "fine-tune"):
             model, tokenizer = fine_tune(train, epochs=self.epochs, seed=self.seed, progress=self.progress)
         if keep_model:
-            for part in (model, tokenizer):
-                part.save_pretrained(out / "model")
+            _write_model(out / "model", model, tokenizer)
         edits = {}
         for name, macu in self.settings().items():
             with _timed(times, f"locate, {name}"):
@@ -195,6 +194,11 @@ def _timed(times: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     times[step] = time.perf_counter() - start
+
+
+def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _write_rows(path: Path, examples: Examples) -> None:

@@ -62,7 +62,7 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
     if not own:
         raise ValueError(f"metric: no row has {metric!r}")
     cases, methods = (list(dict.fromkeys(pair[i] for pair in own)) for i in range(2))
-    unit = found[(*own[0], metric)].get("unit")
+    unit = found[own[0][0], own[0][1], metric].get("unit")
     figure, axes = _figure(f"{metric} by test set", "", f"{metric}, {unit}" if unit else metric)
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
