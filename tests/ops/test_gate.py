@@ -239,8 +239,8 @@ def test_any_gate_columns(particles, examples, tokens, width, data, dtype, seed)
 
 
 def test_threads_do_not_change_bits(dtype):
-    x, u = normal(3, 97, 1031, dtype=dtype), normal(3, 97, 1031, dtype=dtype)
-    one, many = (torch.empty(6, 97, 1031, dtype=dtype) for _ in range(2))
+    x, u = normal(3, 397, 1031, dtype=dtype), normal(3, 397, 1031, dtype=dtype)
+    one, many = (torch.empty(6, 397, 1031, dtype=dtype) for _ in range(2))
     _core.open_rows(one, x, u, [0.3, 0.9], threads=1)
     _core.open_rows(many, x, u, [0.3, 0.9], threads=7)
     assert torch.equal(one, many)

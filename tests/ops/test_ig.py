@@ -165,15 +165,15 @@ def test_any_multiply_sum(examples, tokens, width, masked, dtype, seed):
 
 
 def test_threads_do_not_change_bits(dtype):
-    grads = normal(4, 97, 1031, dtype=dtype)
-    one, many = (torch.empty(2, 97, 1031, dtype=wide(dtype)) for _ in range(2))
+    grads = normal(4, 397, 1031, dtype=dtype)
+    one, many = (torch.empty(2, 397, 1031, dtype=wide(dtype)) for _ in range(2))
     _core.node_sum(one, grads, [0.3, 0.9], threads=1)
     _core.node_sum(many, grads, [0.3, 0.9], threads=7)
     assert torch.equal(one, many)
     p, z, mask = (
-        normal(5, 31, 4099, dtype=dtype),
-        normal(5, 31, 4099, dtype=dtype),
-        torch.ones(5, 31, dtype=torch.uint8),
+        normal(5, 131, 4099, dtype=dtype),
+        normal(5, 131, 4099, dtype=dtype),
+        torch.ones(5, 131, dtype=torch.uint8),
     )
     one, many = (torch.empty(5, 4099, dtype=wide(dtype)) for _ in range(2))
     _core.multiply_sum(one, p, z, mask, threads=1)

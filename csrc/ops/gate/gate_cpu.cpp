@@ -52,7 +52,7 @@ void open_rows_cpu(void* out, const void* x, const void* u, const double* alphas
       open(static_cast<T*>(out) + begin, size, static_cast<const T*>(x) + begin, static_cast<const T*>(u) + begin,
            shifts.data(), nodes, end - begin, past_caches);
     };
-    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
+    parallel_for(size, kStreamedPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
   });
 }
 
@@ -77,7 +77,7 @@ void gate_columns_cpu(void* z, const std::int64_t* columns, const float* gates, 
       }
     };
     const std::int64_t touched = std::max<std::int64_t>(dense ? width : n, 1);
-    parallel_for(particles * rows, kElementsPerThread / touched + 1, threads, body);
+    parallel_for(particles * rows, kStreamedPerThread / touched + 1, threads, body);
   });
 }
 

@@ -26,7 +26,7 @@ void node_sum_cpu(void* out, const void* grads, const double* weights, std::int6
     const auto body = [&](std::int64_t begin, std::int64_t end) {
       sum(o + begin, g + begin, size, w.data(), nodes, end - begin);
     };
-    parallel_for(size, kElementsPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
+    parallel_for(size, kStreamedPerThread / std::max<std::int64_t>(nodes, 1), threads, body, kLaneAlign);
   });
 }
 
@@ -54,7 +54,7 @@ void multiply_sum_cpu(void* out, const void* p, const void* z, const std::uint8_
       }
     };
     const std::int64_t work = std::max<std::int64_t>(tokens * std::min(kColumns, width), 1);
-    parallel_for(examples * blocks, kElementsPerThread / work + 1, threads, body);
+    parallel_for(examples * blocks, kStreamedPerThread / work + 1, threads, body);
   });
 }
 
