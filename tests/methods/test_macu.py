@@ -30,7 +30,7 @@ from spurge.engine.words import Vocabulary, split_units, unit_scores
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.located import Located
 from spurge.methods.macu import MacU
-from spurge.methods.objectives import Proximity
+from spurge.methods.proximity import Proximity
 from spurge.methods.search import Climb
 
 QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}

@@ -17,15 +17,8 @@ from spurge.engine.cascade import Rows
 from spurge.engine.data import Example, Examples, encode
 from spurge.engine.words import Units, Vocabulary, split_units
 from spurge.methods.golden import GoldenTokens
-from spurge.methods.objectives import (
-    Likelihood,
-    Proximity,
-    ProximityGap,
-    Weights,
-    counterfactual_set,
-    proximity_jobs,
-    soft_proximity,
-)
+from spurge.methods.objectives import Likelihood, Weights, counterfactual_set
+from spurge.methods.proximity import Proximity, ProximityGap, proximity_jobs, soft_proximity
 
 TEXTS = ["the film is good and dull", "a lovely sad story", "happy"]
 

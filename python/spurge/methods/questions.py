@@ -13,7 +13,8 @@ from spurge.engine.data import Examples, encode
 from spurge.engine.probes import Score
 from spurge.engine.words import Vocabulary, split_units
 from spurge.methods.golden import GoldenTokens
-from spurge.methods.objectives import CounterfactualSet, Form, Job, Proximity, Weights, attention_scale
+from spurge.methods.objectives import CounterfactualSet, Job, Weights
+from spurge.methods.proximity import Form, Proximity, attention_scale
 from spurge.methods.screening import Question
 
 Ask = Callable[[], Question]
