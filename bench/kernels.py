@@ -39,11 +39,13 @@ def check(case: Case) -> None:
 
 
 def measure(case: Case, *, device: str, compile: bool) -> dict[str, Timing]:
-    """The timing of each method, and under ``"copy"`` that of a copy of as many bytes, taken in turn with them."""
+    """The timing of each method and, in turn with them, of a ``copy`` and a ``clone`` of as many bytes."""
     functions = dict(case.calls)
     if compile:
         functions["torch.compile"] = compiled(case)
     calls = {"copy": copy_call(case.traffic, device=device)}
+    if not case.kernel.startswith("gate_columns_"):  # the others return new memory, which has to be found first
+        calls["clone"] = torch.rand(max(1, case.traffic // 8), device=device).clone
     calls |= {name: partial(function, *case.inputs) for name, function in functions.items()}
     return compare(calls, repeats=7, budget=8.0, sample_seconds=0.02, device=device)
 

@@ -1,7 +1,7 @@
 """``run.py locate``: scores of all neurons of a model, by Spurge and by what users pick today, in one run.
 
-Each method runs once, which warms it up and gives its scores, and once with its operations counted; then all
-take turns against the clock; then each runs in a process of its own for its peak memory. Errors are relative
+Each method runs once with its operations counted, which warms it up and gives its scores; then all take turns
+against the clock; then each runs in a process of its own for its peak memory. Errors are relative
 2-norms against a 48-node float64 reference. A method whose cost is a sum over layers, and too slow to run in
 full on a deep model, is measured on the two middle layers and scaled to all of them; its rows say so.
 """
@@ -118,14 +118,19 @@ def _overlap(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def _first_look(method: Method, job: Job, layers: Layers, reference: Scores) -> tuple[Run, Measured]:
+    held: list[Any] = []
+
+    def first() -> None:
+        held.append(method.prepare(job))
+        held.append(held[0](layers))
+
     start = perf_counter()
-    run = method.prepare(job)
-    scores = run(layers)
+    flops = count_flops(first)
     seconds = perf_counter() - start
+    run, scores = held
     names = [sites(job.layers)[i] for i in (range(job.layers) if layers is None else layers)]
     got, want = _stack(scores, names), _stack(reference, names)
     sentences = max(relative_error(a, b) for a, b in zip(got, want, strict=True))
-    flops = count_flops(lambda: run(layers))
     found = Measured(method, relative_error(got, want), sentences, _overlap(got, want), seconds, flops)
     if job.ids.is_cuda:  # torch's allocator counts what this call takes; no child process is needed
         found.peak = peak_of_call(lambda: run(layers), job.ids.device)
