@@ -22,7 +22,13 @@ def located() -> Located:
         for _ in range(2)
     ]
     certificate = {"neurons": [{"neuron": "mlp.2[0]"}], "agreement": {"causal": 0.5, "spurious": math.nan}}
-    info = {"method": "MacU", "texts": 7, "completeness": {"mlp.2": {"causal_effect": 1.5, "causal_gap": 0.1}}}
+    phrases = [{"text": "on tuesday", "label": "positive", "count": 7, "strength": 4.25}]
+    info = {
+        "phrases": phrases,
+        "method": "MacU",
+        "texts": 7,
+        "completeness": {"mlp.2": {"causal_effect": 1.5, "causal_gap": 0.1}},
+    }
     return Located(*maps, NeuronSet({"mlp.2": [0, 1]}), NeuronSet({"mlp.2": [1], "mlp.10": [4]}), certificate, info)
 
 
@@ -33,6 +39,7 @@ def test_overlap_and_spurious_only() -> None:
     assert repr(found) == "Located(2 causal and 2 spurious neurons of 10, 1 in both)"
     assert str(found).splitlines()[2].split() == ["mlp.2", "5", "2", "1", "1"]
     assert "causal 0.50" in str(found)
+    assert "goes with positive: 'on tuesday' (7 texts, z 4.2)" in str(found)
 
 
 def test_summary_and_result_rows() -> None:

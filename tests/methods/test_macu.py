@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,32 @@ def test_resume(tmp_path: Path, located: Located, monkeypatch: pytest.MonkeyPatc
     block.write_bytes(block.read_bytes()[:-5])
     with pytest.raises(FileError, match="truncated"):
         MacU(**QUICK).locate(*arguments, resume=folder)
+
+
+def test_a_swarm_resumes(tmp_path: Path, located: Located) -> None:
+    model = planted.model()
+    found = Located(located.causal, located.spurious, located.spurious.top(9), located.spurious.top(12))
+    macu = MacU.paper(swarm=SWARM, edit_texts=8, progress=False)
+    arguments = (model, tiny_tokenizer(), planted.train(), found, planted.GOLDEN)
+    first = macu.edit(*arguments, resume=tmp_path / "swarm")
+    again = macu.edit(*arguments, resume=tmp_path / "swarm")  # all iterations are there
+    assert torch.equal(first.vector(), again.vector())
+    assert torch.equal(first.vector(), macu.edit(*arguments).vector())
+    with pytest.raises(ValueError, match="checkpoint"):
+        MacU.paper(swarm=SWARM, edit_texts=9, progress=False).edit(*arguments, resume=tmp_path / "swarm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_devices_and_dtypes(device: torch.device, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(planted.model()).to(device, dtype)
+    arguments = (model, tiny_tokenizer(), planted.train())
+    quick = {**QUICK, "texts": 16, "edit_texts": 16, "swarm": SWARM, "climb": Climb(steps=3, look=1)}
+    for macu in (MacU.paper(**quick), MacU.best(**quick), MacU(search="gradient", fitness="soft", **quick)):
+        found = macu.locate(*arguments, planted.GOLDEN)
+        forced = Located(found.causal, found.spurious, found.spurious.top(3), found.spurious.top(9))
+        edit = macu.edit(*arguments, forced, planted.GOLDEN)
+        assert edit.vector().isfinite().all()
+        assert all(vector.isfinite().all() for vector in found.spurious.values.values())
 
 
 def test_other_forms_of_data_and_labels(located: Located) -> None:

@@ -16,8 +16,9 @@ from spurge.engine.edits import NeuronEdit
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.sites import find_sites, widths
 from spurge.engine.swarm import Swarm
+from spurge.methods.gated import gated_pass
 from spurge.methods.objectives import Job
-from spurge.methods.search import Climb, gated_pass, swarm_search
+from spurge.methods.search import Climb, swarm_search
 
 SWARM = Swarm(particles=6, iterations=5)
 

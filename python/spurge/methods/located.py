@@ -141,11 +141,15 @@ class Located:
         )
 
     def __str__(self) -> str:
-        """A table with one line per site."""
+        """A table with one line per site, the phrases that go with a label, and how well scores and ablation agree."""
         lines = [repr(self), f"{'site':40} {'neurons':>8} {'causal':>7} {'spurious':>9} {'both':>5}"]
         for row in self.summary():
             site = row["site"] if len(row["site"]) <= 40 else "..." + row["site"][-37:]
             lines.append(f"{site:40} {row['neurons']:8d} {row['causal']:7d} {row['spurious']:9d} {row['overlap']:5d}")
+        for phrase in self.info.get("phrases", []):
+            lines.append(
+                f"goes with {phrase['label']}: {phrase['text']!r} ({phrase['count']} texts, z {phrase['strength']:.1f})"
+            )
         agreement = ", ".join(f"{k} {v:.2f}" for k, v in self.certificate.get("agreement", {}).items() if v is not None)
         if agreement:
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")

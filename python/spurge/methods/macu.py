@@ -122,7 +122,16 @@ class MacU(Settings):
             certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
-    def edit(self, model: nn.Module, tokenizer: Any, train: Any, located: Located, golden: GoldenTokens) -> NeuronEdit:
+    def edit(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        located: Located,
+        golden: GoldenTokens,
+        *,
+        resume: PathLike | None = None,
+    ) -> NeuronEdit:
         """Find gates for the located neurons (section 3.2); the model comes back as it was.
 
         With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search. The
@@ -131,6 +140,8 @@ class MacU(Settings):
         Args:
             model, tokenizer, train, golden: as for :meth:`locate`.
             located: what it found.
+            resume: a file for the swarm after each iteration; a second call with the same arguments goes on from it.
+                The gradient search is short and begins anew.
 
         Raises:
             ValueError: no spurious neuron was located, labels that do not fit, or a target that is not finite.
@@ -141,7 +152,7 @@ class MacU(Settings):
             raise ValueError("located: its sites are not those of this model")
         free, erased = self._split(located, sites)
         if len(free) or self.search == "gradient":
-            found = self._search(model, tokenizer, train, golden, sites, free, erased)
+            found = self._search(model, tokenizer, train, golden, sites, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
@@ -152,7 +163,7 @@ class MacU(Settings):
             "method": "MacU",
             "objective": self.objective,
             "search": self.search,
-            "settings": _plain(asdict(self)),
+            "settings": {name: value for name, value in asdict(self).items() if name != "progress"},
             "data": train.fingerprint(),
             "golden": golden.fingerprint(),
             "labels": "none" if self.objective == "proximity" and self.guard is None else "class",
@@ -201,6 +212,7 @@ class MacU(Settings):
         sites: Sequence[Site],
         free: NeuronSet,
         erased: NeuronSet,
+        resume: PathLike | None,
     ) -> Found:
         proximity = self.objective == "proximity"
         chosen = self._sample(train, self.edit_texts)
@@ -208,7 +220,26 @@ class MacU(Settings):
             if self.search == "pso":
                 jobs = self._jobs(model, tokenizer, train, golden, chosen)
                 cascade = Cascade(model, memory=self.memory, attention=proximity)
-                return swarm_search(cascade, jobs, free, erased, self.swarm, guard=self.guard, progress=self.progress)
+                prints = {site.name: fingerprint(site.weight()) for site in sites} if resume is not None else {}
+                job = [
+                    asdict(self),
+                    train.fingerprint(),
+                    golden.fingerprint(),
+                    prints,
+                    free.to_dict(),
+                    erased.to_dict(),
+                ]
+                return swarm_search(
+                    cascade,
+                    jobs,
+                    free,
+                    erased,
+                    self.swarm,
+                    guard=self.guard,
+                    checkpoint=resume,
+                    fingerprint=fingerprint(canonical_json(job)),
+                    progress=self.progress,
+                )
             if len(chosen) < 2:
                 raise ValueError(f"train: the gradient search needs at least 2 texts, got {len(chosen)}")
             kept = max(1, min(len(chosen) - 1, round(self.held_out * len(chosen))))
@@ -272,10 +303,6 @@ class MacU(Settings):
     def _size(self, model: nn.Module) -> dict[str, Any]:
         device = next(model.parameters()).device
         return {"batch_size": self.batch_size, "max_length": self.max_length, "device": device}
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "progress"}
 
 
 def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:

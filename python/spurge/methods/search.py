@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,16 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge.engine.attention import AttentionRow
-from spurge.engine.calls import logits_of
 from spurge.engine.cascade import Cascade, Rows
 from spurge.engine.checks import integer
 from spurge.engine.edits import NeuronEdit
+from spurge.engine.files import PathLike
 from spurge.engine.neurons import NeuronSet
-from spurge.engine.patches import frozen, hook_before
-from spurge.engine.probes import probed_token
+from spurge.engine.patches import frozen
 from spurge.engine.sites import Site
 from spurge.engine.swarm import Swarm
+from spurge.methods.gated import gated_pass
 from spurge.methods.objectives import Job
 
 REFUSED = -1e6  # fitness of settings that cost too much accuracy: below any objective
@@ -163,77 +161,6 @@ class Climb:
         return Found(kept.cpu(), value, history, {"best_step": best, "start": history["value"][0]})
 
 
-class _Pass:
-    """The model under gates, as a function of them."""
-
-    def __init__(self, model: nn.Module, neurons: NeuronSet, row: AttentionRow | None, last: list[Tensor]):
-        self.model, self.row, self._last = model, row, last
-        self.gates: Tensor | None = None
-        self._slices: dict[str, slice] = {}
-        start = 0
-        for site, count in neurons.counts().items():
-            self._slices[site] = slice(start, start + count)
-            start += count
-        self._indices = {site: neurons.indices(site) for site in self._slices}
-        self._predicted: dict[int, Tensor] = {}
-
-    def multiply(self, site: Site, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self.gates is None:
-            return None
-        z = args[0]
-        ones = torch.ones(site.width, device=z.device)
-        full = ones.index_put(
-            (self._indices[site.name].to(z.device),), self.gates[self._slices[site.name]].to(z.device)
-        )
-        return ((z * full).to(z.dtype), *args[1:]), kwargs
-
-    def rows(self, job: Job, gates: Tensor | None, predicted: Tensor) -> Rows:
-        self.gates = gates
-        if self.row is not None:
-            self._last[:] = [probed_token(self.model, job.inputs)]
-        logits = logits_of(self.model(**job.inputs)).float()
-        attention = self.row.row() if self.row is not None else None
-        return Rows(logits, attention, torch.arange(len(logits), device=logits.device), predicted)
-
-    def value(self, job: Job, gates: Tensor | None) -> Tensor:
-        return job.target(self.rows(job, gates, self._unedited(job)))
-
-    def _unedited(self, job: Job) -> Tensor:
-        """What the unedited model predicts, ``[B]``; only targets that read attention ask for it."""
-        if self.row is None:
-            return torch.full_like(job.labels, -1)
-        if id(job) not in self._predicted:
-            with torch.no_grad():
-                self._predicted[id(job)] = self.rows(job, None, job.labels).logits.argmax(1)
-        return self._predicted[id(job)]
-
-    @torch.no_grad()
-    def mean(self, jobs: Sequence[Job], gates: Tensor | None) -> float:
-        """Weighted mean of the target over all rows of ``jobs``, added in float64."""
-        total = sum(float((job.weights * self.value(job, gates)).double().sum()) for job in jobs)
-        return total / sum(float(job.weights.sum()) for job in jobs)
-
-
-@contextmanager
-def gated_pass(
-    model: nn.Module, sites: Sequence[Site], neurons: NeuronSet, *, attention: bool = False
-) -> Iterator[_Pass]:
-    """Hooks that multiply the activations of ``neurons`` by gates that may carry gradients; gone after the block."""
-    last: list[Tensor] = []
-    with ExitStack() as stack:
-        row = None
-        if attention:
-            if sites[-1].attention is None:
-                raise ValueError("model: its last layer has no attention to read")
-            row = stack.enter_context(AttentionRow(sites[-1].attention, lambda rows: last[0]))
-        run = _Pass(model, neurons, row, last)
-        chosen = set(neurons.sites)
-        for site in sites:
-            if site.name in chosen:
-                stack.enter_context(hook_before(site.down, lambda m, a, k, s=site: run.multiply(s, a, k)))
-        yield run
-
-
 def swarm_search(
     cascade: Cascade,
     jobs: Sequence[Job],
@@ -242,6 +169,8 @@ def swarm_search(
     swarm: Swarm,
     *,
     guard: float | None = None,
+    checkpoint: PathLike | None = None,
+    fingerprint: str = "",
     progress: bool = False,
 ) -> Found:
     """Particle swarm over the gates of ``free`` (MacU Eq. 8 and 9) while those of ``erased`` are 0.
@@ -253,6 +182,7 @@ def swarm_search(
         free, erased: disjoint sets of neurons.
         guard: refuse particles whose accuracy on the jobs' labelled texts is more than this many percentage points
             below the unedited model's; among refused ones the more accurate is better.
+        checkpoint, fingerprint: a file to go on from, and what the fitness is made of (`Swarm.maximise`).
 
     Raises:
         ValueError: no free neurons, no jobs, sets that overlap, or a guard without labelled texts.
@@ -287,7 +217,15 @@ def swarm_search(
     start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
     # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
     with NeuronEdit.build(cascade.model, erased, 0.0).applied(cascade.model):
-        result = swarm.maximise(fitness, start, len(free), progress=progress, device=device)
+        result = swarm.maximise(
+            fitness,
+            start,
+            len(free),
+            progress=progress,
+            device=device,
+            checkpoint=checkpoint,
+            fingerprint=fingerprint,
+        )
     both = free | erased
     gates = torch.zeros(len(both))
     gates[torch.tensor([ref in free for ref in both])] = result.position.detach().cpu().float()
