@@ -14,7 +14,7 @@ from torch import Tensor
 from models import DECODERS, FAMILIES, tiny
 from spurge.engine.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.neurons import NeuronSet
-from spurge.engine.quadrature import gauss_legendre
+from spurge.engine.quadrature import gauss_legendre, gauss_radau
 from spurge.engine.sites import find_sites
 
 SANDWICH = ("glm4",)  # a norm behind the down projection: invariant to its scale, so the path is a step near zero
@@ -39,9 +39,10 @@ def two_targets(rows: Rows) -> Tensor:
     return torch.stack([predicted_logit(rows), rows.logits.softmax(1)[:, 0]], 1)
 
 
-def plain_loop(model: Any, inputs: dict[str, Tensor], nodes: int, target: Any = two_targets) -> dict[str, Tensor]:
+def plain_loop(model: Any, inputs: dict[str, Tensor], nodes: int, rule: Any = None) -> dict[str, Tensor]:
     """Integrated gradients one layer at a time, each a full forward and backward of the model: ``[Q, B, F]``."""
-    alphas, weights = (x.float() for x in gauss_legendre(nodes))
+    alphas, weights = (x.float() for x in rule or gauss_legendre(nodes))
+    nodes = len(alphas)
     batch = len(next(iter(inputs.values())))
     with torch.no_grad():
         predicted = model(**inputs).logits.argmax(1)
@@ -56,7 +57,7 @@ def plain_loop(model: Any, inputs: dict[str, Tensor], nodes: int, target: Any = 
         with site.down.register_forward_pre_hook(lambda m, a, scaled=scaled: (scaled,)):
             logits = model(**many).logits
         example = torch.arange(batch).repeat(nodes)
-        value = target(Rows(logits, None, example, predicted.repeat(nodes)))
+        value = two_targets(Rows(logits, None, example, predicted.repeat(nodes)))
         grads = [torch.autograd.grad(value[:, q].sum(), scaled, retain_graph=True)[0] for q in range(value.shape[1])]
         result[site.name] = torch.stack(
             [(torch.tensordot(weights, grad.unflatten(0, (nodes, batch)), 1) * z).sum(1) for grad in grads]
@@ -107,6 +108,31 @@ def test_completeness(family: str) -> None:
         torch.testing.assert_close(found.full - found.erased[name] - value.sum(2), found.residual[name])
         assert (found.change[name] or 0.0) <= tolerance
         assert found.nodes[name] >= 4
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "deberta_v2", "vit"])
+def test_radau_takes_the_unedited_model_as_a_node(family: str) -> None:
+    """With as many free nodes it is at least as near to the integral, and its sums stay complete."""
+    model, inputs = tiny(family, labels=3), batch_for(family)
+    want = Cascade(model, nodes=32).attribute(inputs, two_targets)
+    alphas, weights, end = gauss_radau(2)
+    loop = plain_loop(
+        model, inputs, 2, rule=(torch.cat([alphas, torch.ones(1)]), torch.cat([weights, weights.new_tensor([end])]))
+    )
+    got = Cascade(model, nodes=2, rule="radau").attribute(inputs, two_targets)
+    for name, value in got.values.items():
+        assert relative(value, loop[name]) < 1e-5
+    fine = Cascade(model, nodes=16, rule="radau").attribute(inputs, two_targets)
+    assert max(relative(fine.values[name], value) for name, value in want.values.items() if value.any()) < 1e-3
+    assert not got.full.requires_grad
+
+
+def test_radau_keeps_to_the_memory_budget() -> None:
+    model, inputs = tiny("bert", layers=4), batch_for("bert", examples=5)
+    want = Cascade(model, nodes=4, rule="radau").attribute(inputs, two_targets)
+    got = Cascade(model, nodes=4, rule="radau", memory=200_000).attribute(inputs, two_targets)
+    for name, value in want.values.items():
+        torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=1e-7)
 
 
 def test_completeness_can_be_left_out() -> None:
@@ -329,6 +355,8 @@ def test_any_shape_equals_the_plain_loop(examples: int, tokens: int, nodes: int)
         ({"nodes": 2.5}, "nodes: need a whole number"),
         ({"tolerance": 0.0}, "tolerance: expected a number between 0 and 1, got 0.0"),
         ({"tolerance": 1e-3, "path": "neuron"}, "tolerance: the neuron path is exact"),
+        ({"rule": "simpson"}, "rule: expected one of legendre, radau, got 'simpson'"),
+        ({"rule": "radau", "path": "joint"}, "rule: radau belongs to the layer path"),
         ({"tolerance": 1e-3, "completeness": False}, "completeness: a tolerance needs it"),
         ({"memory": "much"}, "memory: expected bytes or a text such as '256MiB', got 'much'"),
         ({"memory": 0}, "memory: need at least one byte"),

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,7 +37,7 @@ from spurge.engine.calls import main_input, take
 from spurge.engine.memory import budget
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
-from spurge.engine.quadrature import MOST_NODES, gauss_legendre
+from spurge.engine.quadrature import MOST_NODES, gauss_legendre, gauss_radau
 from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
 from spurge.engine.sites import Site
 from spurge.engine.weight import Weight, weigh
@@ -43,6 +45,8 @@ from spurge.engine.weight import Weight, weigh
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
 
 Path = Literal["layer", "joint", "neuron"]
+Rule = Literal["legendre", "radau"]
+Ends = dict[int, tuple[Tensor | None, ...]]  # per target, the unedited model's gradient at each site's output
 
 
 class Cascade:
@@ -54,7 +58,9 @@ class Cascade:
             ``"joint"``: all layers scaled together, the cheapest, its sum is the whole network's effect;
             ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
             exactly with one forward row per unit.
-        nodes: Gauss-Legendre nodes S of the layer and joint paths; the first count to try when ``tolerance`` is given.
+        nodes: quadrature nodes S of the layer and joint paths; the first count to try when ``tolerance`` is given.
+        rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
+            which a single backward pass over the examples gives for all layers.
             A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
             are a step at 0 and converge slowly; the residual says so, and the neuron path is the one to use.
         tolerance: refine each layer, doubling its nodes, until its completeness residual is at most ``tolerance``
@@ -79,6 +85,7 @@ class Cascade:
         *,
         path: Path = "layer",
         nodes: int = 2,
+        rule: Rule = "legendre",
         tolerance: float | None = None,
         completeness: bool = True,
         memory: str | int | None = None,
@@ -88,6 +95,10 @@ class Cascade:
     ):
         if path not in get_args(Path):
             raise ValueError(f"path: expected one of {', '.join(get_args(Path))}, got {path!r}")
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
+        if rule == "radau" and path != "layer":
+            raise ValueError(f"rule: radau belongs to the layer path, got path {path!r}")
         gauss_legendre(nodes)
         if tolerance is not None and not 0 < tolerance < 1:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
@@ -96,7 +107,7 @@ class Cascade:
         if tolerance is not None and not completeness:
             raise ValueError("completeness: a tolerance needs it, got False")
         self.model, self.path, self.nodes, self.tolerance, self.progress = model, path, nodes, tolerance, progress
-        self.completeness = completeness
+        self.rule, self.completeness = rule, completeness
         self.relay = Relay(model, attention=attention, sites=sites)
         self.sites = self.relay.sites
         self.budget = budget(memory, next(model.parameters()).device)
@@ -116,7 +127,8 @@ class Cascade:
             ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
         """
         with frozen(self.model):
-            parts = [self._attribute(trace, target) for trace in self._traces(inputs)]
+            traces = self._traces(inputs, differentiable=self.rule == "radau")
+            parts = [self._attribute(trace, target) for trace in traces]
         return join(parts)
 
     def ablate(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet) -> Tensor:
@@ -155,7 +167,7 @@ class Cascade:
 
     # ---- splitting ---------------------------------------------------------------------------------------------
 
-    def _traces(self, inputs: Mapping[str, Any]) -> Iterator[Trace]:
+    def _traces(self, inputs: Mapping[str, Any], *, differentiable: bool = False) -> Iterator[Trace]:
         """The unedited pass, a block of examples at a time."""
         batch = len(main_input(inputs))
         size = min(batch, self._weigh(inputs).examples(self.budget, self.nodes))
@@ -163,7 +175,7 @@ class Cascade:
         for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
             examples = slice(start, start + size)
             number = torch.arange(batch, device=main_input(inputs).device)[examples]
-            yield self.relay.trace(take(inputs, examples), number)
+            yield self.relay.trace(take(inputs, examples), number, differentiable=differentiable)
 
     def _weigh(self, inputs: Mapping[str, Any]) -> Weight:
         shape = tuple(main_input(inputs).shape[1:])
@@ -186,12 +198,13 @@ class Cascade:
     # ---- the paths ---------------------------------------------------------------------------------------------
 
     def _attribute(self, trace: Trace, target: Target) -> Attribution:
+        trace, ends = self._ends(trace, target)
         with torch.no_grad():
             full = target_values(target, trace.rows).t()
         if self.path == "neuron":
             return self._neuron_path(trace, target, full)
         check_differentiable(target, trace.rows)
-        measure = self._joint_path if self.path == "joint" else self._layer_path
+        measure = self._joint_path if self.path == "joint" else partial(self._layer_path, ends)
         erased = self._erased(trace, target) if self.completeness else {}
         effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0) if erased else full
         values: dict[str, Tensor] = {}
@@ -228,8 +241,26 @@ class Cascade:
         late = [i for i in pending if open_still(self.sites[i].name)]
         return pending if self.path == "joint" and late else late
 
-    def _layer_path(self, trace: Trace, target: Target, nodes: int, pending: list[int]) -> dict[str, Tensor]:
-        alphas, weights = gauss_legendre(nodes)
+    def _ends(self, trace: Trace, target: Target) -> tuple[Trace, Ends]:
+        """Gradients of the unedited model at every site, ``f(1)`` of each path, and the trace without their graph."""
+        if not trace.outputs:
+            return trace, {}
+        with torch.enable_grad():
+            value = target_values(target, trace.rows)
+        ends = dict(gradients(value, trace.outputs))
+        rows = trace.rows
+        attention = None if rows.attention is None else rows.attention.detach()
+        rows = replace(rows, logits=rows.logits.detach(), attention=attention)
+        return replace(trace, rows=rows, outputs=[]), ends
+
+    def _layer_path(
+        self, ends: Ends, trace: Trace, target: Target, nodes: int, pending: list[int]
+    ) -> dict[str, Tensor]:
+        end = 0.0
+        if self.rule == "radau":
+            alphas, weights, end = gauss_radau(nodes)
+        else:
+            alphas, weights = gauss_legendre(nodes)
         values: dict[str, Tensor] = {}
         for group, s in self._weigh(trace.inputs).cuts(self.budget, nodes, trace.batch, pending):
             with torch.enable_grad():
@@ -238,18 +269,21 @@ class Cascade:
                 value = target_values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
             for q, grads in gradients(value, leaves):
                 for i, grad in zip(group, grads, strict=True):
-                    part = self._collect(i, trace, grad, weights[s])
-                    whole = values.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
-                    whole[q] += part
+                    whole = ops.node_sum(grad, weights[s]) if grad is not None else None
+                    last = ends[q][i] if ends and s.start == 0 else None
+                    if last is not None:
+                        whole = end * last.float() if whole is None else whole.add_(last, alpha=end)
+                    part = self._collect(i, trace, whole)
+                    total = values.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
+                    total[q] += part
         return {self.sites[i].name: values[self.sites[i].name] for i in pending}
 
-    def _collect(self, i: int, trace: Trace, grad: Tensor | None, weights: Tensor) -> Tensor:
-        """``[B, F]``: node gradients summed in width H, one product with W2, multiplied by z and summed over tokens."""
+    def _collect(self, i: int, trace: Trace, pulled: Tensor | None) -> Tensor:
+        """``[B, F]`` from the weighted gradient sum ``[B, T, H]``: through W2, times z, summed over tokens."""
         z = trace.sites[i].z
-        if grad is None:  # the target does not read this layer
+        if pulled is None:  # the target does not read this layer
             return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
-        pulled = ops.node_sum(grad, weights).to(z.dtype) @ self.sites[i].weight()
-        return ops.multiply_sum(pulled, z, _mask(trace, z)).float()
+        return ops.multiply_sum(pulled.to(z.dtype) @ self.sites[i].weight(), z, _mask(trace, z)).float()
 
     def _joint_path(self, trace: Trace, target: Target, nodes: int, pending: list[int]) -> dict[str, Tensor]:
         alphas, weights = gauss_legendre(nodes)

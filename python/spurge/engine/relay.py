@@ -83,6 +83,7 @@ class Trace:
     sites: list[SiteTrace]
     calls: list[Call]  # one per block
     anatomy: Anatomy
+    outputs: list[Tensor]  # of each down projection, [B, T, H], in the rows' graph; empty without gradients
 
 
 class Relay:
@@ -141,12 +142,13 @@ class Relay:
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
 
-    def trace(self, inputs: Mapping[str, Any], example: Tensor | None = None) -> Trace:
+    def trace(self, inputs: Mapping[str, Any], example: Tensor | None = None, *, differentiable: bool = False) -> Trace:
         """Run the unedited model once and keep what is needed to enter it again.
 
         Args:
             inputs: keyword arguments of the model; tensors lead with the batch dimension B.
             example: how targets number these examples, ``[B]``; 0 to B - 1 by default.
+            differentiable: let gradients flow from the rows to each down projection's output, ``Trace.outputs``.
         """
         inputs = dict(inputs)
         if "use_cache" in inspect.signature(self.model.forward).parameters:
@@ -158,19 +160,27 @@ class Relay:
         calls: list[Call] = []
         replays = {self.place[i] for i, joint in enumerate(anatomy.junctions) if joint.kind == "replay"}
 
-        with ExitStack() as stack, torch.no_grad():
+        outputs: list[Tensor] = []
+
+        def watch(keep: dict[str, Tensor], z: Tensor, o: Tensor) -> Tensor:
+            keep.update(z=z.detach(), o=o.detach())
+            if differentiable:
+                outputs.append(o if o.requires_grad else o.requires_grad_())
+            return o
+
+        with ExitStack() as stack, torch.set_grad_enabled(differentiable):
             row = self._last_layer(stack, lambda rows: position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True)):
                 keep = seen[i]
-                stack.enter_context(hook(site.down, lambda m, a, o, k=keep: k.update(z=a[0], o=o)))
-                stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o))))
+                stack.enter_context(hook(site.down, lambda m, a, o, k=keep: watch(k, a[0], o)))
+                stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o).detach())))
                 if joint.kind == "post_norm":
-                    stack.enter_context(hook(joint.norm, lambda m, a, o, k=keep: k.update(s=a[0])))
+                    stack.enter_context(hook(joint.norm, lambda m, a, o, k=keep: k.update(s=a[0].detach())))
             for index, block in enumerate(self.blocks):
 
                 def remember(module: nn.Module, args: tuple, kwargs: dict, keep: bool = index in replays) -> None:
                     hidden, args, kwargs = split_call(args, kwargs)
-                    calls.append(Call(leading(args), leading(kwargs), hidden if keep else None))
+                    calls.append(Call(leading(args), leading(kwargs), hidden.detach() if keep else None))
 
                 stack.enter_context(hook_before(block, remember))
             logits = self._logits(inputs)
@@ -183,7 +193,7 @@ class Relay:
             self._site_trace(site, joint, seen[i], position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
         ]
-        return Trace(inputs, batch, position, rows, sites, calls, anatomy)
+        return Trace(inputs, batch, position, rows, sites, calls, anatomy, outputs)
 
     def _site_trace(self, site: Site, joint: Junction, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
         bias = site.bias()

@@ -49,7 +49,7 @@ class Weight:
 
     def backward(self, sites: Sequence[int], nodes: int, batch: int) -> int:
         """Bytes of a pass with gradients in which ``nodes`` rows per example open at each of ``sites``."""
-        layers = sum(self.blocks - 1 - self.place[i] for i in sites)
+        layers = sum(self.blocks - self.place[i] for i in sites)
         rows = nodes * len(sites)
         each = self.trace + nodes * layers * self.saved + rows * (3 * self.row + self.passing)
         return self.fixed + int(MARGIN * batch * each)
