@@ -42,10 +42,10 @@ class Method:
     by_layer: bool = False
 
 
-def _spurge(job: Job, *, nodes: int = 2, tolerance: float | None = None, memory: str | int | None = None) -> Run:
+def _spurge(job: Job, **settings: Any) -> Run:
     from spurge.engine.cascade import Cascade
 
-    cascade = Cascade(job.model, nodes=nodes, tolerance=tolerance, memory=memory)
+    cascade = Cascade(job.model, **settings)
     return lambda layers: {k: v[0] for k, v in cascade.attribute(job.inputs, job.target).values.items()}
 
 
@@ -84,11 +84,14 @@ def all_methods() -> list[Method]:
     ]
     for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, "-bf16")):
         methods += [Method(f"spurge-{n}{suffix}", partial(_spurge, nodes=n), dtype) for n in (2, 3, 4, 8)]
+        methods += [
+            Method(f"spurge-radau-{n}{suffix}", partial(_spurge, nodes=n, rule="radau"), dtype) for n in (1, 2, 3)
+        ]
     methods.append(Method("spurge-tolerance", partial(_spurge, tolerance=TOLERANCE)))
     return methods
 
 
-QUICK = ("captum", "knowledge-neurons", "hand-written", "hand-written-best", "spurge-2", "spurge-3", "spurge-3-bf16")
+QUICK = ("captum", "knowledge-neurons", "hand-written", "hand-written-best", "spurge-2", "spurge-radau-2-bf16")
 
 
 @dataclass
@@ -212,7 +215,7 @@ def peak_in_this_process(name: str, method_name: str, *, device: str, memory: st
 
 
 def add_rows(results: Any, case: str, found: list[Measured], rates: dict[torch.dtype, float]) -> None:
-    """The rows of one job; the shape of a row is in architecture.md, section 6, and in bench/README.md."""
+    """The rows of one job; their shape is in bench/README.md."""
     for m in found:
         extra = {"note": m.note} if m.note else {}
 
@@ -239,16 +242,17 @@ def add_rows(results: Any, case: str, found: list[Measured], rates: dict[torch.d
 def _add_headline(results: Any, case: str, found: list[Measured]) -> None:
     """Rows of the plain names ``spurge`` and ``spurge-bf16``, and how many times faster than each peer.
 
-    ``spurge``: the fewest nodes whose error is no larger than the smallest of the knowledge-neurons loop's and the
-    hand-written loop's; ``spurge-bf16``: as many nodes in bfloat16. Which they are stands in the note.
+    ``spurge``: the rule and nodes of fewest operations whose error is no larger than the smaller of the
+    knowledge-neurons loop's and the hand-written loop's; ``spurge-bf16``: the same in bfloat16. The note names them.
     """
     by_name = {m.method.name: m for m in found}
     peers = [m for m in found if not m.method.name.startswith("spurge")]
     bound = min((by_name[k].error for k in ("knowledge-neurons", "hand-written") if k in by_name), default=float("inf"))
-    fixed = [m for m in found if m.method.name in ("spurge-2", "spurge-3", "spurge-4", "spurge-8")]
-    chosen = next((m for m in fixed if m.error <= bound), fixed[-1] if fixed else None)
-    if chosen is None:
+    fixed = [m for m in found if fnmatch(m.method.name, "spurge-*[0-9]") and m.method.dtype == torch.float32]
+    if not fixed:
         return
+    accurate = [m for m in fixed if m.error <= bound]
+    chosen = min(accurate, key=lambda m: m.flops) if accurate else min(fixed, key=lambda m: m.error)
     for name, m in (("spurge", chosen), ("spurge-bf16", by_name.get(chosen.method.name + "-bf16"))):
         if m is None:
             continue
