@@ -21,6 +21,7 @@ from spurge.methods.counterfactual import Counterfactuals, Kind, Row, nearest_wo
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.phrases import TellingPhrase, telling_phrases
 
+_SEARCHED = 20_000  # texts in which telling phrases are looked for: enough to see one, and a few seconds
 _POOL = 8  # batches whose rows are sorted by length together
 
 
@@ -170,8 +171,9 @@ def counterfactual_set(
         ValueError: no text can be changed: no golden word and no telling phrase occurs in ``chosen``.
     """
     causal = [list(golden.causal[label]) for label in golden.labels]
-    segments = [[row.text] if row.pair is None else [row.text, row.pair] for row in train]
-    phrases = telling_phrases(segments, train.targets.tolist(), golden.irrelevant)
+    searched = train if len(train) <= _SEARCHED else train.sample(_SEARCHED, seed)
+    segments = [[row.text] if row.pair is None else [row.text, row.pair] for row in searched]
+    phrases = telling_phrases(segments, searched.targets.tolist(), golden.irrelevant)
     maker = Counterfactuals(nearest_words(model, tokenizer, causal), causal, phrases, seed=seed)
     rows = [row for index, example in enumerate(chosen) for row in maker.rows(index, example)]
     if all(row.kind == "kept" for row in rows):

@@ -73,8 +73,9 @@ def telling_phrases(
     .. math:: z_{u,y} = (n_{uy} - n_u p_y) / \sqrt{n_u p_y (1 - p_y)}
 
     for a phrase u in :math:`n_u` texts, :math:`n_{uy}` of them labelled y, where y has the share :math:`p_y` of all
-    texts. The strongest (u, y) is taken, the longest one of several that stand in the same texts; its texts are set
-    aside; and so on. So a phrase is listed once and not again in its parts.
+    texts. Of the phrases that reach ``strength``, the strongest is taken, the longest one of several that stand in the
+    same texts; its texts are set aside; and so on with the texts left. So a phrase is listed once and not again in its
+    parts.
 
     Args:
         texts: the segments (text and, where there is one, pair) of each of N examples.
@@ -89,26 +90,46 @@ def telling_phrases(
         The phrases, strongest first. None means that no irrelevant phrase clearly goes with a label.
     """
     finder = Finder(irrelevant)
-    where: dict[str, set[int]] = defaultdict(set)
-    for index, segments in enumerate(texts):
-        for segment in segments:
-            for run in _runs(segment, finder):
-                for start in range(len(run)):
-                    for end in range(start + 1, min(start + longest, len(run)) + 1):
-                        where[" ".join(run[start:end])].add(index)
     of = np.asarray(labels, dtype=np.int64)
     classes = int(of.max(initial=0)) + 1
+    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(classes, dtype=np.int64))
+    for segments, label in zip(texts, of, strict=True):
+        for phrase in _phrases(segments, finder, longest):
+            counts[phrase][label] += 1
+    share = np.bincount(of, minlength=classes) / max(1, len(of))
+    strong = {p for p, n in counts.items() if n.sum() >= fewest and _telling(p, n, share).strength >= strength}
+    rows: dict[str, list[int]] = {phrase: [] for phrase in strong}  # which texts: for the strong ones alone
+    for index, segments in enumerate(texts if strong else ()):
+        for phrase in _phrases(segments, finder, longest) & strong:
+            rows[phrase].append(index)
+    where = {phrase: np.asarray(found) for phrase, found in rows.items()}
     left = np.ones(len(of), dtype=bool)
-    rows = {unit: np.fromiter(found, np.int64) for unit, found in where.items() if len(found) >= fewest}
     phrases: list[TellingPhrase] = []
-    while rows and left.any() and len(phrases) < limit:
+    while where and left.any() and len(phrases) < limit:
         share = np.bincount(of[left], minlength=classes) / left.sum()
-        best = max((_telling(unit, of[found[left[found]]], share) for unit, found in rows.items()), key=_rank)
+        best = max(
+            (
+                _telling(phrase, np.bincount(of[found[left[found]]], minlength=classes), share)
+                for phrase, found in where.items()
+            ),
+            key=_rank,
+        )
         if best.strength < strength or best.count < fewest:
             break
         phrases.append(best)
-        left[rows.pop(best.text)] = False
+        left[where.pop(best.text)] = False
     return phrases
+
+
+def _phrases(segments: Sequence[str], finder: Finder, longest: int) -> set[str]:
+    """All phrases of up to ``longest`` units in a text."""
+    return {
+        " ".join(run[start:end])
+        for segment in segments
+        for run in _runs(segment, finder)
+        for start in range(len(run))
+        for end in range(start + 1, min(start + longest, len(run)) + 1)
+    }
 
 
 def _runs(segment: str, finder: Finder) -> list[list[str]]:
@@ -124,12 +145,13 @@ def _runs(segment: str, finder: Finder) -> list[list[str]]:
     return runs
 
 
-def _telling(unit: str, labels: np.ndarray, share: np.ndarray) -> TellingPhrase:
-    count = len(labels)
+def _telling(phrase: str, counts: np.ndarray, share: np.ndarray) -> TellingPhrase:
+    """The label a phrase goes with, from its texts by label ``[Y]`` and the labels' shares ``[Y]``."""
+    count = int(counts.sum())
     deviation = np.sqrt(count * share * (1 - share))
-    excess = np.bincount(labels, minlength=len(share)) - count * share
+    excess = counts - count * share
     z = np.divide(excess, deviation, out=np.zeros_like(excess), where=deviation > 0)
-    return TellingPhrase(unit, int(z.argmax()), float(z.max()), count)
+    return TellingPhrase(phrase, int(z.argmax()), float(z.max()), count)
 
 
 def _rank(phrase: TellingPhrase) -> tuple[float, int, str]:
