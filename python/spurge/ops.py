@@ -66,14 +66,14 @@ def _check_device(name: str, x: Tensor, other: str, y: Tensor) -> None:
 def _run(kernel: Callable[..., Any], *args: Any) -> Any:
     """Call a ``_core`` function on detached tensors, with the thread count and, for old torch, the stream."""
     if _EXCHANGE:
-        return kernel(*args, threads=torch.get_num_threads())
+        return kernel(*args, torch.get_num_threads())
     args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
     stream = None
     for a in args:
         if isinstance(a, Tensor) and a.is_cuda:
             stream = torch.cuda.current_stream(a.device).cuda_stream
             break
-    return kernel(*args, threads=torch.get_num_threads(), stream=stream)
+    return kernel(*args, torch.get_num_threads(), stream)
 
 
 def _written(x: Tensor, write: Callable[[Tensor], None]) -> None:
@@ -85,6 +85,12 @@ def _written(x: Tensor, write: Callable[[Tensor], None]) -> None:
         copy = x.contiguous()
         write(copy)
         x.copy_(copy)
+
+
+def _check_place(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Of what is to be written, the bare kernels know only the number of elements."""
+    if x.shape != shape or x.dtype != dtype:
+        raise ValueError(f"{name}: must be {shape} of {dtype}, got {tuple(x.shape)} of {x.dtype}")
 
 
 def _copied(to: Tensor, result: Tensor) -> None:
@@ -144,7 +150,8 @@ def _open_rows_fake(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
 
 
 def _open_rows_kernel(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
-    out = x.new_empty((len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else len(alphas))
+    shape = x.shape
+    out = x.new_empty(len(alphas) * shape[0], *shape[1:]) if shape else x.new_empty(0)
     _run(_core.open_rows, out, x.contiguous(), u.contiguous(), alphas)
     return out
 
@@ -155,10 +162,7 @@ def _open_rows_into_fake(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[fl
 
 
 def _open_rows_into_kernel(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float]) -> None:
-    # The bare kernel knows it as `out`, and looks at the number of its elements only.
-    want = (len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else ()
-    if rows.shape != want or rows.dtype != x.dtype:
-        raise ValueError(f"rows: must be {want} of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
+    _check_place("rows", rows, (len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else (), x.dtype)
     x, u = x.contiguous(), u.contiguous()
     _written(rows, lambda out: _run(_core.open_rows, out, x, u, alphas))
 
@@ -297,10 +301,21 @@ def _node_sum_fake(grads: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def _node_sum_kernel(grads: Tensor, weights: Sequence[float]) -> Tensor:
-    rows = grads.shape[0] // max(len(weights), 1) if grads.dim() else 1
-    out = grads.new_empty((rows, *grads.shape[1:]), dtype=_sum_dtype(grads.dtype))
+    shape, dtype = grads.shape, _sum_dtype(grads.dtype)
+    out = grads.new_empty(shape[0] // max(len(weights), 1), *shape[1:], dtype=dtype) if shape else grads.new_empty(0)
     _run(_core.node_sum, out, grads.contiguous(), weights)
     return out
+
+
+def _node_sum_into_fake(out: Tensor, grads: Tensor, weights: Sequence[float]) -> None:
+    _check_same("out", out, "the sum", _node_sum_fake(grads, weights))
+
+
+def _node_sum_into_kernel(out: Tensor, grads: Tensor, weights: Sequence[float]) -> None:
+    shape = (grads.shape[0] // max(len(weights), 1), *grads.shape[1:]) if grads.dim() else ()
+    _check_place("out", out, shape, _sum_dtype(grads.dtype))
+    grads = grads.contiguous()
+    _written(out, lambda into: _run(_core.node_sum, into, grads, weights))
 
 
 _node_sum = _register(
@@ -308,6 +323,13 @@ _node_sum = _register(
     _node_sum_fake,
     _node_sum_kernel,
     lambda grads, weights: reference.node_sum(grads, weights).to(_sum_dtype(grads.dtype)),
+)
+
+_node_sum_ = _register(
+    "node_sum_(Tensor(a!) out, Tensor grads, float[] weights) -> ()",
+    _node_sum_into_fake,
+    _node_sum_into_kernel,
+    lambda out, grads, weights: _copied(out, reference.node_sum(grads, weights)),
 )
 
 
@@ -335,6 +357,18 @@ def node_sum(grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     return _node_sum(grads, _numbers(weights))
 
 
+def node_sum_(out: Tensor, grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+    """:func:`node_sum` into memory that is there already: ``out``, ``[B, ...]``, is written and returned.
+
+    Worth it for large gradients in a loop, as :func:`open_rows_` is; ``out`` must not share memory with ``grads``.
+
+    >>> node_sum_(torch.empty(1, 1), torch.tensor([[1.0], [2.0]]), [0.5, 0.25]).tolist()
+    [[1.0]]
+    """
+    _node_sum_(out, grads, _numbers(weights))
+    return out
+
+
 def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
     _check_floating("p", p)
     _check(p.dim() == 3, lambda: f"p: must have 3 dimensions [B, T, F], got shape {tuple(p.shape)}")
@@ -350,7 +384,8 @@ def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _multiply_sum_kernel(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-    out = p.new_empty((p.shape[0], p.shape[-1]) if p.dim() else 1, dtype=_sum_dtype(p.dtype))
+    shape, dtype = p.shape, _sum_dtype(p.dtype)
+    out = p.new_empty(shape[0], shape[2], dtype=dtype) if len(shape) == 3 else p.new_empty(0)
     if mask is not None:
         mask = mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
     _run(_core.multiply_sum, out, p.contiguous(), z.contiguous(), mask)

@@ -23,6 +23,7 @@ CASES: dict[str, Callable[[], Arguments]] = {
     "open_rows_": lambda: (torch.zeros(4, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "gate_columns_": lambda: (torch.randn(4, 3, 8), torch.tensor([5, 1]), torch.rand(2, 2)),
     "node_sum": lambda: (torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
+    "node_sum_": lambda: (torch.zeros(2, 3, 8), torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
     "proximity": lambda: (
         torch.rand(4, 6),
@@ -82,6 +83,7 @@ def test_compiles_into_one_graph(name, device):
         changed = [a.clone() for a in args]  # the ops that work in place get a tensor of the graph
         return public(*changed, **named), changed
 
+    torch._dynamo.reset()  # `call` is compiled for every op
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), call(*tensors))
 
@@ -148,6 +150,7 @@ def test_runs_on_the_callers_stream(device):
         ("open_rows_", (torch.zeros(3, 3), torch.zeros(2, 3), torch.zeros(2, 3), [0.5, 0.5])),
         ("gate_columns_", (torch.zeros(3, 2, 4), torch.tensor([0]), torch.zeros(2, 1))),
         ("node_sum", (torch.zeros(3, 2), [0.5, 0.5])),
+        ("node_sum_", (torch.zeros(2, 2), torch.zeros(2, 2), [0.5, 0.5])),
         ("multiply_sum", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), None)),
     ],
 )
