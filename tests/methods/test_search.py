@@ -86,8 +86,8 @@ def test_the_pull_to_1_is_a_soft_threshold() -> None:
         return rows.logits[:, 0] * 1e-12
 
     flat = Job(job.inputs, nothing, job.labels, job.weights)
-    loose = Climb(steps=1, look=1, l1=0.0).maximise(model, find_sites(model), neurons, [job], [job])
-    tight = Climb(steps=1, look=1, l1=0.5).maximise(model, find_sites(model), neurons, [job], [job])
+    loose = Climb(steps=1, look=1, l1=0.0, high=2.0).maximise(model, find_sites(model), neurons, [job], [job])
+    tight = Climb(steps=1, look=1, l1=0.5, high=2.0).maximise(model, find_sites(model), neurons, [job], [job])
     assert float((loose.gates - 1).abs().max()) == pytest.approx(0.1, rel=1e-3)  # Adam's first step is its rate
     assert float((tight.gates - 1).abs().max()) == pytest.approx(0.05, rel=1e-3)
     still = Climb(steps=5, look=1, l1=0.5).maximise(model, find_sites(model), neurons, [flat], [flat])
@@ -115,7 +115,7 @@ def test_gradient_search_reads_attention() -> None:
     looking = Job(job.inputs, target, job.labels, job.weights)
     with torch.no_grad():
         predicted = model(**job.inputs).logits.argmax(1)
-    found = Climb(steps=6, look=3, rate=0.3, l1=0.0).maximise(
+    found = Climb(steps=6, look=3, rate=0.3, l1=0.0, low=-1.0, high=2.0).maximise(
         model, find_sites(model), neurons, [looking], [looking], attention=True
     )
     assert found.value > found.history["value"][0]

@@ -54,7 +54,8 @@ class Climb:
     Attributes:
         steps: at most so many minibatches.
         rate: Adam's step size; a gate moves by about that much a step.
-        low, high: the box of a gate. 1 is unedited, 0 erased.
+        low, high: the box of a gate, 1 is unedited, 0 erased. By default gates only weaken: on SST-2 and a MiniLM
+            [0, 1] kept 1.2 points more of the accuracy at home than [-1, 2] and lost nothing elsewhere.
         l1: pull to 1. A gate returns by ``rate * l1`` a step, so one whose gradient is mostly noise stays near 1.
         look: steps between two looks at the held-out texts.
         patience: stop after so many looks without a new best.
@@ -67,8 +68,8 @@ class Climb:
 
     steps: int = 60
     rate: float = 0.1
-    low: float = -1.0
-    high: float = 2.0
+    low: float = 0.0
+    high: float = 1.0
     l1: float = 0.1
     look: int = 10
     patience: int = 3
