@@ -362,6 +362,7 @@ def test_presets() -> None:
     paper, best = MacU.paper(), MacU.best(cap=50)
     assert (paper.objective, paper.search, paper.neurons, paper.fitness) == ("proximity", "pso", "located", "hard")
     assert paper.swarm == Swarm.paper()
+    assert (MacU.paper(seed=3).swarm.seed, MacU.best(seed=3).climb.seed) == (3, 3)
     assert (best.objective, best.search, best.cap) == ("counterfactual", "gradient", 50)
 
 

@@ -29,7 +29,7 @@ from spurge.methods.located import Located
 from spurge.methods.objectives import CounterfactualSet, Job, counterfactual_set
 from spurge.methods.proximity import proximity_jobs
 from spurge.methods.questions import Ask, counterfactual_questions, proximity_questions
-from spurge.methods.search import Found, swarm_search
+from spurge.methods.search import Climb, Found, swarm_search
 from spurge.methods.settings import LOCATING, Settings
 
 
@@ -47,7 +47,7 @@ class MacU(Settings):
         hard one knows only its second term; ``proximity="hard"`` is that literal reading. The fitness is measured on
         64 texts: the paper does not say how many it uses, and each costs 800 forward passes.
         """
-        return cls(**{"swarm": Swarm.paper(), "edit_texts": 64, **changes})
+        return cls(**{"swarm": Swarm.paper(seed=changes.get("seed", 0)), "edit_texts": 64, **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> MacU:
@@ -56,7 +56,7 @@ class MacU(Settings):
         The threshold is low and the cap decides: a shortcut is spread over more neurons than 0.2 of the maximum shows.
         """
         settings = {"objective": "counterfactual", "search": "gradient", "nodes": 2, "fraction": 0.02, "share": 0.3}
-        return cls(**{**settings, "texts": 128, **changes})
+        return cls(**{**settings, "texts": 128, "climb": Climb(seed=changes.get("seed", 0)), **changes})
 
     def locate(
         self, model: nn.Module, tokenizer: Any, train: Any, golden: GoldenTokens, *, resume: PathLike | None = None
