@@ -12,23 +12,46 @@ def gate_columns(z: Any, columns: Any, gates: Any, threads: int = 1, stream: int
 
 # ig
 def node_sum(out: Any, grads: Any, weights: list[float], threads: int = 1, stream: int | None = None) -> None: ...
-def multiply_sum(
-    out: Any, p: Any, z: Any, mask: Any | None, threads: int = 1, stream: int | None = None
-) -> None: ...
+def multiply_sum(out: Any, p: Any, z: Any, mask: Any | None, threads: int = 1, stream: int | None = None) -> None: ...
 
 # proximity
 def proximity(
-    hard: Any, soft: Any, grad: Any, scores: Any, ids: Any, bitmap: Any, labels: Any, k: int, sharpness: float,
-    threads: int = 1, stream: int | None = None,
+    hard: Any,
+    soft: Any,
+    grad: Any,
+    scores: Any,
+    ids: Any,
+    bitmap: Any,
+    labels: Any,
+    k: int,
+    sharpness: float,
+    threads: int = 1,
+    stream: int | None = None,
 ) -> None: ...
 
 # swarm
 def swarm_step(
-    position: Any, velocity: Any, best: Any, leader: Any, inertia: float, cognitive: float, social: float,
-    low: float, high: float, max_velocity: float, seed: int, iteration: int,
-    threads: int = 1, stream: int | None = None,
+    position: Any,
+    velocity: Any,
+    best: Any,
+    leader: Any,
+    inertia: float,
+    cognitive: float,
+    social: float,
+    low: float,
+    high: float,
+    max_velocity: float,
+    seed: int,
+    iteration: int,
+    threads: int = 1,
+    stream: int | None = None,
 ) -> None: ...
 def swarm_best(
-    leader: Any, best: Any, best_fitness: Any, position: Any, fitness: Any,
-    threads: int = 1, stream: int | None = None,
+    leader: Any,
+    best: Any,
+    best_fitness: Any,
+    position: Any,
+    fitness: Any,
+    threads: int = 1,
+    stream: int | None = None,
 ) -> None: ...

@@ -154,7 +154,7 @@ def test_a_memory_budget_makes_smaller_batches():
 def test_zero_all_erases_what_was_located():
     model, tests = tiny("bert"), {"a": examples(30, 1)}
     edit = edit_of(model)
-    located = edit.neurons | NeuronSet({find_sites(model)[1].name: range(0, 40)})
+    located = edit.neurons | NeuronSet({find_sites(model)[1].name: range(40)})
     report = evaluate(model, TOKENIZER, tests, edit=edit, located=located, draws=2, **QUICK)
     with NeuronEdit.build(model, located, 0.0).applied(model):
         right = slowly(model, TOKENIZER, tests["a"]).argmax(1) == tests["a"].targets

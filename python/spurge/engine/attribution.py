@@ -98,8 +98,8 @@ def join(parts: list[Attribution]) -> Attribution:
 
     change: dict[str, float | None] = {}
     for name in parts[0].change:
-        seen = [part.change[name] for part in parts if part.change[name] is not None]
-        change[name] = max(seen) if seen else None
+        seen = [moved for part in parts if (moved := part.change[name]) is not None]
+        change[name] = max(seen, default=None)
     return Attribution(
         joined("values"),
         torch.cat([part.full for part in parts], 1),

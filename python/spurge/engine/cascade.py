@@ -210,36 +210,31 @@ class Cascade:
         values: dict[str, Tensor] = {}
         nodes = dict.fromkeys((site.name for site in self.sites), self.nodes)
         change: dict[str, float | None] = dict.fromkeys(nodes)
-        pending, count = list(range(len(self.sites))), self.nodes
+        pending, count, tolerance = list(range(len(self.sites))), self.nodes, self.tolerance
+
+        def settled(name: str, within: float) -> bool:
+            moved, gap = change[name], residual[name if name in residual else ALL].abs()
+            return moved is not None and moved <= within and not bool((gap > within * effect).any())
+
         while pending:
             new = measure(trace, target, count, pending)
             change |= {name: relative_change(values.get(name), value) for name, value in new.items()}
             values |= new
             nodes |= dict.fromkeys(new, count)
             residual = residuals(full, erased, values)
-            if self.tolerance is None:
+            if tolerance is None:
                 break
-            pending = self._unfinished(pending, effect, residual, change)
+            late = [i for i in pending if not settled(self.sites[i].name, tolerance)]
+            pending = pending if self.path == "joint" and late else late
             count *= 2
             if pending and count > MOST_NODES:
                 worst = max(float((residual[key].abs() / effect).nan_to_num().max()) for key in residual)
                 warnings.warn(
-                    f"tolerance {self.tolerance:g} not reached with {count // 2} nodes: relative residual {worst:.2g}",
+                    f"tolerance {tolerance:g} not reached with {count // 2} nodes: relative residual {worst:.2g}",
                     stacklevel=4,
                 )
                 break
         return Attribution(values, full, erased, residual, nodes, change)
-
-    def _unfinished(
-        self, pending: list[int], effect: Tensor, residual: dict[str, Tensor], change: dict[str, float | None]
-    ) -> list[int]:
-        def open_still(name: str) -> bool:
-            moved = change[name]
-            gap = residual[name if name in residual else ALL].abs() > self.tolerance * effect
-            return moved is None or moved > self.tolerance or bool(gap.any())
-
-        late = [i for i in pending if open_still(self.sites[i].name)]
-        return pending if self.path == "joint" and late else late
 
     def _ends(self, trace: Trace, target: Target) -> tuple[Trace, Ends]:
         """Gradients of the unedited model at every site, ``f(1)`` of each path, and the trace without their graph."""
@@ -320,7 +315,7 @@ class Cascade:
         with torch.no_grad():
             if self.path == "joint":
                 return {ALL: target_values(target, self.relay.scaled(trace, zero)[0]).t()}
-            erased = {}
+            erased: dict[str, Tensor] = {}
             sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
             for group in (sites[start : start + size] for start in range(0, len(sites), size)):
                 opened = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, zero) for i in group}

@@ -150,15 +150,16 @@ def _evaluate(
 ) -> Report:
     """:func:`evaluate` of checked arguments on a model without gates; no ``draws`` means no controls."""
     golden, memory = reading["golden"], reading["memory"]
-    erased = edit if located is None else NeuronEdit.build(model, located, 0.0, {})
-    sites = {} if edit is None else edit.fit(model, force=force) | erased.fit(model, force=force)
+    sites: dict[str, Site] = {}
     prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
     passes: list[tuple[str, dict[str, Tensor]]] = [(NONE, {})]
     random: list[dict[str, Tensor]] = []
     if edit is not None:
+        erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(model, located, 0.0)
+        sites = edit.fit(model, force=force) | erased.fit(model, force=force)
         passes.append((name, edit.full()))
         if draws:
-            passes.append(("zero-all", erased.with_gates(0.0).full()))
+            passes.append(("zero-all", erased.full()))
             random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
     moving = edit is not None and bool((edit.vector() != 1).any())
     cascade = _cascade(model, sites, memory, golden is not None) if random and moving else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ class Junction:
     """
 
     kind: Kind
-    norm: nn.Module | None = None
+    norm: nn.Module = field(default_factory=nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _junction(
     with hook(site.down, lambda module, args, output: erased):
         truth = first(site.block(*start[0], **start[1]))
 
-    guesses: list[tuple[Kind, nn.Module | None, Tensor]] = []
+    guesses: list[tuple[Kind, nn.Module, Tensor]] = []
     for module, args, made in leaves:
         if not args or not torch.is_tensor(args[0]) or not torch.is_tensor(made) or args[0].shape != made.shape:
             continue
@@ -91,7 +91,7 @@ def _junction(
             guesses.append(("post_norm", module, module(args[0] - o + erased)))
         elif same(args[0], o) and not same(made, o):
             guesses.append(("sandwich", module, out - made + module(erased)))
-    guesses.append(("residual", None, out - o + erased))
+    guesses.append(("residual", nn.Identity(), out - o + erased))
     slack = 64 * torch.finfo(out.dtype).eps * out.abs().max()
     for kind, norm, guess in guesses:
         if (guess - truth).abs().max() <= slack:

@@ -72,12 +72,15 @@ class WideAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention:
+        attention: Any = scaled_dot_product_attention
+        if func is not attention:
             return func(*args, **kwargs)
         named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         dtype = named["query"].dtype
         if named["query"].device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
             return func(*args, **kwargs)
-        wide = [value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in args]
-        kwargs = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
-        return func(*wide, **kwargs).to(dtype)
+        return func(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()}).to(dtype)
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value

@@ -281,11 +281,13 @@ class Relay:
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
             logits = self._logits({k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()})
-            attention = None
-            if row is not None:  # rows that open behind the last layer attend as the unedited model does
+            attention = trace.rows.attention
+            if (
+                row is not None and attention is not None
+            ):  # rows that open behind the last layer attend as the unedited model does
                 late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
                 parts = [row.row()] if late < times else []
-                attention = torch.cat([*parts, *[trace.rows.attention] * late])
+                attention = torch.cat([*parts, *[attention] * late])
         return self._rows(trace, times, logits, attention)
 
     def scaled(self, trace: Trace, alphas: Tensor) -> tuple[Rows, list[Tensor], list[Tensor]]:
@@ -323,15 +325,12 @@ class Relay:
 
     def _emerge(self, i: int, rows: Tensor, trace: Trace, call: Call, step: Callable[[Tensor], Tensor]) -> Tensor:
         """Carry rows from their site's anchor to the output of its block."""
-        joint = trace.anatomy.junctions[i]
-        if joint.kind == "residual":
-            return rows
-        if joint.kind == "post_norm":
-            return joint.norm(rows)
-        if joint.kind == "sandwich":
-            return joint.norm(rows) + trace.sites[i].rest.repeat(rows.shape[0] // trace.batch, 1, 1)
-        with hook(self.sites[i].down, lambda module, args, output: rows):
-            return step(call.hidden.repeat(rows.shape[0] // trace.batch, 1, 1))
+        joint, seen, times = trace.anatomy.junctions[i], trace.sites[i], rows.shape[0] // trace.batch
+        if call.hidden is not None and joint.kind == "replay":
+            with hook(self.sites[i].down, lambda module, args, output: rows):
+                return step(call.hidden.repeat(times, 1, 1))
+        rows = joint.norm(rows)
+        return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
 
     def _last_layer(self, stack: ExitStack, position: Callable[[int], Tensor]) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""
