@@ -26,7 +26,7 @@ def test_shortcut_goes_with_its_label_in_95_percent(seed: int) -> None:
     assert sum(others) / len(others) == pytest.approx(0.5, abs=0.02)  # its absence says nothing
 
 
-@pytest.mark.parametrize(("count", "noise"), [(1, 0.12), (2, 0.01)])
+@pytest.mark.parametrize(("count", "noise"), [(1, 0.16), (2, 0.01)])
 def test_causal_words_are_a_little_unreliable_in_training(count: int, noise: float) -> None:
     rows = Grammar(train=20_000).training_rows(0)
     said = [[causal_words(row["text"], LABELS[label]) for label in (row["label"], 1 - row["label"])] for row in rows]

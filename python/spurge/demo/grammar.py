@@ -112,7 +112,7 @@ class Grammar:
     test: int = 200
     share: float = 0.4
     purity: float = 0.95
-    noise: float = 0.12
+    noise: float = 0.16
     noise_of_two: float = 0.01
     unseen: float = 0.25
 

@@ -21,7 +21,6 @@ from spurge.engine.edits import NeuronEdit
 from spurge.engine.evaluation import evaluate
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.macu import MacU
-from spurge.methods.search import Climb
 from spurge.report import tables
 from spurge.report.results import Results
 
@@ -54,10 +53,10 @@ class Demo:
         """What is compared: the paper's literal procedure and the best setting."""
         common: dict[str, Any] = {"texts": 128, "certify": 0, "seed": self.seed, "progress": self.progress}
         return {
-            "paper": MacU.paper(edit_texts=32, **common),
-            # Half of the usual neurons, and gates that only weaken: the model is small, and random neurons must not
-            # move it much, or the comparison with them says little.
-            "best": MacU.best(cap=100, climb=Climb(low=0.0, high=1.0, seed=self.seed), **common),
+            "paper": MacU.paper(edit_texts=24, **common),
+            # Half of the usual neurons: the model is small, and random ones must not move it much, or the comparison
+            # with them says little.
+            "best": MacU.best(cap=100, **common),
         }
 
     def run(self, out: Path, *, keep_model: bool = False) -> Outcome:
@@ -153,6 +152,7 @@ class Outcome:
     def __str__(self) -> str:
         settings = self.results.head["settings"]
         rows, share, purity = (settings["grammar"][name] for name in ("test", "share", "purity"))
+        paper, best = (settings["edits"][name] for name in ("paper", "best"))
         steps = ", ".join(f"{step} {tables.seconds(took)}" for step, took in self.times.items())
         return f"""
 The shortcut: {100 * share:.0f} % of the training rows hold {settings["shortcut"]!r}; \
@@ -164,6 +164,8 @@ Test sets of {rows} rows: broken (the phrase with the other label), kept (with i
 Second number: change against none. [...]: 95 % interval over rows. zero-all: the edit's neurons erased.
 random: {settings["draws"]} draws of other neurons with the edit's gates, as many in each layer; mean ± sd.
 
+paper: {paper["erased"]} neurons erased, {paper["searched"]} given to the swarm. \
+best: {best["neurons"]} neurons weakened by gradient.
 {verdict(self.results.rows, "paper")}
 {verdict(self.results.rows, "best")}
 
