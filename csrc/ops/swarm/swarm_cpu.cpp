@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "core/parallel.hpp"
@@ -23,8 +22,7 @@ void best_cpu(std::int64_t* leader, float* best, float* best_fitness, const floa
     for (std::int64_t p = begin; p < end; ++p) {
       if (!(fitness[p] > best_fitness[p])) continue;
       best_fitness[p] = fitness[p];
-      std::memcpy(best + p * dimensions, position + p * dimensions,
-                  static_cast<std::size_t>(dimensions) * sizeof(float));
+      std::copy_n(position + p * dimensions, dimensions, best + p * dimensions);
     }
   };
   parallel_for(particles, kElementsPerThread / std::max<std::int64_t>(dimensions, 1) + 1, threads, body);
