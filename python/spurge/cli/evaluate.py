@@ -8,6 +8,7 @@ from pathlib import Path
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, write_results
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.evaluation import evaluate
+from spurge.methods.located import Located
 from spurge.report.results import Results
 
 
@@ -23,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         tokenizer,
         tests,
         edit=edit,
+        located=Located.load(arguments.located).spurious_set if arguments.located else None,
         controls=not arguments.no_controls,
         draws=arguments.draws,
         golden=read_golden(arguments, next(iter(tests.values())).labels),

@@ -98,6 +98,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _data(parser, several=True)
     parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
+    parser.add_argument("--located", metavar="FILE", help="erase its spurious neurons as a control, not the edit's own")
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
     parser.add_argument("--no-controls", action="store_true", help="leave out erased and random neurons")
     parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")

@@ -19,6 +19,7 @@ from spurge.engine import files
 from spurge.engine.data import Examples
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.evaluation import evaluate
+from spurge.engine.neurons import NeuronSet
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.macu import MacU
 from spurge.report import tables
@@ -79,16 +80,17 @@ class Demo:
             model, tokenizer = fine_tune(train, epochs=self.epochs, seed=self.seed, progress=self.progress)
         if keep_model:
             _write_model(out / "model", model, tokenizer)
-        edits = {}
+        edits, located_sets = {}, {}
         for name, macu in self.settings().items():
             with _timed(times, f"locate, {name}"):
                 located = macu.locate(model, tokenizer, train, golden)
             located.save(out / f"{name}-located.safetensors")
+            located_sets[name] = located.spurious_set
             with _timed(times, f"edit, {name}"):
                 edits[name] = macu.edit(model, tokenizer, train, located, golden)
             edits[name].save(out / f"{name}-edit.safetensors")
         with _timed(times, "evaluate"):
-            rows = self._measure(model, tokenizer, sets, edits)
+            rows = self._measure(model, tokenizer, sets, edits, located_sets)
         results = Results("demo", self._description(edits))
         results.extend(rows)
         for step, took in times.items():
@@ -102,13 +104,26 @@ class Demo:
         return {name: Examples.load(part, labels=grammar.LABELS) for name, part in rows.items()}
 
     def _measure(
-        self, model: nn.Module, tokenizer: Any, sets: dict[str, Examples], edits: dict[str, NeuronEdit]
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        sets: dict[str, Examples],
+        edits: dict[str, NeuronEdit],
+        located: dict[str, NeuronSet],
     ) -> list[dict[str, Any]]:
         """Flat rows of both edits and their controls; those of the paper's edit are called ``paper zero-all``, ..."""
         found: dict[tuple[str, str, str], dict[str, Any]] = {}
         for name, edit in edits.items():
             report = evaluate(
-                model, tokenizer, sets, edit=edit, name=name, draws=self.draws, seed=self.seed, progress=self.progress
+                model,
+                tokenizer,
+                sets,
+                edit=edit,
+                located=located[name],
+                name=name,
+                draws=self.draws,
+                seed=self.seed,
+                progress=self.progress,
             )
             for row in report.rows():
                 if row["case"] in CASES:
@@ -161,7 +176,7 @@ Test sets of {rows} rows: broken (the phrase with the other label), kept (with i
 
 {tables.pivot(self.results.rows, methods=METHODS, cases=CASES)}
 
-Second number: change against none. [...]: 95 % interval over rows. zero-all: the edit's neurons erased.
+Second number: change against none. [...]: 95 % interval over rows. zero-all: all located spurious neurons erased.
 random: {settings["draws"]} draws of other neurons with the edit's gates, as many in each layer; mean ± sd.
 
 paper: {paper["erased"]} neurons erased, {paper["searched"]} given to the swarm. \
