@@ -233,6 +233,8 @@ def locate(desk: Path, tmp_path: Path, **changes: Any) -> list[object]:
         ({"nodes": 0}, "nodes: need at least 1"),
         ({"fraction": 2}, "fraction: expected a number above 0 and at most 1"),
         ({"memory": "much"}, "memory: expected bytes or a text such as '256MiB', got 'much'"),
+        ({"out": "/nowhere/x.safetensors"}, "out: the folder of '/nowhere/x.safetensors' does not exist"),
+        ({"json": "/nowhere/x.json"}, "json: the folder of '/nowhere/x.json' does not exist"),
         ({"device": "moon"}, "device: 'moon' cannot be used here"),
         ({"golden": None, "lexicon": "oxford"}, "oxford"),
     ],

@@ -13,7 +13,7 @@ from spurge.report.tables import seconds
 
 def run(arguments: argparse.Namespace) -> int:
     """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with."""
-    prepare(arguments)
+    prepare(arguments, "out")
     located = Located.load(arguments.located)
     macu = settings(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
     model, tokenizer = read_model(arguments)

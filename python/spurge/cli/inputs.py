@@ -23,8 +23,16 @@ _EDITING = ("search", "neurons", "edit_texts", "guard")
 _SETTINGS = ("objective", *_LOCATING, *_EDITING, "batch_size", "max_length", "memory")
 
 
-def prepare(arguments: argparse.Namespace) -> None:
-    """Sets what holds for the whole process: the number of threads."""
+def prepare(arguments: argparse.Namespace, *files: str) -> None:
+    """Sets the number of threads, and makes sure that the named files can be written before the long work begins.
+
+    Raises:
+        ValueError: a file's folder does not exist.
+    """
+    for name in (*files, "json"):
+        path = getattr(arguments, name)
+        if path is not None and not Path(path).parent.is_dir():
+            raise ValueError(f"{name}: the folder of {path!r} does not exist")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
 

@@ -12,7 +12,7 @@ from spurge.report.tables import seconds
 
 def run(arguments: argparse.Namespace) -> int:
     """Locates, prints the table of sites and writes the file of ``--out``."""
-    prepare(arguments)
+    prepare(arguments, "out")
     macu = settings(arguments)
     model, tokenizer = read_model(arguments)
     train = read_data(arguments, arguments.data, model)
