@@ -15,6 +15,7 @@ def first(output: Any) -> Tensor:
 
 
 def like(output: Any, hidden: Tensor) -> Any:
+    """A block's output of the same form as ``output`` with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -56,6 +57,7 @@ def cut(value: Any, was: Any, batch: int, total: int, rows: int) -> Any:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same memory in the same shape: a module handed its input on, or another's output."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
