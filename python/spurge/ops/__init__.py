@@ -1,0 +1,28 @@
+r"""The kernels as torch sees them: for each op its schema, its contract, its kernel and its public face.
+
+* The schema and the *fake* kernel (shapes, dtypes, error messages) are the contract, which
+  ``torch.compile`` and ``opcheck`` use.
+* The kernel allocates the outputs and calls the compiled module ``_core``, which sees no torch and makes
+  the same checks again: an eager call costs microseconds, and Python checks would treble them. CUDA kernels
+  run on torch's current stream, and can be captured in a CUDA graph.
+* On a device without kernels (another accelerator, or CUDA where the build has none) the op runs its
+  float64 twin in :mod:`spurge.reference`, and says so once.
+
+None of the ops is differentiable: autograd looks through them, and results do not require grad.
+
+Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
+D dimensions, U units, G golden sets, Y labels.
+"""
+
+from __future__ import annotations
+
+from spurge.ops._gate import gate_columns_ as gate_columns_
+from spurge.ops._gate import open_rows as open_rows
+from spurge.ops._gate import open_rows_ as open_rows_
+from spurge.ops._ig import multiply_sum as multiply_sum
+from spurge.ops._ig import node_sum as node_sum
+from spurge.ops._ig import node_sum_ as node_sum_
+from spurge.ops._proximity import proximity as proximity
+from spurge.ops._proximity import soft_proximity as soft_proximity
+from spurge.ops._swarm import swarm_best_ as swarm_best_
+from spurge.ops._swarm import swarm_step_ as swarm_step_
