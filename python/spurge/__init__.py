@@ -13,7 +13,9 @@ _HOME = {
     "EditMismatch": "spurge.engine.edits",
     "Example": "spurge.engine.data",
     "Examples": "spurge.engine.data",
+    "Features": "spurge.engine.features",
     "GoldenTokens": "spurge.methods.golden",
+    "Head": "spurge.engine.heads",
     "Located": "spurge.methods.located",
     "MacU": "spurge.methods.macu",
     "NeuronEdit": "spurge.engine.edits",
@@ -24,6 +26,8 @@ _HOME = {
     "Site": "spurge.engine.sites",
     "Swarm": "spurge.engine.swarm",
     "evaluate": "spurge.engine.evaluation",
+    "extract": "spurge.engine.extraction",
+    "find_head": "spurge.engine.heads",
     "find_sites": "spurge.engine.sites",
     "predicted_logit": "spurge.engine.cascade",
 }
@@ -37,6 +41,10 @@ if TYPE_CHECKING:
     from spurge.engine.edits import EditMismatch as EditMismatch
     from spurge.engine.edits import NeuronEdit as NeuronEdit
     from spurge.engine.evaluation import evaluate as evaluate
+    from spurge.engine.extraction import extract as extract
+    from spurge.engine.features import Features as Features
+    from spurge.engine.heads import Head as Head
+    from spurge.engine.heads import find_head as find_head
     from spurge.engine.measures import Report as Report
     from spurge.engine.neurons import NeuronSet as NeuronSet
     from spurge.engine.scores import NeuronScores as NeuronScores

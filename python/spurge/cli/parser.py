@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from spurge.cli.last_layer import fcr_arguments, features_arguments, neurontune_arguments
 
 _Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -43,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     _edit(commands.add_parser("edit", help="find gates for located neurons"))
     _evaluate(commands.add_parser("evaluate", help="accuracy with and without an edit, with controls"))
     _apply(commands.add_parser("apply", help="fold an edit into a copy of a model's folder"))
+    _features(commands.add_parser("features", help="write what the last layer of a classifier reads"))
+    _last_layer(fcr_arguments, commands.add_parser("fcr", help="remove a class or feature by single weights"))
+    _last_layer(neurontune_arguments, commands.add_parser("neurontune", help="suppress spurious features, retrain"))
     _doctor(commands.add_parser("doctor", help="what was built, what works, and what is wrong"))
     return parser
 
@@ -118,6 +123,18 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _common(parser)
 
 
+def _features(parser: argparse.ArgumentParser) -> None:
+    features_arguments(parser)
+    _model(parser)
+    _data(parser, groups=True)
+    _common(parser)
+
+
+def _last_layer(arguments: Callable[[argparse.ArgumentParser], None], parser: argparse.ArgumentParser) -> None:
+    arguments(parser)
+    _common(parser)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = "Prints versions, what was compiled in and devices; checks every kernel against its reference."
     _common(parser)
@@ -133,17 +150,17 @@ def _model(parser: _Group) -> None:
     )
 
 
-def _data(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def _data(parser: argparse.ArgumentParser, *, several: bool = False, groups: bool = False) -> None:
     group = parser.add_argument_group("data", "CSV, TSV or JSONL, also .gz, .xz or .bz2")
     if several:
         help = "test set, as often as there are sets; without NAME= it is called by its file"
         group.add_argument("--data", metavar="NAME=FILE", required=True, action="append", help=help)
     else:
-        group.add_argument("--data", metavar="FILE", required=True, help="training texts")
+        group.add_argument("--data", metavar="FILE", required=True, help="labelled texts")
     group.add_argument("--text-column", default="text", metavar="NAME", help="column of the texts (%(default)s)")
     group.add_argument("--pair-column", metavar="NAME", help="column of second texts (premise and hypothesis)")
     group.add_argument("--label-column", default="label", metavar="NAME", help="column of the labels (%(default)s)")
-    if several:
+    if several or groups:
         group.add_argument("--group-column", metavar="NAME", help="column of groups, for the worst group's accuracy")
     group.add_argument("--split", metavar="NAME", help="only rows whose column 'split' has this value")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N rows")

@@ -1,0 +1,43 @@
+"""Arguments of the commands that work on the last layer. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def features_arguments(parser: argparse.ArgumentParser) -> None:
+    """``spurge features``: what the head of a classifier reads, written once for all last-layer methods."""
+    parser.description = (
+        "Runs a transformers text classifier over a labelled file once and writes what its last layer reads, with "
+        "labels, groups and the layer itself. spurge fcr and spurge neurontune start from such files."
+    )
+    parser.add_argument("--head", metavar="PATH", help="path of the linear layer in the model; default its own head")
+    parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. train.safetensors")
+    running = parser.add_argument_group("extraction")
+    running.add_argument("--token", choices=("auto", "first", "last"), default="auto", help="whose features (auto)")
+    running.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts in a batch (%(default)s)")
+    running.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
+    running.add_argument("--autocast", choices=("bfloat16", "float16"), help="run the model in mixed precision")
+    running.add_argument("--storage", choices=("float32", "float16"), default="float32", help="type of the features")
+    running.add_argument("--cache", metavar="FOLDER", help="keep finished blocks there, to resume and to reuse")
+    running.add_argument("--memory", metavar="SIZE", help="budget of a batch, e.g. 256MiB")
+
+
+def fcr_arguments(parser: argparse.ArgumentParser) -> None:
+    """``spurge fcr``: removal of a class or a feature by single weights."""
+    parser.description = "Removes a class or a feature by editing single weights of the last layer (FCR)."
+    _sets(parser)
+
+
+def neurontune_arguments(parser: argparse.ArgumentParser) -> None:
+    """``spurge neurontune``: suppression of spurious features and a new last layer."""
+    parser.description = "Zeroes features that go with wrong predictions and retrains the last layer (NeuronTune)."
+    _sets(parser)
+
+
+def _sets(parser: argparse.ArgumentParser) -> None:
+    """Files of features, and where the edit goes."""
+    parser.add_argument("--features", metavar="FILE", required=True, help="features to work on (spurge features)")
+    parser.add_argument("--select", metavar="FILE", help="features of the validation set")
+    parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
+    parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
