@@ -14,14 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.bits import oddity, same_bits, sharer
 from spurge.engine.sites import Site
-
-_FLOATS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
 
 
 class _Gate:
@@ -194,7 +188,7 @@ class Folded:
         with torch.no_grad():
             for site, indices, _, new in self._columns:
                 weight = site.weight()
-                if weight.dtype != new.dtype or not _same_bits(weight[:, indices.to(weight.device)], new):
+                if weight.dtype != new.dtype or not same_bits(weight[:, indices.to(weight.device)], new):
                     raise ValueError(
                         f"undo: the folded columns of {site.name!r} have changed since the fold "
                         "(another fold, training, a cast); undo that first"
@@ -205,35 +199,19 @@ class Folded:
         self._columns = []
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    bits = _FLOATS[a.dtype]
-    return torch.equal(a.contiguous().view(bits), b.to(a.device).contiguous().view(bits))
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First address of a dense tensor and the one after its last."""
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-
-
 def _foldable(model: nn.Module, site: Site) -> None:
     """Raises ValueError unless the site's weight is a plain float tensor that nothing else uses."""
     weight = site.down._parameters.get("weight")
-    if weight is None or type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in _FLOATS:
-        kind = "computed" if weight is None else f"{type(weight).__name__} of {weight.dtype}"
+    if odd := oddity(weight):
         raise ValueError(
-            f"fold: the weight of {site.name!r} must be a plain float parameter, got {kind} "
+            f"fold: the weight of {site.name!r} must be a plain float parameter, got {odd} "
             "(quantised or wrapped); use applied() instead"
         )
+    assert weight is not None
     if weight.is_meta:
         raise ValueError(f"fold: the weight of {site.name!r} is on the meta device (offloaded or not loaded)")
-    start, end = _span(weight)
-    for path, module in model.named_modules():
-        for key, other in (*module._parameters.items(), *module._buffers.items()):
-            if other is None or other.device != weight.device or (module is site.down and key == "weight"):
-                continue
-            first, last = (0, 0) if other.layout != torch.strided else _span(other)
-            if first < end and start < last:
-                raise ValueError(
-                    f"fold: the weight of {site.name!r} is shared with {f'{path}.{key}'.lstrip('.')!r}, "
-                    "which folding would change too; use applied() instead"
-                )
+    if other := sharer(model, site.down, "weight"):
+        raise ValueError(
+            f"fold: the weight of {site.name!r} is shared with {other!r}, "
+            "which folding would change too; use applied() instead"
+        )
