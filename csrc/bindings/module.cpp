@@ -37,10 +37,13 @@ py::dict build_config() {
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Framework-free kernels. Use spurge.ops instead of this module.";
+  spurge::bind_association(m);
   spurge::bind_gate(m);
   spurge::bind_ig(m);
+  spurge::bind_median(m);
   spurge::bind_proximity(m);
   spurge::bind_swarm(m);
+  spurge::bind_sweep(m);
   m.def("build_config", &spurge::build_config, "What was compiled in, and what runs.");
 #ifdef SPURGE_HAS_CUDA
   m.attr("built_with_cuda") = true;

@@ -5,9 +5,12 @@
 namespace spurge {
 namespace py = pybind11;
 
+void bind_association(py::module_& m);
 void bind_gate(py::module_& m);
 void bind_ig(py::module_& m);
+void bind_median(py::module_& m);
 void bind_proximity(py::module_& m);
 void bind_swarm(py::module_& m);
+void bind_sweep(py::module_& m);
 
 }  // namespace spurge

@@ -6,6 +6,26 @@ built_with_cuda: bool
 
 def build_config() -> dict[str, Any]: ...
 
+# association
+def associate(
+    sums: Any,
+    logs: Any,
+    carry: Any,
+    picked: Any,
+    activations: Any,
+    features: Any,
+    gradients: Any,
+    starts: Any,
+    classes: Any,
+    scales: Any,
+    target: int = -1,
+    relu: bool = False,
+    resumed: bool = False,
+    unfinished: bool = False,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+
 # gate
 def open_rows(out: Any, x: Any, u: Any, alphas: list[float], threads: int = 1, stream: int | None = None) -> None: ...
 def gate_columns(z: Any, columns: Any, gates: Any, threads: int = 1, stream: int | None = None) -> None: ...
@@ -13,6 +33,17 @@ def gate_columns(z: Any, columns: Any, gates: Any, threads: int = 1, stream: int
 # ig
 def node_sum(out: Any, grads: Any, weights: list[float], threads: int = 1, stream: int | None = None) -> None: ...
 def multiply_sum(out: Any, p: Any, z: Any, mask: Any | None, threads: int = 1, stream: int | None = None) -> None: ...
+
+# median
+def segment_medians(
+    out: Any,
+    features: Any,
+    order: Any,
+    starts: Any,
+    transform: str,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
 
 # proximity
 def proximity(
@@ -52,6 +83,19 @@ def swarm_best(
     best_fitness: Any,
     position: Any,
     fitness: Any,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+
+# sweep
+def correct_interval(
+    out: Any,
+    logits: Any,
+    shifts: Any,
+    rows: Any,
+    labels: Any,
+    low: float,
+    high: float,
     threads: int = 1,
     stream: int | None = None,
 ) -> None: ...

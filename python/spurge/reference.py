@@ -7,10 +7,56 @@ D dimensions, U units, G golden sets, Y labels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# ---- association ---------------------------------------------------------------------------------
+
+
+def associate(
+    sums: Tensor,
+    logs: Tensor,
+    carry: Tensor,
+    picked: Tensor,
+    activations: Tensor,
+    features: Tensor,
+    gradients: Tensor,
+    starts: Tensor,
+    classes: Tensor,
+    scales: Tensor,
+    *,
+    target: int = -1,
+    relu: bool = False,
+    resumed: bool = False,
+    unfinished: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """features ``[N, M]``, gradients ``[N, O]``, starts ``[S+1]``, classes and scales ``[S]``: the first five, changed.
+
+    ``G_s[o, m] = scales[s] * sum of |gradients[n, o]| * |features[n, m]|`` over segment s; sums += G, logs += G log G.
+    """
+    sums, logs, carry, picked, activations = (x.double().clone() for x in (sums, logs, carry, picked, activations))
+    for s, c in enumerate(classes.tolist()):
+        rows = slice(int(starts[s]), int(starts[s + 1]))
+        x, g = features[rows].double(), gradients[rows].double()
+        activations[c] += scales[s] * (x.relu() if relu else x.abs()).sum(0)
+        total = g.abs().t() @ x.abs()
+        if resumed and s == 0:
+            total = carry + total
+        if unfinished and s == len(classes) - 1:
+            carry = total
+            continue
+        total = scales[s] * total
+        sums += total
+        logs += torch.special.xlogy(total, total)
+        if c == target:
+            picked = total
+        elif target == -1 and c < len(picked):
+            picked[c] = total[c]
+    return sums, logs, carry, picked, activations
+
 
 # ---- gate ----------------------------------------------------------------------------------------
 
@@ -46,6 +92,28 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         product = product.masked_fill((mask == 0)[..., None], 0.0)
     return product.sum(1)
+
+
+# ---- median --------------------------------------------------------------------------------------
+
+
+def segment_medians(features: Tensor, order: Tensor, starts: Tensor, transform: str = "raw") -> Tensor:
+    """features ``[N, M]``, order ``[n]``, starts ``[S+1]`` -> ``[S, M]``: medians of ``order[starts[s]:starts[s+1]]``.
+
+    The mean of the middle two for an even number of rows; NaN where there is no row, or a value is NaN.
+    """
+    x = features.double()
+    parts = {"raw": x, "magnitude": x.abs(), "positive": x.clamp_min(0), "negative": (-x).clamp_min(0)}
+    values = parts[transform]
+    borders = starts.tolist()
+    out = values.new_full((len(borders) - 1, values.shape[1]), torch.nan)
+    for s, (begin, end) in enumerate(itertools.pairwise(borders)):
+        ranked = values[order[begin:end]].sort(0).values
+        if end > begin:
+            low, high = ranked[(end - begin - 1) // 2], ranked[(end - begin) // 2]
+            out[s] = torch.where(low == high, low, low / 2 + high / 2)
+            out[s, ranked.isnan().any(0)] = torch.nan
+    return out
 
 
 # ---- proximity -----------------------------------------------------------------------------------
@@ -162,3 +230,32 @@ def swarm_best(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Te
     values = fitness.where(better, best_fitness)
     order = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).sort(descending=True, stable=True)
     return position.where(better[:, None], best), values, order.indices[0]
+
+
+# ---- sweep ---------------------------------------------------------------------------------------
+
+
+def correct_interval(
+    logits: Tensor, shifts: Tensor, rows: Tensor, labels: Tensor, low: float, high: float
+) -> Tensor:
+    """logits ``[N, O]``, shifts ``[N, E]``, rows ``[E]``, labels ``[N]`` -> ``[N, 2]``: rates whose argmax is the label.
+
+    A closed interval of ``[low, high]``, one float64 shorter where a tie at its end is lost; ``(inf, -inf)`` if empty.
+    """
+    z = logits.double()
+    s = torch.zeros_like(z)
+    s[:, rows] = shifts.double()
+    mine, my_shift = z.gather(1, labels[:, None]), s.gather(1, labels[:, None])
+    apart = z != mine  # where not, the difference of two infinities would be NaN
+    gap = (z - mine).where(apart, 0.0)
+    slope = (my_shift - s).where(apart | mine.isfinite(), 0.0)
+    wins_tie = torch.arange(z.shape[1], device=z.device) >= labels[:, None]
+
+    inf = torch.full_like(z, torch.inf)
+    at = gap / slope
+    first = torch.where(wins_tie, at, at.nextafter(inf)).where(slope > 0, -inf)
+    last = torch.where(wins_tie, at, at.nextafter(-inf)).where(slope < 0, inf)
+    never = (slope == 0) & ~((gap < 0) | ((gap == 0) & wins_tie))
+    begin, end = first.amax(1).clamp_min(low), last.amin(1).clamp_max(high)
+    empty = (begin > end) | never.any(1) | z.isnan().any(1) | ~s.isfinite().all(1)
+    return torch.stack([begin.masked_fill(empty, torch.inf), end.masked_fill(empty, -torch.inf)], 1)

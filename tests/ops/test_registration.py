@@ -19,12 +19,29 @@ Arguments = tuple[Any, ...]
 
 # Arguments of every op, all on the CPU. Ops that end in an underscore change their first ones.
 CASES: dict[str, Callable[[], Arguments]] = {
+    "associate_": lambda: (
+        *(torch.zeros(3, 8, dtype=torch.float64) for _ in range(3)),
+        torch.zeros(3, 8),
+        torch.zeros(4, 8, dtype=torch.float64),
+        torch.randn(6, 8),
+        torch.randn(6, 3),
+        torch.tensor([0, 2, 6]),
+        torch.tensor([1, 3]),
+        torch.tensor([0.5, 0.25], dtype=torch.float64),
+        -1,
+        False,
+        True,
+        True,
+    ),
     "open_rows": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "open_rows_": lambda: (torch.zeros(4, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "gate_columns_": lambda: (torch.randn(4, 3, 8), torch.tensor([5, 1]), torch.rand(2, 2)),
     "node_sum": lambda: (torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "node_sum_": lambda: (torch.zeros(2, 3, 8), torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
+    "segment_medians": lambda: (
+        torch.randn(9, 6), torch.tensor([8, 3, 3, 0, 5]), torch.tensor([0, 4, 4, 5]), "magnitude",
+    ),
     "proximity": lambda: (
         torch.rand(4, 6),
         torch.randint(-1, 40, (2, 6), dtype=torch.int32),
@@ -32,6 +49,9 @@ CASES: dict[str, Callable[[], Arguments]] = {
         torch.tensor([2, 0]),
         3,
         0.25,
+    ),
+    "correct_interval": lambda: (
+        torch.randn(9, 4), torch.randn(9, 2), torch.tensor([3, 0]), torch.randint(0, 4, (9,)), 0.0, 1.0,
     ),
     "swarm_step_": lambda: (
         *(torch.empty(3, 9).uniform_(-1, 1) for _ in range(3)), torch.rand(9), 0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 2,

@@ -16,13 +16,16 @@ D dimensions, U units, G golden sets, Y labels.
 
 from __future__ import annotations
 
+from spurge.ops._association import associate_ as associate_
 from spurge.ops._gate import gate_columns_ as gate_columns_
 from spurge.ops._gate import open_rows as open_rows
 from spurge.ops._gate import open_rows_ as open_rows_
 from spurge.ops._ig import multiply_sum as multiply_sum
 from spurge.ops._ig import node_sum as node_sum
 from spurge.ops._ig import node_sum_ as node_sum_
+from spurge.ops._median import segment_medians as segment_medians
 from spurge.ops._proximity import proximity as proximity
 from spurge.ops._proximity import soft_proximity as soft_proximity
 from spurge.ops._swarm import swarm_best_ as swarm_best_
 from spurge.ops._swarm import swarm_step_ as swarm_step_
+from spurge.ops._sweep import correct_interval as correct_interval
