@@ -235,10 +235,8 @@ def swarm_best(best: Tensor, best_fitness: Tensor, position: Tensor, fitness: Te
 # ---- sweep ---------------------------------------------------------------------------------------
 
 
-def correct_interval(
-    logits: Tensor, shifts: Tensor, rows: Tensor, labels: Tensor, low: float, high: float
-) -> Tensor:
-    """logits ``[N, O]``, shifts ``[N, E]``, rows ``[E]``, labels ``[N]`` -> ``[N, 2]``: rates whose argmax is the label.
+def correct_interval(logits: Tensor, shifts: Tensor, rows: Tensor, labels: Tensor, low: float, high: float) -> Tensor:
+    """logits ``[N, O]``, shifts ``[N, E]``, rows ``[E]``, labels ``[N]`` -> ``[N, 2]``: rates that predict the label.
 
     A closed interval of ``[low, high]``, one float64 shorter where a tie at its end is lost; ``(inf, -inf)`` if empty.
     """

@@ -1,0 +1,40 @@
+#pragma once
+#include <cmath>
+
+#include "core/half.hpp"
+#include "spurge/sweep.hpp"
+
+namespace spurge::sweep {
+
+// Rates at which the label has won against every rival so far.
+struct Span {
+  double low, high;
+};
+
+// One class at rate r: logit + r * shift.
+struct Line {
+  double logit, shift;
+};
+
+SPURGE_HD bool usable(Line line) { return line.logit == line.logit && line.shift - line.shift == 0; }
+
+SPURGE_HD Span nothing() { return {INFINITY, -INFINITY}; }
+
+// Keeps the rates at which `mine` is above `rival`; at a tie it wins if `first`.
+SPURGE_HD void keep(Span& span, Line mine, Line rival, bool first) {
+  const bool apart = !(mine.logit == rival.logit);  // also keeps the difference of two infinities from being NaN
+  const double gap = apart ? rival.logit - mine.logit : 0.0;
+  const double slope = apart || std::isfinite(mine.logit) ? mine.shift - rival.shift : 0.0;
+  if (slope == 0) {
+    if (!(gap < 0 || (gap == 0 && first))) span = nothing();
+    return;
+  }
+  double at = gap / slope;
+  if (!first) at = std::nextafter(at, slope > 0 ? INFINITY : -INFINITY);
+  if (slope > 0) span.low = at > span.low ? at : span.low;
+  else span.high = at < span.high ? at : span.high;
+}
+
+SPURGE_HD Span finished(Span span) { return span.low <= span.high ? span : nothing(); }
+
+}  // namespace spurge::sweep
