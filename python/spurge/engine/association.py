@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.association_stream import Job, Sums, activation_entropy, gradient_entropy, stream
+from spurge.engine.association_stream import Job, activation_entropy, gradient_entropy, stream
 from spurge.engine.checks import integer
 from spurge.engine.features import Features
 from spurge.engine.heads import Head
@@ -175,12 +175,10 @@ def association(
         mean=reduction == "mean",
         dtype=dtype,
     )
-    sums: Sums = stream(job, memory, progress)
+    sums = stream(job, memory, progress)
     # NaN and infinity run through every sum; to look for them there costs nothing.
     if not bool(sums.sums.isfinite().all() & sums.activations.isfinite().all()):
-        raise ValueError(
-            "features: expected finite numbers, in gradients and logits too, got NaN, infinity or overflow"
-        )
+        raise ValueError("features: expected finite numbers, gradients and logits too, got NaN, infinity or overflow")
     return Association(
         activations=sums.activations,
         picked=sums.picked,

@@ -106,14 +106,13 @@ def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
     order = None if bool((job.labels.diff() >= 0).all()) else job.labels.argsort(stable=True)
     rows = _block_rows(job, order is not None, memory)
     cut = int(job.counts.max()) > rows
-    wide = {"dtype": torch.float64, "device": device}
     found = Sums(
-        torch.zeros(kept, units, **wide),
-        torch.zeros(kept, units, **wide),
+        torch.zeros(kept, units, dtype=torch.float64, device=device),
+        torch.zeros(kept, units, dtype=torch.float64, device=device),
         torch.zeros(kept, units, device=device),
-        torch.zeros(len(job.counts), units, **wide),
+        torch.zeros(len(job.counts), units, dtype=torch.float64, device=device),
     )
-    carry = torch.zeros(kept, units, **wide) if cut else torch.zeros(0, **wide)
+    carry = torch.zeros((kept, units) if cut else (0,), dtype=torch.float64, device=device)
     place = _places(job)
     source = _Source(job, order, rows)
     with tqdm(total=len(job.labels), desc="association", unit="sample", disable=not progress) as bar:
@@ -134,7 +133,7 @@ def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
                     g,
                     torch.tensor(block.starts, device=device),
                     labels,
-                    torch.tensor(scales, **wide),
+                    torch.tensor(scales, dtype=torch.float64, device=device),
                     target=job.target,
                     relu=job.relu,
                     resumed=block.resumed,
@@ -202,7 +201,8 @@ class _Source:
         if job.gradients is not None:
             gradients = self._take(job.gradients, block, None).to(job.dtype)
         else:
-            assert self.logits is not None and job.layer is not None
+            assert self.logits is not None
+            assert job.layer is not None
             gradients = self.logits[:n]
             if job.logits is not None:
                 gradients.copy_(self._take(job.logits, block, None))
