@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -23,4 +24,16 @@ def share_of(name: str, value: Any) -> float:
     value = float(value)
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number above 0 and at most 1, got {value}")
+    return value
+
+
+def number(name: str, value: Any, least: float | None = None) -> float:
+    """``value`` as a finite float of at least ``least``; TypeError for no number or bool, ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: must be finite, got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: must be at least {least}, got {value}")
     return value

@@ -1,0 +1,53 @@
+"""Checks of feature matrices and of labels that several modules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def checked_values(name: str, values: Any, width: int | None = None) -> Tensor:
+    """``values`` detached, once they are finite, floating and ``[N, M]``.
+
+    Raises:
+        TypeError: no floating tensor.
+        ValueError: another shape, no rows or columns, or numbers that are not finite.
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: expected a floating tensor, got {found}")
+    if values.dim() != 2 or not values.numel() or width not in (None, values.shape[1]):
+        raise ValueError(f"{name}: expected shape [N, {width or 'M'}], got {tuple(values.shape)}")
+    values = values.detach()
+    for row in (~values.sum(1, dtype=torch.float64).isfinite()).nonzero()[:, 0].tolist():
+        bad = (~values[row].isfinite()).nonzero()[:, 0]
+        if len(bad):
+            raise ValueError(f"{name}: expected finite numbers, got {values[row, bad[0]]} at row {row}")
+    return values
+
+
+def checked_labels(name: str, labels: Any, rows: int, below: int | None = None) -> Tensor:
+    """``labels`` as int64 ``[rows]`` from 0, below ``below`` where given.
+
+    Raises:
+        TypeError: no tensor of whole numbers.
+        ValueError: another shape, none, or a number out of range.
+    """
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: expected a tensor of whole numbers, got {found}")
+    if labels.shape != (rows,) or not rows:
+        raise ValueError(f"{name}: expected shape ({rows or 'N'},), got {tuple(labels.shape)}")
+    labels = labels.detach().to(torch.int64)
+    for rule, wrong in ((f"below {below}", labels >= (below or 2**62)), ("from 0", labels < 0)):
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"{name}: expected values {rule}, got {int(labels[row])} at row {row}")
+    return labels
