@@ -25,10 +25,12 @@ _HOME = {
     "Report": "spurge.engine.measures",
     "Site": "spurge.engine.sites",
     "Swarm": "spurge.engine.swarm",
+    "WeightEdit": "spurge.engine.weight_edits",
     "evaluate": "spurge.engine.evaluation",
     "extract": "spurge.engine.extraction",
     "find_head": "spurge.engine.heads",
     "find_sites": "spurge.engine.sites",
+    "load_edit": "spurge.engine.weight_edits",
     "predicted_logit": "spurge.engine.cascade",
 }
 __all__ = ["__version__", *_HOME]
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from spurge.engine.sites import Site as Site
     from spurge.engine.sites import find_sites as find_sites
     from spurge.engine.swarm import Swarm as Swarm
+    from spurge.engine.weight_edits import WeightEdit as WeightEdit
+    from spurge.engine.weight_edits import load_edit as load_edit
     from spurge.methods.golden import GoldenTokens as GoldenTokens
     from spurge.methods.located import Located as Located
     from spurge.methods.macu import MacU as MacU

@@ -11,24 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.files import (
-    FileError,
-    PathLike,
-    canonical_json,
-    fingerprint,
-    read_tensors,
-    spurge_version,
-    write_tensors,
-)
+from spurge.engine.edit_parts import EditMismatch as EditMismatch
+from spurge.engine.edit_parts import check_print, read_edit, write_edit
+from spurge.engine.files import PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.gates import Attached, Folded, attached
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.sites import Site, find_sites
 
 Gates = dict[str, tuple[Tensor, Tensor]]
-
-
-class EditMismatch(ValueError):
-    """An edit that does not fit the model it was to be applied to."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,17 +117,7 @@ class NeuronEdit:
                     f"{expected['shape']}"
                 )
         for name, expected in {} if force else self.model.items():
-            found = _fingerprint(sites[name])
-            if found["dtype"] != expected["dtype"]:
-                raise EditMismatch(
-                    f"edit: made for {expected['dtype']} weights, {name!r} has {found['dtype']}; force=True applies "
-                    "it nevertheless"
-                )
-            if found != expected:
-                raise EditMismatch(
-                    f"edit: the weight of {name!r} is not the one the edit was made for: another model, fine-tuned "
-                    "since, or with an edit folded in; force=True applies it nevertheless"
-                )
+            check_print(f"the weight of {name!r}", name, _fingerprint(sites[name]), expected)
         return sites
 
     def apply(self, model: nn.Module, *, force: bool = False) -> Attached:
@@ -214,11 +194,7 @@ class NeuronEdit:
         Raises:
             OSError: the file cannot be written.
         """
-        tensors = {}
-        for site, (indices, values) in self.gates.items():
-            tensors[f"{site}:indices"], tensors[f"{site}:gates"] = indices, values
-        metadata = {"model": canonical_json(self.model), "info": canonical_json(self.info)}
-        write_tensors(path, tensors, {"kind": "edit", **metadata})
+        write_edit(path, "edit", "gates", self.gates, self.model, self.info)
 
     @classmethod
     def load(cls, path: PathLike) -> NeuronEdit:
@@ -228,15 +204,7 @@ class NeuronEdit:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "edit")
-        try:
-            model = json.loads(metadata["model"])
-            gates = {site: (tensors.pop(f"{site}:indices"), tensors.pop(f"{site}:gates")) for site in model}
-            if tensors:
-                raise ValueError(f"unexpected tensors {sorted(tensors)}")
-            return cls(gates, model, json.loads(metadata["info"]))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{path}: not an edit of neurons: {error}") from error
+        return read_edit(path, "edit", "gates", cls, "an edit of neurons")
 
     def __len__(self) -> int:
         return sum(values.numel() for _, values in self.gates.values())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.bits import oddity, same_bits, sharer
+from spurge.engine.parameters import oddity, same_bits, sharer
 from spurge.engine.sites import Site
 
 

@@ -1,0 +1,155 @@
+"""Parameters that may be written to in place: what kind they are, who else uses them, and their exact bits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+FLOATS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+"""Types of plain weights, and the integers of the same size that hold their bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A parameter of a model by where it is, so that it is found again after ``model.to(device)``.
+
+    Attributes:
+        name: its full name, as in ``model.named_parameters()``.
+        module: the module that owns it.
+        key: its name there.
+    """
+
+    name: str
+    module: nn.Module
+    key: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as it is now, edits included; ValueError if the module has lost it."""
+        parameter = self.module._parameters.get(self.key)
+        if parameter is None:
+            raise ValueError(f"model: {self.name!r} is no parameter any more (computed from others, or removed)")
+        return parameter
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two float tensors of one type are equal bit for bit; devices may differ."""
+    bits = FLOATS[a.dtype]
+    return torch.equal(a.contiguous().view(bits), b.to(a.device).contiguous().view(bits))
+
+
+def oddity(parameter: Tensor | None) -> str | None:
+    """What keeps a parameter from being a plain float tensor (quantised, wrapped, computed), or None."""
+    if parameter is None:
+        return "computed"
+    if type(parameter) in (nn.Parameter, Tensor) and parameter.dtype in FLOATS:
+        return None
+    return f"{type(parameter).__name__} of {parameter.dtype}"
+
+
+def sharer(model: nn.Module, owner: nn.Module, key: str) -> str | None:
+    """Name of another parameter or buffer of ``model`` in the memory of ``owner``'s parameter ``key``, or None."""
+    parameter = owner._parameters[key]
+    assert parameter is not None
+    start, end = _span(parameter)
+    for path, module in model.named_modules():
+        for name, other in (*module._parameters.items(), *module._buffers.items()):
+            if other is None or other.device != parameter.device or (module is owner and name == key):
+                continue
+            first, last = (0, 0) if other.layout != torch.strided else _span(other)
+            if first < end and start < last:
+                return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
+    """The named parameters of a model; one under ``torch.compile`` is taken by its original names.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: the model has no parameter of a name.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)
+    owners = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                name = f"{path}.{key}" if path else key
+                owners[name] = Place(name, module, key)
+    for name in (names := list(names)):
+        if name not in owners:
+            near = difflib.get_close_matches(str(name), owners, n=3, cutoff=0.3) or list(owners)[-3:]
+            raise ValueError(f"model: has no parameter {name!r}; similar ones are {near}")
+    return {name: owners[name] for name in names}
+
+
+def check_writable(model: nn.Module, place: Place) -> None:
+    """Raises ValueError unless a parameter is a plain float tensor with bits that nothing else uses."""
+    model = getattr(model, "_orig_mod", model)
+    parameter = place.parameter
+    if odd := oddity(parameter):
+        raise ValueError(f"model: {place.name!r} must be a plain float parameter, got {odd} (quantised or wrapped)")
+    if parameter.is_meta:
+        raise ValueError(f"model: parameter {place.name!r} is on the meta device (offloaded or not loaded)")
+    same = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+    others = [name for name in same if name != place.name]
+    if not others and (other := sharer(model, place.module, place.key)):
+        others = [other]
+    if others:
+        raise ValueError(
+            f"model: parameter {place.name!r} is shared with {', '.join(map(repr, others))} (tied), which an edit "
+            "would change too"
+        )
+
+
+def cast(name: str, indices: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` rounded to a parameter's type, on the CPU.
+
+    Raises:
+        ValueError: a value that is not finite in that type.
+    """
+    values = values.detach().cpu()
+    rounded = values.to(dtype)
+    wrong = (~rounded.isfinite()).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(
+            f"values: expected finite numbers that {str(dtype).removeprefix('torch.')} can hold, got "
+            f"{float(values[at])} at {name!r}[{int(indices[at])}]"
+        )
+    return rounded
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First address of a dense tensor and the one after its last."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def _where(parameter: Tensor, indices: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A view of a parameter, and where in it the flat ``indices`` are."""
+    view = parameter.detach().reshape(1) if parameter.dim() == 0 else parameter.detach()
+    return view, torch.unravel_index(indices.to(parameter.device), view.shape)
+
+
+def read(parameter: Tensor, indices: Tensor) -> Tensor:
+    """The entries at flat ``indices`` ``[n]``, on the CPU."""
+    view, where = _where(parameter, indices)
+    return view[where].cpu()
+
+
+def write(parameter: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Writes the entries at flat ``indices`` ``[n]`` in place; autograd notices, but keeps no history."""
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        view, where = _where(parameter, indices)
+        view.index_put_(where, values.to(view.device))
