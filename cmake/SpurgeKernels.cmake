@@ -33,7 +33,7 @@ function(spurge_isa_levels target)
     list(APPEND levels avx2 avx512)
     target_compile_definitions(${target} PRIVATE SPURGE_X86_LEVELS)
   endif()
-  set(flags_avx2 -mavx2 -mf16c)
+  set(flags_avx2 -mavx2 -mfma -mf16c)
   set(flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC's own AVX-512 header starts from undefined registers and warns about it (bug 105593).

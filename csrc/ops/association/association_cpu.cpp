@@ -1,45 +1,116 @@
-#include <cmath>
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
+#include "ops/association/association.hpp"
 #include "spurge/association.hpp"
 
 namespace spurge::association {
 
-void associate_cpu(const Block& block, int threads) {
-  dispatch_floating(block.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const auto* const x = static_cast<const T*>(block.features);
-    const auto* const g = static_cast<const Acc<T>*>(block.gradients);
-    const std::int64_t M = block.width, O = block.outputs;
-    parallel_for(M, 1, threads, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<double> sum(static_cast<std::size_t>(O));
-      for (std::int64_t m = begin; m < end; ++m)
-        for (std::int64_t s = 0; s < block.segments; ++s) {
-          double active = 0;
-          for (std::int64_t o = 0; o < O; ++o)
-            sum[o] = block.resumed && s == 0 ? block.carry[o * M + m] : 0.0;
-          for (std::int64_t n = block.starts[s]; n < block.starts[s + 1]; ++n) {
-            const double v = widen(x[n * M + m]);
-            active += block.relu ? (v < 0 ? 0 : v) : std::fabs(v);
-            for (std::int64_t o = 0; o < O; ++o) sum[o] += std::fabs(double(g[n * O + o])) * std::fabs(v);
-          }
-          const std::int64_t c = block.classes[s];
-          block.activations[c * M + m] += block.scales[s] * active;
-          for (std::int64_t o = 0; o < O; ++o) {
-            if (block.unfinished && s + 1 == block.segments) {
-              block.carry[o * M + m] = sum[o];
-              continue;
-            }
-            const double G = block.scales[s] * sum[o];
-            block.sums[o * M + m] += G;
-            if (G != 0) block.logs[o * M + m] += G * std::log(G);
-            if (block.target == -1 ? o == c : c == block.target) block.picked[o * M + m] = static_cast<float>(G);
-          }
+namespace {
+
+constexpr std::int64_t kSamples = 2048;  // of a chunk: kColumns of them fill half of a large second cache
+constexpr std::int64_t kFolds = 256;     // classes of a chunk, whose sums are float32
+constexpr std::int64_t kRows = 1536;     // outputs whose gradients are packed at once
+
+std::vector<Piece> cut_into_pieces(const Block& block) {
+  std::vector<Piece> pieces;
+  for (std::int64_t s = 0; s < block.segments; ++s) {
+    const std::int64_t label = block.classes[s], last = block.starts[s + 1];
+    const std::int64_t own = label < block.outputs ? label : kNoRow;
+    const bool here = !block.resumed || s > 0, done = !block.unfinished || s + 1 < block.segments;
+    std::int64_t at = block.starts[s];
+    do {
+      const std::int64_t end = std::min(at + kPiece, last);
+      const std::int64_t picked = block.target < 0 ? own : label == block.target ? kEveryRow : kNoRow;
+      pieces.push_back({at, end - at, label, picked, block.scales[s], here && at == block.starts[s],
+                        done && end == last});
+      at = end;
+    } while (at < last);
+  }
+  return pieces;
+}
+
+// How many pieces from `first` on make a chunk; it ends with a class where one ends in its second half.
+std::size_t chunk_of(const std::vector<Piece>& pieces, std::size_t first) {
+  std::size_t end = first, border = first;
+  std::int64_t samples = 0, folds = 0;
+  for (; end < pieces.size(); ++end) {
+    samples += pieces[end].length;
+    if (end > first && (samples > kSamples || folds == kFolds)) return border > first ? border : end;
+    if (!pieces[end].ends) continue;
+    ++folds;
+    if (2 * samples > kSamples) border = end + 1;
+  }
+  return end;
+}
+
+template <class A>
+std::unique_ptr<A[]> scratch(std::int64_t size) {  // not written twice, as a vector would be
+  return std::unique_ptr<A[]>(new A[static_cast<std::size_t>(size)]);
+}
+
+template <class T>
+void associate(const Block& block, int threads) {
+  using A = Acc<T>;
+  const auto pack_g = SPURGE_SELECT(pack_gradients<A>);
+  const auto pack_x = SPURGE_SELECT(pack_features<T>);
+  const auto fold_up = SPURGE_SELECT(fold<A>);
+  const std::vector<Piece> pieces = cut_into_pieces(block);
+  const std::int64_t width = block.width;
+  std::vector<double> own_carry;
+  std::vector<Piece> local;
+  std::vector<A> factors;
+
+  for (std::size_t first = 0, end = 0; first < pieces.size(); first = end) {
+    end = chunk_of(pieces, first);
+    const std::int64_t begin = pieces[first].begin, samples = pieces[end - 1].begin + pieces[end - 1].length - begin;
+    if (!block.carry && own_carry.empty() && !pieces[end - 1].ends)
+      own_carry.resize(static_cast<std::size_t>(block.outputs * width));
+    double* const carry = block.carry ? block.carry : own_carry.data();
+
+    local.assign(pieces.begin() + static_cast<std::ptrdiff_t>(first), pieces.begin() + static_cast<std::ptrdiff_t>(end));
+    factors.assign(static_cast<std::size_t>(samples), A(1));
+    for (Piece& piece : local) {
+      piece.begin -= begin;
+      if (piece.whole()) std::fill_n(factors.begin() + piece.begin, piece.length, static_cast<A>(piece.scale));
+    }
+    const auto* const x = static_cast<const T*>(block.features) + begin * width;
+    const auto* const g = static_cast<const A*>(block.gradients) + begin * block.outputs;
+    const auto count = static_cast<std::int64_t>(local.size());
+
+    std::int64_t row = 0;
+    do {
+      const std::int64_t rows = std::min(block.outputs - row, kRows);
+      const auto packed = scratch<A>(samples * rows);
+      parallel_for(samples, kElementsPerThread / std::max<std::int64_t>(rows, 1) + 1, threads,
+                   [&](std::int64_t from, std::int64_t to) {
+                     pack_g(packed.get(), g + row, block.outputs, rows, factors.data(), samples, from, to);
+                   });
+      const Chunk<A> chunk{local.data(), count,      samples,    packed.get(), row,         rows,
+                           width,        block.sums, block.logs, carry,        block.picked};
+      const auto body = [&](std::int64_t from, std::int64_t to) {
+        const auto panels = scratch<A>(samples * kColumns);
+        for (std::int64_t m = from; m < to; m += kColumns) {
+          const std::int64_t columns = std::min(kColumns, to - m);
+          double* const active = row == 0 ? block.activations + m : nullptr;
+          pack_x(panels.get(), active, x + m, width, columns, local.data(), count, samples, block.relu);
+          fold_up(chunk, panels.get(), m, columns);
         }
-    });
-  });
+      };
+      const std::int64_t work = samples * (1 + rows / 16) + 1;  // about a nanosecond each
+      parallel_for(width, kElementsPerThread / work + 1, threads, body, kColumns);
+      row += rows;
+    } while (row < block.outputs);
+  }
+}
+
+}  // namespace
+
+void associate_cpu(const Block& block, int threads) {
+  dispatch_floating(block.dtype, [&](auto tag) { associate<typename decltype(tag)::type>(block, threads); });
 }
 
 }  // namespace spurge::association
