@@ -16,6 +16,7 @@ from spurge.cli import main
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.scores import NeuronSet
 from spurge.engine.sites import find_sites
+from spurge.engine.weight_edits import WeightEdit
 from spurge.methods.located import Located
 from spurge.report.results import Results
 
@@ -137,6 +138,33 @@ def test_evaluate_with_an_edit_and_with_the_edit_folded_in(
     ]
     assert accuracies[0] == accuracies[1]
     assert "with an edit folded in" in wrong(capsys, "evaluate", "--model", "deep/cured", *tests, *edit)
+
+
+def test_an_edit_of_weights_is_measured_and_folded_in(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(desk / "model")
+    new = -model.classifier.weight.detach()
+    WeightEdit.build(model, {"classifier.weight": new}, {"method": "turned"}).save("edit.safetensors")
+    edit = ("--edit", "edit.safetensors")
+    tests = ("--data", f"all={desk / 'rows.jsonl'}", "--bootstrap", 20, "--quiet")
+    code, out, err = spurge(capsys, "evaluate", "--model", desk / "model", *tests, *edit, "--json", "t.json")
+    assert (code, err) == (0, "")
+    assert "random" not in out
+    rows = Results.load("t.json").rows
+    assert {row["method"] for row in rows} == {"none", "edit"}
+    code, out, err = spurge(capsys, "apply", "--model", desk / "model", *edit, "--out", "cured", "--json", "a.json")
+    assert (code, err) == (0, "")
+    assert "WeightEdit(64 weights of 1 parameters, turned)" in out
+    (row,) = Results.load("a.json").rows
+    assert (row["metric"], row["value"], row["unit"]) == ("weights", 64, "weights")
+    cured = AutoModelForSequenceClassification.from_pretrained("cured")
+    for name, value in cured.state_dict().items():
+        assert torch.equal(value, new if name == "classifier.weight" else model.state_dict()[name])
+    assert "with an edit folded in" in wrong(capsys, "evaluate", "--model", "cured", *tests, *edit)
 
 
 def test_apply_folds_exactly(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from spurge.engine.prediction import Prepared
 from spurge.engine.probes import token_scores
 from spurge.engine.scores import NeuronSet
 from spurge.engine.sites import find_sites
+from spurge.engine.weight_edits import WeightEdit
 from spurge.engine.words import Vocabulary, as_phrase, split_units, unit_scores
 
 LABELS = ("negative", "positive")
@@ -343,7 +344,7 @@ def test_resampled_sums(n, bootstrap, seed, block):
     values = np.stack([np.ones(n), rng.random(n)], 1)
     resampling._BLOCK, old = block * n, resampling._BLOCK
     try:
-        sums = resampling._sums(values, bootstrap, rng)
+        sums = resampling.resampled_sums(values, bootstrap, rng)
     finally:
         resampling._BLOCK = old
     assert sums.shape == (1 + bootstrap, 2)
@@ -429,6 +430,75 @@ def test_inside_an_applied_edit_that_edit_is_measured():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def weights_of(model, seed=0, **info):
+    generator = torch.Generator().manual_seed(seed)
+    return WeightEdit.build(model, {"classifier.weight": (range(20), torch.randn(20, generator=generator))}, info)
+
+
+def test_an_edit_of_weights_is_measured_beside_the_model_alone():
+    model, tests = tiny("bert"), {"a": examples(30, 1, groups=("x", "y")), "b": examples(17, 2)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    edit = weights_of(model, labels="group", method="fcr")
+    report = evaluate(model, TOKENIZER, tests, edit=edit, golden=Words(), **QUICK)
+    plain = evaluate(model, TOKENIZER, tests, golden=Words(), **QUICK)
+    assert {m.method for m in report.measures} == {"none", "edit"}
+    assert {m.labels for m in report.measures if m.method == "edit"} == {"group"}
+    assert (report.settings["draws"], report.settings["edit"]["method"]) == (0, "fcr")
+    with edit.applied(model):
+        for case, rows in tests.items():
+            right = slowly(model, TOKENIZER, rows).argmax(1) == rows.targets
+            assert report.value(case, "edit") == pytest.approx(100 * float(right.double().mean()))
+    for case in tests:
+        for metric in ("accuracy", "eta"):
+            assert report.value(case, "none", metric) == plain.value(case, "none", metric)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="located: is a control of an edit of neurons"):
+        evaluate(model, TOKENIZER, tests, edit=edit, located=NeuronSet(), **QUICK)
+    other = tiny("bert", seed=1)
+    with pytest.raises(EditMismatch):
+        evaluate(other, TOKENIZER, tests, edit=edit, **QUICK)
+    evaluate(other, TOKENIZER, tests, edit=edit, force=True, **QUICK)
+
+
+def test_inside_applied_weights_these_are_measured():
+    model, rows = tiny("bert"), examples(12)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    a, b = weights_of(model, 1), weights_of(model, 2)
+    plain = evaluate(model, TOKENIZER, rows, edit=a, **QUICK)
+    both = evaluate(model, TOKENIZER, rows, edit=a.combine(b, "last"), **QUICK)
+    with a.applied(model):
+        assert evaluate(model, TOKENIZER, rows, **QUICK).rows() == plain.rows()
+        inside = predict(model, TOKENIZER, rows)
+        with b.applied(model):
+            found = evaluate(model, TOKENIZER, rows, **QUICK)
+            assert [m.value for m in found.measures] == [m.value for m in both.measures]
+            assert found.settings["edit"]["rule"] == "last"
+        for edit in (b, edit_of(model)):
+            with pytest.raises(ValueError, match="another is applied to the model now"):
+                evaluate(model, TOKENIZER, rows, edit=edit, **QUICK)
+        with edit_of(model).applied(model), pytest.raises(ValueError, match="an edit of neurons and one of weights"):
+            evaluate(model, TOKENIZER, rows, **QUICK)
+        assert torch.equal(predict(model, TOKENIZER, rows), inside)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_interrupted_evaluation_leaves_the_weights():
+    model = tiny("bert")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 2:  # with the edit
+            raise KeyboardInterrupt
+
+    handle = model.classifier.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, TOKENIZER, examples(4), edit=weights_of(model), **QUICK)
+    handle.remove()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -437,7 +507,7 @@ def test_inside_an_applied_edit_that_edit_is_measured():
         ({"tests": {"a": [1]}}, TypeError, "expected name to Examples, got 'a': list"),
         ({"tests": {1: examples(1)}}, TypeError, "expected name to Examples, got 1"),
         ({"tests": {"average": examples(1)}}, ValueError, "cannot be called 'average'"),
-        ({"edit": {}}, TypeError, "edit: expected a NeuronEdit, got dict"),
+        ({"edit": {}}, TypeError, "edit: expected a NeuronEdit or WeightEdit, got dict"),
         ({"draws": 1}, ValueError, "draws: need at least 2, got 1"),
         ({"draws": 2.5}, TypeError, "draws: expected an integer"),
         ({"bootstrap": -1}, ValueError, "bootstrap: need at least 0"),

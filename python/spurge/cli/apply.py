@@ -12,6 +12,7 @@ from pathlib import Path
 from spurge.cli.evaluate import edit_dtype
 from spurge.cli.inputs import prepare, read_model, write_results
 from spurge.engine.edits import NeuronEdit
+from spurge.engine.weight_edits import load_edit
 from spurge.report.results import Results
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "*.h5", "*.onnx")
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.model), Path(arguments.out)
     if target.exists() or target.is_symlink():
         raise ValueError(f"out: {str(target)!r} exists already; give a new folder")
-    edit = NeuronEdit.load(arguments.edit)
+    edit = load_edit(arguments.edit)
     dtype = arguments.dtype or edit_dtype(edit)
     model, _ = read_model(arguments, dtype)
     edit.fold(model, force=arguments.force)
@@ -43,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     note = "" if stored == dtype else f", in {dtype} as the edit was made (the source has {stored})"
     print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
     results = Results("apply", {"model": str(source), "edit": edit.info, "out": str(target), "dtype": dtype})
-    results.add("all", str(edit.info.get("method", "edit")), "neurons", len(edit), unit="neurons")
+    unit = "neurons" if isinstance(edit, NeuronEdit) else "weights"
+    results.add("all", str(edit.info.get("method", "edit")), unit, len(edit), unit=unit)
     write_results(arguments, results)
     return 0
 

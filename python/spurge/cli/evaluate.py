@@ -8,6 +8,7 @@ from pathlib import Path
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, write_results
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.evaluation import evaluate
+from spurge.engine.weight_edits import WeightEdit, load_edit
 from spurge.methods.located import Located
 from spurge.report.results import Results
 
@@ -15,7 +16,7 @@ from spurge.report.results import Results
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the tables."""
     prepare(arguments)
-    edit = NeuronEdit.load(arguments.edit) if arguments.edit else None
+    edit = load_edit(arguments.edit) if arguments.edit else None
     sources = named_files(arguments.data)
     model, tokenizer = read_model(arguments, edit_dtype(edit))
     tests = {name: read_data(arguments, source, model) for name, source in sources.items()}
@@ -59,7 +60,7 @@ def named_files(texts: list[str]) -> dict[str, str]:
     return sources
 
 
-def edit_dtype(edit: NeuronEdit | None) -> str:
+def edit_dtype(edit: NeuronEdit | WeightEdit | None) -> str:
     """The type of the weights that an edit was made for, so that its fingerprints fit; float32 without one."""
     prints = list(edit.model.values()) if edit is not None else []
     return str(prints[0]["dtype"]) if prints else "float32"

@@ -99,7 +99,10 @@ def _edit(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Accuracy on test sets: without an edit, with it, with its neurons erased, with random ones."
+    parser.description = (
+        "Accuracy on test sets: without an edit, with it, and for an edit of neurons with these erased and with random "
+        "ones."
+    )
     _model(parser)
     _data(parser, several=True)
     parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")

@@ -2,12 +2,15 @@
 
 Controls answer the two questions a reader asks of any edit of neurons: would erasing the same neurons have done as
 well (``zero-all``), and would any neurons have done (``random``: the same gates on as many other neurons of each site,
-drawn ``draws`` times)? Without an edit there is nothing to control.
+drawn ``draws`` times)? Without an edit there is nothing to control. An edit of weights is measured beside ``none``
+alone: its controls are other choices of weights, which only its method can make.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +25,11 @@ from spurge.engine.edits import NeuronEdit
 from spurge.engine.gates import attached, gates_on, is_gated, suspended
 from spurge.engine.measures import Measure, Report
 from spurge.engine.neurons import NeuronSet
+from spurge.engine.overwrites import is_overwritten, lifted, overwrites_on, overwritten
 from spurge.engine.prediction import Golden, Outcome, Prepared, accuracy, predict
 from spurge.engine.resampling import AVERAGE, NONE, summarize
 from spurge.engine.sites import Site, find_sites
+from spurge.engine.weight_edits import WeightEdit
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
 
@@ -34,7 +39,7 @@ def evaluate(
     tokenizer: Any,
     tests: Examples | Mapping[str, Examples],
     *,
-    edit: NeuronEdit | None = None,
+    edit: NeuronEdit | WeightEdit | None = None,
     located: NeuronSet | None = None,
     name: str = "edit",
     controls: bool = True,
@@ -51,9 +56,9 @@ def evaluate(
 ) -> Report:
     r"""Measures a classifier on test sets, without an edit, with it, and with its controls.
 
-    Methods: ``none`` (the model without the edit), ``name`` (with it), ``zero-all`` (all located neurons erased),
-    ``random`` (its gates on other neurons, the same number in each site; where a site has too few others, on any of
-    it). Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
+    Methods: ``none`` (the model without the edit), ``name`` (with it); for an edit of neurons ``zero-all`` (all located
+    neurons erased) and ``random`` (its gates on other neurons, the same number in each site; where a site has too few
+    others, on any of it). Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
 
     Metrics: accuracy; its change against the first method, on the same examples; the lowest accuracy of a group; with
     ``golden``
@@ -69,7 +74,7 @@ def evaluate(
         tokenizer: its tokenizer, a fast one if ``golden`` is given.
         tests: one set, or sets by name.
         edit: what to measure; by default what is applied to the model now, if anything is.
-        located: the neurons the edit was chosen from, which ``zero-all`` erases; by default the edit's own.
+        located: the neurons an edit of neurons was chosen from, which ``zero-all`` erases; by default the edit's own.
         name: what to call it in the report.
         controls: with ``zero-all`` and ``random``.
         draws: of random neurons; below 20 their spread says little.
@@ -86,25 +91,26 @@ def evaluate(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: no set, a label the model has no output for, logits that are not finite (both name the set),
-            golden sets that do not fit, a number out of range, or an ``edit`` given while another is applied.
+            golden sets that do not fit, a number out of range, an ``edit`` given while another is applied, or gates
+            and new weights applied at once.
         EditMismatch: the edit does not fit the model.
     """
     sets = _named(tests)
     draws = integer("draws", draws, 2)
     bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
-    if edit is not None and not isinstance(edit, NeuronEdit):
-        raise TypeError(f"edit: expected a NeuronEdit, got {type(edit).__name__}")
+    if edit is not None and not isinstance(edit, (NeuronEdit, WeightEdit)):
+        raise TypeError(f"edit: expected a NeuronEdit or WeightEdit, got {type(edit).__name__}")
     if located is not None and not isinstance(located, NeuronSet):
         raise TypeError(f"located: expected a NeuronSet, got {type(located).__name__}")
     if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
         raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
-    if is_gated(model):
+    if is_gated(model) or is_overwritten(model):
         if edit is not None:
             raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
         edit = _applied(model)
-    if located is not None and edit is None:
-        raise ValueError("located: is a control of an edit, and there is none")
-    with suspended(model):
+    if located is not None and not isinstance(edit, NeuronEdit):
+        raise ValueError("located: is a control of an edit of neurons, and there is none")
+    with suspended(model), lifted(model):
         return _evaluate(
             model,
             tokenizer,
@@ -125,20 +131,28 @@ def evaluate(
         )
 
 
-def _applied(model: nn.Module) -> NeuronEdit:
-    """The gates that are attached to the model now, as an edit."""
+def _applied(model: nn.Module) -> NeuronEdit | WeightEdit:
+    """The gates, or the new weights, that are applied to the model now, as an edit."""
     vectors, infos = gates_on(model)
+    if is_overwritten(model):
+        if vectors:
+            raise ValueError("model: an edit of neurons and one of weights are applied to it now; fold one of them in")
+        changes, infos = overwrites_on(model)
+        return WeightEdit.build(model, changes, _origin(infos, "last"))
     neurons = NeuronSet({site: (gates != 1).nonzero()[:, 0] for site, gates in vectors.items()})
     gates = [vectors[site][neurons.indices(site)] for site in neurons.sites]
-    info = infos[0] if len(infos) == 1 else {"method": "combine", "rule": "multiply", "edits": infos}
-    return NeuronEdit.build(model, neurons, torch.cat([torch.empty(0), *gates]), info)
+    return NeuronEdit.build(model, neurons, torch.cat([torch.empty(0), *gates]), _origin(infos, "multiply"))
+
+
+def _origin(infos: list[Mapping[str, Any]], rule: str) -> Mapping[str, Any]:
+    return infos[0] if len(infos) == 1 else {"method": "combine", "rule": rule, "edits": infos}
 
 
 def _evaluate(
     model: nn.Module,
     tokenizer: Any,
     sets: dict[str, Examples],
-    edit: NeuronEdit | None,
+    edit: NeuronEdit | WeightEdit | None,
     located: NeuronSet | None,
     name: str,
     draws: int,
@@ -152,24 +166,29 @@ def _evaluate(
     golden, memory = reading["golden"], reading["memory"]
     sites: dict[str, Site] = {}
     prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
-    passes: list[tuple[str, dict[str, Tensor]]] = [(NONE, {})]
+    # Nothing attached is still eager, as gates are: compiled code rounds otherwise. New weights run as the model does.
+    plain = nullcontext if isinstance(edit, WeightEdit) else partial(attached, {}, {})
+    passes: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [(NONE, plain)]
     random: list[dict[str, Tensor]] = []
-    if edit is not None:
+    cascade = None
+    if isinstance(edit, WeightEdit):
+        passes.append((name, partial(overwritten, edit.fit(model, force=force), edit.changes, edit.info)))
+    elif edit is not None:
         erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(model, located, 0.0)
         sites = edit.fit(model, force=force) | erased.fit(model, force=force)
-        passes.append((name, edit.full()))
+        passes.append((name, partial(attached, sites, edit.full())))
         if draws:
-            passes.append(("zero-all", erased.full()))
+            passes.append(("zero-all", partial(attached, sites, erased.full())))
             random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
-    moving = edit is not None and bool((edit.vector() != 1).any())
-    cascade = _cascade(model, sites, memory, golden is not None) if random and moving else None
+        if random and bool((edit.vector() != 1).any()):
+            cascade = _cascade(model, sites, memory, golden is not None)
     if cascade is None:
-        passes += [("random", gates) for gates in random]
+        passes += [("random", partial(attached, sites, gates)) for gates in random]
     found: dict[str, dict[str, list[np.ndarray]]] = {case: {} for case in sets}
     total = (len(passes) + (0 if cascade is None else draws)) * sum(len(item.batches) for item in prepared.values())
     with tqdm(total=total, desc="evaluate", disable=not progress) as bar:
-        for method, gates in passes:
-            with attached(sites, gates):
+        for method, edited in passes:
+            with edited():
                 for case, item in prepared.items():
                     found[case].setdefault(method, []).append(_right(item, item.run(bar.update)))
         if cascade is not None:
@@ -206,7 +225,7 @@ def _named(tests: Any) -> dict[str, Examples]:
     return dict(tests)
 
 
-def _labels(edit: NeuronEdit | None) -> str | None:
+def _labels(edit: NeuronEdit | WeightEdit | None) -> str | None:
     labels = None if edit is None else edit.info.get("labels")
     return labels if labels in ("none", "class", "group") else None
 

@@ -118,9 +118,9 @@ class Overwritten:
                 _finish(todo)
             except BaseException:  # an interrupt: first the rest
                 _finish(todo)
-                raise
-            finally:
                 self._layers = []
+                raise
+            self._layers = []
 
     def forget(self) -> None:
         """Leaves the weights as they are and knows nothing of them any more."""
