@@ -9,8 +9,12 @@ TITLES = {
     "accuracy": "accuracy, percent",
     "change": "change of accuracy, points",
     "worst_group": "worst group's accuracy, percent",
+    "gap": "average less worst group's accuracy, points",
+    "worst_class": "worst class's accuracy, percent",
+    "class_difference": "mean difference of two classes' accuracies, points",
     "eta": "eta, mean proximity to spurious words (0 to 2)",
 }
+UNITS = {"change": "points", "gap": "points", "class_difference": "points", "eta": ""}  # of others: percent
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,12 @@ class Measure:
 
     Attributes:
         case: test set, ``set/group`` for one group of it, or ``average`` over the sets.
-        method: ``none``, the edit's name, ``zero-all`` or ``random``.
-        metric: ``accuracy``, ``change`` (against the first method on the same examples), ``worst_group``, ``eta``.
-        value: the number; for ``random`` the mean over draws.
-        spread: standard error by bootstrap; for ``random`` the standard deviation over draws.
-        low, high: 95 % bootstrap interval over examples; None for ``random``.
+        method: ``none``, the edit's name, ``zero-all`` or ``random``; of last layers, as they were called.
+        metric: ``accuracy``, ``change`` (against the first method on the same examples), ``worst_group``, ``eta``; of
+            last layers also ``gap``, ``worst_class`` and ``class_difference``.
+        value: the number; for ``random``, and for several layers under one name, the mean over draws.
+        spread: standard error by bootstrap; for draws their standard deviation.
+        low, high: 95 % bootstrap interval over examples; None for draws.
         n: examples; sets for ``average``; draws for ``random``.
         unit: percent, points, or empty.
         labels: labels that the method used to make its edit: none, class or group; None if it does not say.

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from spurge.engine.data import Examples
-from spurge.engine.measures import TITLES, Measure
+from spurge.engine.measures import TITLES, UNITS, Measure
 
 AVERAGE, NONE = "average", "none"  # the case that is the mean over sets, and the method that is no edit
 _LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 _BLOCK = 4_000_000  # resampling counts held at once
 
 
-def _sums(values: np.ndarray, bootstrap: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_sums(values: np.ndarray, bootstrap: int, rng: np.random.Generator) -> np.ndarray:
     """Sums over examples of ``[N, M]``, then over each bootstrap resample of the examples: ``[1 + bootstrap, M]``.
 
     A resample is how often each example was drawn, so all its sums are one matrix product.
@@ -51,7 +51,7 @@ def _of_set(
         """``outcomes`` ``[passes, 1 or 2, N]``; the passes are those of each method, or all of one."""
         right = 100 * outcomes[:, 0, None] * member  # [passes, 1 + groups, N]
         columns = np.concatenate([right.reshape(-1, len(examples)), member, *outcomes[:, 1:].swapaxes(0, 1)])
-        sums = _sums(columns.T, bootstrap, rng).T  # [columns, 1 + resamples]
+        sums = resampled_sums(columns.T, bootstrap, rng).T  # [columns, 1 + resamples]
         passes, cells = right.shape[:2]
         sizes = sums[passes * cells : (passes + 1) * cells]
         with np.errstate(invalid="ignore"):  # a resample can miss a small group
@@ -112,7 +112,7 @@ def summarize(
                 for method in numbers[first, metric]
             }
     return [
-        _measure(case, method, metric, values, sizes[case], labels[method])
+        measure(case, method, metric, values, sizes[case], labels[method], draws=method == "random")
         for metric in TITLES
         for (case, found_metric), by_method in numbers.items()
         if found_metric == metric
@@ -120,12 +120,15 @@ def summarize(
     ]
 
 
-def _measure(case: str, method: str, metric: str, values: np.ndarray, size: int, labels: str | None) -> Measure:
-    unit = {"change": "points", "eta": ""}.get(metric, "percent")
-    if method == "random":
-        draws = values[:, 0]
-        mean, spread = float(draws.mean()), float(draws.std(ddof=1))
-        return Measure(case, method, metric, mean, spread, None, None, len(draws), unit, labels)
+def measure(
+    case: str, method: str, metric: str, values: np.ndarray, size: int, labels: str | None, *, draws: bool = False
+) -> Measure:
+    """One number of ``values [1, 1 + resamples]``, with their interval; of ``[draws, ...]`` with the draws' spread."""
+    unit = UNITS.get(metric, "percent")
+    if draws:
+        mean = float(values[:, 0].mean())
+        spread = float(values[:, 0].std(ddof=1)) if len(values) > 1 else None
+        return Measure(case, method, metric, mean, spread, None, None, len(values), unit, labels)
     point, resamples = float(values[0, 0]), values[0, 1:]
     resamples = resamples[~np.isnan(resamples)]
     if len(resamples) < 2:
