@@ -1,0 +1,162 @@
+"""Readers of the experiments' data sets: digits, CIFAR-10, Waterbirds, Civil Comments. See ../README.md for the files.
+
+Images stay uint8, so that a set fits in memory and its bytes can name its cached features; the models scale them.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurge.engine import files, records
+from spurge.engine.data import Example, Examples
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TOXIC = ("non-toxic", "toxic")
+IDENTITIES = ("black", "christian", "disability", "immigrants", "jewish", "lgbt", "men", "muslim", "white", "women")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """N labelled images with the group of each."""
+
+    pixels: Tensor  # uint8 [N, channels, height, width]
+    labels: Tensor  # int64 [N]
+    groups: Tensor  # int64 [N]
+    names: tuple[str, ...]
+    group_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: Tensor) -> Images:
+        """The images with these numbers, in this order."""
+        return Images(self.pixels[index], self.labels[index], self.groups[index], self.names, self.group_names)
+
+    def sample(self, n: int, seed: int = 0) -> Images:
+        """At most n images, drawn without replacement; the order of the set is kept."""
+        if n >= len(self):
+            return self
+        chosen = np.random.default_rng(seed).permutation(len(self))[:n]
+        return self.subset(torch.from_numpy(np.sort(chosen)))
+
+    def hold_out(self, n: int, seed: int) -> tuple[Images, Images]:
+        """The set without n of its images, and these n, drawn evenly from the groups' shares."""
+        generator = np.random.default_rng(seed)
+        shuffled = generator.permutation(len(self))
+        spread = shuffled[np.argsort(self.groups.numpy()[shuffled], kind="stable")]  # group by group, random inside
+        held = np.zeros(len(self), bool)
+        held[spread[np.linspace(0, len(self) - 1, n).round().astype(int)]] = True
+        return self.subset(torch.from_numpy(np.flatnonzero(~held))), self.subset(torch.from_numpy(np.flatnonzero(held)))
+
+
+def kept(cache: Path | None, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, kept as one file under `cache` whose name holds the key; a damaged file is made anew."""
+    if cache is None:
+        return make()
+    path = cache / f"{name}-{files.fingerprint(key)[:24]}.safetensors"
+    try:
+        return files.read_tensors(path, "experiment")[0]
+    except FileNotFoundError:
+        pass
+    except files.FileError as error:
+        print(f"made anew: {error}", flush=True)
+    tensors = make()
+    cache.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(path, tensors, {"kind": "experiment"})
+    return tensors
+
+
+def mnist_parity(folder: Path) -> tuple[Images, Images]:
+    """ParityMNIST: even or odd, ten digits as groups; training (60,000) and test (10,000)."""
+    with np.load(_file(folder, "mnist.npz")) as arrays:
+        parts = [(arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64)) for part in ("train", "test")]
+    digits = tuple(map(str, range(10)))
+    train, test = (
+        Images(torch.from_numpy(x)[:, None], torch.from_numpy(y % 2), torch.from_numpy(y), ("even", "odd"), digits)
+        for x, y in parts
+    )
+    return train, test
+
+
+def cifar10(folder: Path, cache: Path | None = None) -> tuple[Images, Images]:
+    """CIFAR-10, classes as groups; training (50,000) and test (10,000). Unpacked once into `cache`."""
+    source = _file(folder, "cifar10_jpeg.npz.xz")
+    packed = source.read_bytes()
+
+    def unpack() -> dict[str, Tensor]:
+        with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
+            return {
+                "pixels": _decode(arrays["blob"], arrays["offsets"]),
+                "labels": torch.from_numpy(arrays["y"].astype(np.int64)),
+                "test": torch.from_numpy(arrays["is_test"].astype(bool)),
+            }
+
+    found = kept(cache, "cifar10", files.fingerprint(packed), unpack)
+    whole = Images(found["pixels"], found["labels"], found["labels"], CIFAR10, CIFAR10)
+    return whole.subset((~found["test"]).nonzero()[:, 0]), whole.subset(found["test"].nonzero()[:, 0])
+
+
+def waterbirds(folder: Path) -> tuple[Images, Images, Images]:
+    """Waterbirds at 64 pixels; training (4,795), validation (1,199), test (5,794). Group = 2 label + place."""
+    with np.load(_file(folder, "waterbirds_64.npz")) as arrays:
+        label, place = arrays["y"].astype(np.int64), arrays["place"].astype(np.int64)
+        pixels, split = _decode(arrays["blob"], arrays["offsets"]), arrays["split"]
+    names = ("landbird", "waterbird")
+    groups = tuple(f"{bird} on {ground}" for bird in names for ground in ("land", "water"))
+    whole = Images(pixels, torch.from_numpy(label), torch.from_numpy(2 * label + place), names, groups)
+    train, validation, test = (whole.subset(torch.from_numpy(np.flatnonzero(split == part))) for part in range(3))
+    return train, validation, test
+
+
+def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
+    """Short Civil Comments, half of them toxic; training (50 %), validation (20 %), test (30 %), split at random.
+
+    Group: label, and whether the comment names one of ten identities (by keyword).
+    """
+    rows = []
+    for row in records.read_records(_file(folder, "civil_comments_short_15k.jsonl.xz")):
+        about = "identity" if set(row["topics"]) & set(IDENTITIES) else "no identity"
+        name = TOXIC[int(row["label"])]
+        rows.append(Example(row["text"], int(row["label"]), group=f"{name}, {about}"))
+    whole = Examples(rows, TOXIC).sample(len(rows))
+    ends = [round(len(rows) * share) for share in (0.5, 0.7)]
+    return whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]
+
+
+def correlate(rows: Examples, share: float, seed: int = 0) -> Examples:
+    """A part of `rows` in which `share` of the toxic comments, and 1 - `share` of the others, name an identity."""
+    shuffled = rows.sample(len(rows), seed)
+    groups = {name: [i for i, row in enumerate(shuffled) if row.group == name] for name in shuffled.groups}
+    kept: list[int] = []
+    for label, wanted in zip(TOXIC, (1 - share, share), strict=True):
+        named, others = groups[f"{label}, identity"], groups[f"{label}, no identity"]
+        total = min(len(named) / wanted, len(others) / (1 - wanted))
+        kept += named[: int(total * wanted)] + others[: int(total * (1 - wanted))]
+    return shuffled.subset(sorted(kept))
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"folder: expected a folder that holds {name}, got {folder}")
+    return path
+
+
+def _decode(blob: np.ndarray, offsets: np.ndarray) -> Tensor:
+    """The pixels of joined JPEG files, uint8 ``[N, 3, height, width]``."""
+    from PIL import Image
+
+    data = blob.tobytes()
+    images = [
+        np.asarray(Image.open(io.BytesIO(data[start:end])).convert("RGB"))
+        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,268 @@
+"""FCR's experiments: classes and features removed by single weights, beside a random weight and other ways to pick one.
+
+python bench/experiments/fcr.py mnist-parity ../shared/data/vision    ten digits inside two parities (Fig. 8)
+python bench/experiments/fcr.py cifar10      ../shared/data/vision    every class by one, two and three weights (Fig. 6)
+python bench/experiments/fcr.py waterbirds   ../shared/data/vision    the place in the picture (Fig. 9, Table 1)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import nan
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import command
+import data
+import frozen
+import models
+from command import Clock
+from frozen import image_features, judged, robustness
+from spurge.engine.features import Features
+from spurge.engine.fitting import fit_head
+from spurge.engine.groups import accuracies
+from spurge.engine.heads import Head
+from spurge.engine.sweep import sweep
+from spurge.methods.edges import Edge, shifts, tilt, usable
+from spurge.methods.fcr import FCR
+from spurge.methods.rates import CRITERIA, LABELS
+from spurge.report import plots
+from spurge.report.results import Results
+from spurge.report.tables import grid
+from tables import Table
+
+RATES = (0.0, *(round(m * 10.0**e, 6) for e in (-3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7)), 1.0)
+SHOWN = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SCORES = {"SCA": "sca", "activation x gradient": "product"}
+RANDOM, DRAWS = "random weight of the row", 20
+BEST = "best weight (tries all)"
+
+
+# ------------------------------------------------------------------------------------------ digits inside two parities
+
+
+def mnist_parity(args: argparse.Namespace, results: Results) -> None:
+    """Fig. 8: a digit's accuracy falls with the rate, the other digits' stays; SCA against the plain product."""
+    images, test_images = data.mnist_parity(args.data)
+    if args.quick:
+        images, test_images = images.sample(6000), test_images.sample(2000)
+    clock = Clock()
+    curves: dict[str, list[Tensor]] = {}  # method to one [R, 3] for each seed
+    table = Table("mnist-parity, r by digit")
+    for seed in args.seeds:
+        parts = *images.hold_out(len(images) // 6, seed), test_images
+        how = {"epochs": 1 if args.quick else 3, "seed": seed, "cache": args.cache, "device": args.device}
+        model = models.trained("conv2net", parts[0], **how)
+        clock(f"seed {seed}: trained")
+        train, held, test = (image_features(model, part, args.cache, args.device) for part in parts)
+        digit_head = fit_head(train.values, train.groups, 10, l2=1e-3)  # M' of Algorithm 2
+        digits = accuracies(digit_head.predictions(test.values), test.groups).average
+        clock(f"seed {seed}: parity {judged(test).average:.1f} %, digits by M' {digits:.1f} %")
+        table.add("before", {"retained_accuracy": judged(test).average}, labels="none", note="nothing edited")
+        for method, columns in _digit_columns(train, held, digit_head, seed).items():
+            on_held, on_test = (
+                torch.stack([_digit_curve(part, digit, columns[digit]) for digit in range(10)]) for part in (held, test)
+            )
+            curves.setdefault(method, []).append(on_test.mean(0))
+            picked = (on_held[:, :, 1] - on_held[:, :, 0]).argmax(1)  # one rate for each digit
+            values = dict(zip(CURVES, on_test[torch.arange(10), picked].mean(0).tolist(), strict=True))
+            values["median_rate"] = float(torch.tensor(RATES)[picked].median())
+            note = "digit labels for the weight and for r: largest retained - removed in a sixth of the training set"
+            table.add(method, values, labels="group", note=note)
+        clock(f"seed {seed}: removed")
+    table.show()
+    table.write(results, args.seeds)
+    _digit_tables(curves, args, results)
+
+
+CURVES = ("removed_accuracy", "retained_accuracy", "same_parity_accuracy")
+
+
+def _digit_columns(train: Features, held: Features, digit_head: Head, seed: int) -> dict[str, list[list[int]]]:
+    """For each method and digit the units whose weight in the row of the digit's parity is edited, one at a time."""
+    out = {}
+    for name, score in SCORES.items():
+        remove = partial(FCR(score=score).remove_feature, train, train.groups, fictitious=digit_head, rate=1.0)
+        out[name] = [[remove(feature=digit, row=digit % 2).edges[0].column] for digit in range(10)]
+    out[RANDOM] = [_random_columns(train.head, digit % 2, seed * 10 + digit) for digit in range(10)]
+    out[BEST] = []
+    for digit in range(10):
+        tried = {column: _digit_curve(held, digit, [column]) for column in _usable_columns(train.head, digit % 2)}
+        out[BEST].append([max(tried, key=lambda column: float((tried[column][:, 1] - tried[column][:, 0]).max()))])
+    return out
+
+
+def _digit_curve(features: Features, digit: int, columns: Sequence[int]) -> Tensor:
+    """Accuracy of the digit, of the other nine and of the four of its parity for every rate ``[R, 3]``.
+
+    Mean over edits of one of the `columns`.
+    """
+    row, logits = torch.tensor([digit % 2]), features.logits()
+    found = []
+    for column in columns:
+        moves = shifts(features.head, [Edge(digit % 2, column, digit, nan, nan)], features.values)
+        found.append(sweep(logits, moves, row, features.labels, features.groups).at(RATES)[1])
+    by_digit = torch.stack(found).mean(0)
+    others = [other for other in range(10) if other != digit]
+    same = [other for other in others if other % 2 == digit % 2]
+    return torch.stack([by_digit[:, digit], by_digit[:, others].mean(1), by_digit[:, same].mean(1)], 1)
+
+
+def _digit_tables(curves: Mapping[str, list[Tensor]], args: argparse.Namespace, results: Results) -> None:
+    """The curves of Fig. 8, as rows and as figures."""
+    note = "one r for all digits; digit labels for the weight"
+    for at, rate in enumerate(RATES):
+        table = Table(f"mnist-parity, r = {rate:g}")
+        for method, seeds in curves.items():
+            for curve in seeds:
+                table.add(method, dict(zip(CURVES, curve[at].tolist(), strict=True)), labels="group", note=note)
+        table.write(results, args.seeds)
+    lines = [["removed / retained, percent", *(f"r = {rate:g}" for rate in SHOWN)]]
+    for method, seeds in curves.items():
+        mean = torch.stack(seeds).mean(0)
+        at = [mean[RATES.index(rate)].tolist() for rate in SHOWN]
+        lines.append([method, *(f"{removed:.1f} / {retained:.1f}" for removed, retained, _ in at)])
+    print(f"{grid(lines)}\n", flush=True)
+    if args.plot is not None:
+        for method, seeds in curves.items():
+            removed, retained, _ = torch.stack(seeds).mean(0).unbind(1)
+            lines_by_name = {"removed": (RATES, removed.tolist()), "retained": (RATES, retained.tolist())}
+            command.save(plots.rates(lines_by_name), args.plot, f"mnist-parity-{method.replace(' ', '-')}")
+
+
+# --------------------------------------------------------------------------------------------------- classes of images
+
+
+def cifar10(args: argparse.Namespace, results: Results) -> None:
+    """Fig. 6: each class removed at r = 1, by one, two and three weights; what happens to it and to the others."""
+    clock = Clock()
+    images, test_images = data.cifar10(args.data, args.cache)
+    if args.quick:
+        images, test_images = images.sample(3000), test_images.sample(1000)
+    clock("CIFAR-10 read")
+    table = Table("cifar10")
+    by_class = {name: Table(f"cifar10, {name}") for name in images.names}
+    for seed in args.seeds:
+        how = {"epochs": 2 if args.quick else args.epochs, "seed": seed, "cache": args.cache, "device": args.device}
+        model = models.trained(args.network, images, augment=True, **how)
+        train, test = (image_features(model, part, args.cache, args.device) for part in (images, test_images))
+        before = judged(test).classes
+        clock(f"seed {seed}: trained, {before.mean():.1f} % right")
+        table.add("before", {"removed_accuracy": before.mean()}, labels="none", note="nothing edited, all classes")
+        for method, heads in _class_removals(train, seed).items():
+            after = torch.stack([torch.stack([judged(test, h).classes for h in tried]).mean(0) for tried in heads])
+            change = after - before  # [removed class, class]
+            others = (change.sum(1) - change.diagonal()) / (len(before) - 1)
+            worst = (change - torch.diag(change.diagonal())).abs().max()
+            values = {"removed_accuracy": after.diagonal().mean(), "worst_removed_accuracy": after.diagonal().max()}
+            values |= {"change_of_others": others.mean(), "largest_change_of_another": worst}
+            how_used = {"labels": "class", "note": "class labels of the training set for the weight; r = 1"}
+            table.add(method, values, **how_used)
+            for label, name in enumerate(images.names):
+                values = {"before_accuracy": before[label], "removed_accuracy": after[label, label]}
+                by_class[name].add(method, {**values, "change_of_others": others[label]}, **how_used)
+        clock(f"seed {seed}: removed")
+    table.show()
+    for each in (*by_class.values(), table):
+        each.write(results, args.seeds)
+    lines = [["removed by one weight (SCA), percent", "before", "after", "mean change of the others"]]
+    for name, each in by_class.items():
+        lines.append([name, *(f"{each.mean('SCA', metric):.1f}" for metric in (*FIG6, "change_of_others"))])
+    print(f"{grid(lines)}\n", flush=True)
+    if args.plot is not None:
+        means = [[each.mean("SCA", metric) for each in by_class.values()] for metric in FIG6]
+        command.save(plots.classes(*means, images.names), args.plot, "cifar10-removed")
+
+
+FIG6 = ("before_accuracy", "removed_accuracy")
+
+
+def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:
+    """For each method and class the edited heads."""
+    methods = {"SCA": FCR(), "SCA, 2 weights": FCR(weights=2), "SCA, 3 weights": FCR(weights=3)}
+    methods["activation x gradient"] = FCR(score="product")
+    classes = range(len(train.names))
+    out = {name: [[fcr.remove_class(train, label).head] for label in classes] for name, fcr in methods.items()}
+    out[RANDOM] = [
+        [_tilted(train.head, [(label, column)]) for column in _random_columns(train.head, label, seed * 10 + label)]
+        for label in classes
+    ]
+    out[OFF] = [[_switched_off(train.head, label)] for label in classes]
+    return out
+
+
+OFF = "output switched off"
+
+
+def _switched_off(head: Head, label: int) -> Head:
+    """The trivial removal: a bias that no input outweighs."""
+    assert head.bias is not None
+    bias = head.bias.clone()
+    bias[label] = -1e6
+    return head.with_(bias=bias)
+
+
+# ------------------------------------------------------------------------------------------------- place in the picture
+
+
+def waterbirds(args: argparse.Namespace, results: Results) -> None:
+    """Table 1: the place as a fictitious class, one weight for each kind of bird, r by every criterion."""
+    clock = Clock()
+    train, validation, test = frozen.waterbirds(args)
+    clock("features read")
+    table = Table("waterbirds")
+    for seed in args.seeds:
+        erm = frozen.erm(train, seed, quick=args.quick)
+        edit, select = (part.with_head(erm) for part in validation.split(seed=seed))
+        place = edit.groups % 2
+        table.add("ERM", robustness(test, erm), labels="none", note="class labels of the training set")
+        for name, score in SCORES.items():
+            for criterion in CRITERIA:
+                removal = FCR(score=score).remove_feature(edit, place, select=select, criterion=criterion)
+                values = robustness(test, removal.head) | {"rate": removal.edges[0].rate}
+                note = f"place labels of half the validation set for the weights; r by {criterion} on the other half"
+                table.add(f"{name}, r by {criterion}", values, labels=LABELS[criterion], note=note)
+        clock(f"seed {seed}: {removal}")
+    table.show()
+    table.write(results, args.seeds)
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _usable_columns(head: Head, row: int) -> list[int]:
+    """Units whose weight in a row could be edited: FCR's own rule."""
+    return usable(head.weight[row], FCR().least_weight, "positive").nonzero()[:, 0].tolist()
+
+
+def _random_columns(head: Head, row: int, seed: int) -> list[int]:
+    columns = _usable_columns(head, row)
+    return np.random.default_rng(seed).permutation(columns)[:DRAWS].tolist()
+
+
+def _tilted(head: Head, places: Sequence[tuple[int, int]], rate: float = 1.0) -> Head:
+    """The head with the weights at these places edited by Eq. 8."""
+    edges = [Edge(row, column, row, nan, nan) for row, column in places]
+    return tilt(head, edges, rate=rate, angle=None, choice=None, most=1.0)[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one experiment; 2 for a wrong argument or file."""
+    commands = {"mnist-parity": mnist_parity, "cifar10": cifar10, "waterbirds": waterbirds}
+    parser, parsers = command.parser(__doc__, commands)
+    parsers["cifar10"].add_argument("--network", choices=list(models.NETWORKS), default="conv2net")
+    parsers["cifar10"].add_argument("--epochs", type=int, default=10, help="of the network's training")
+    args = parser.parse_args(argv)
+    return command.main("fcr", args, commands[args.command])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Features of the experiments' networks, each extracted once; the usual head on them; and how heads are judged."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import data
+import models
+from data import Images
+from spurge.engine import groups
+from spurge.engine.extraction import extract
+from spurge.engine.features import Features
+from spurge.engine.fitting import Sgd, fit_head
+from spurge.engine.groups import Accuracies
+from spurge.engine.heads import Head
+
+QUICK = 400  # images of each part of a set
+
+
+def image_features(model: nn.Module, images: Images, cache: Path | None, device: str) -> Features:
+    """What the head of `model` reads for every image."""
+    rows = (images.pixels, images.labels, images.groups)
+    folder = None if cache is None else cache / "features"
+    return extract(
+        model,
+        rows,
+        cache=folder,
+        device=device,
+        progress=False,
+        names=images.names,
+        group_names=images.group_names,
+    )
+
+
+def waterbirds(args: argparse.Namespace) -> list[Features]:
+    """Training, validation and test features of the frozen EfficientNet-Lite0; the head is yet to be fitted."""
+    parts = data.waterbirds(args.data)
+    model = models.efficientnet_lite0(outputs=2)
+    chosen = [part.sample(QUICK) if args.quick else part for part in parts]
+    return [image_features(model, part, args.cache, args.device) for part in chosen]
+
+
+def erm(train: Features, seed: int, *, quick: bool) -> Head:
+    """The usual training of a last layer: minibatches of all rows alike, no balance of classes or groups."""
+    settings = Sgd(epochs=5 if quick else 50, rate=1e-2)
+    classes = len(train.names)
+    return fit_head(train.values, train.labels, classes, weights=None, solver="sgd", sgd=settings, seed=seed)
+
+
+def judged(features: Features, answer: Head | Callable[[Features], Tensor] | None = None) -> Accuracies:
+    """Accuracies of a head, of another way to classify features, or of the features' own head."""
+    if answer is None or isinstance(answer, Head):
+        answers = (answer or features.head).logits(features.values)
+    else:
+        answers = answer(features)
+    return groups.accuracies(answers, features.labels, features.groups, classes=len(features.names))
+
+
+def robustness(features: Features, answer: Head | Callable[[Features], Tensor] | None = None) -> dict[str, float]:
+    """Average over all rows, worst group, and the gap between them, percent."""
+    found = judged(features, answer)
+    return {"average_accuracy": found.average, "worst_group_accuracy": found.worst_group, "gap": found.gap}
