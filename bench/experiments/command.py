@@ -13,7 +13,6 @@ import torch
 
 from spurge.report.results import Results
 
-
 Run = Callable[[argparse.Namespace, Results], None]
 
 

@@ -9,6 +9,7 @@ import io
 import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +156,5 @@ def _decode(blob: np.ndarray, offsets: np.ndarray) -> Tensor:
     from PIL import Image
 
     data = blob.tobytes()
-    images = [
-        np.asarray(Image.open(io.BytesIO(data[start:end])).convert("RGB"))
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    images = [np.asarray(Image.open(io.BytesIO(data[start:end])).convert("RGB")) for start, end in pairwise(offsets)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

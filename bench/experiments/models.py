@@ -1,4 +1,4 @@
-"""Networks of the experiments: a two-layer CNN, ResNet-18, a frozen EfficientNet-Lite0, MiniLM; and how they are trained.
+"""Networks of the experiments and their training: a two-layer CNN, ResNet-18, a frozen EfficientNet-Lite0, MiniLM.
 
 Every network takes uint8 pixels and scales them itself. Trained weights are kept under a key of all they depend on.
 """
