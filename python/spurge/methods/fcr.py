@@ -268,11 +268,12 @@ class FCR:
         classes = features.labels if self.row == "labelled" else features.predictions()
         found = lift(labels.to(classes.device), classes, kinds, outputs)
         if chosen is None:
-            return [(int(found[:, y].argmax()), y) for y in range(outputs) if float(found[:, y].max()) > 0]
-        for f in chosen:
-            if float(found[f].max()) <= 0:
-                raise ValueError(f"feature: the classifier predicts no class more often where {f} is; give row=")
-        return [(f, int(found[f].argmax())) for f in chosen]
+            best_of = [(int(found[:, y].argmax()), y) for y in range(outputs) if float(found[:, y].max()) > 0]
+        else:
+            best_of = [(f, int(found[f].argmax())) for f in chosen if float(found[f].max()) > 0]
+        if len(best_of) < len(chosen or [0]):
+            raise ValueError("feature: the classifier predicts no class more often where it is; give its row")
+        return [*best_of]
 
     def _info(self, features: Features, step: str, **more: Any) -> dict[str, Any]:
         settings = {name: value for name, value in asdict(self).items() if name != "progress"}

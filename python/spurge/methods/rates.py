@@ -22,7 +22,7 @@ LABELS = {"gap": "group", "worst_group": "group", "worst_class": "class", "indep
 _SAME = 1e-12  # shares that differ by less are equal but for rounding
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dependence:
     r"""How much predictions depend on a feature, for every rate.
 
@@ -47,6 +47,13 @@ class Dependence:
         after = (self.gaps[first:] > least + _SAME).nonzero()[:, 0]
         end = float(self.rates[first + int(after[0])]) if len(after) else self.high
         return (float(self.rates[first]) + end) / 2, float(self.gaps[first])
+
+    def __repr__(self) -> str:
+        rate, gap = self.best()
+        return (
+            f"Dependence({len(self.rates)} plateaus in [0, {self.high:g}]; gap {float(self.gaps[0]):.3f}, at best "
+            f"{gap:.3f} at {rate:.4g})"
+        )
 
 
 def curve(
