@@ -1,8 +1,56 @@
 #pragma once
+#include <cstdint>
+
 #include "core/half.hpp"
 #include "spurge/median.hpp"
 
 namespace spurge::median {
+
+// A value as a whole number of the same order: comparisons become exact for infinities, zeros and subnormals.
+template <class T>
+struct KeyOf {
+  using type = std::int32_t;
+};
+template <>
+struct KeyOf<double> {
+  using type = std::int64_t;
+};
+template <class T>
+using Key = typename KeyOf<T>::type;
+
+constexpr std::int32_t kMagnitude32 = 0x7fffffff;
+constexpr std::int64_t kMagnitude64 = 0x7fffffffffffffff;
+constexpr std::int32_t kInfinity32 = 0x7f800000;
+constexpr std::int64_t kInfinity64 = 0x7ff0000000000000;
+
+// The negative values' order is the reverse of their magnitudes'.
+SPURGE_HD std::int32_t folded(std::int32_t bits) { return bits ^ ((bits >> 31) & kMagnitude32); }
+SPURGE_HD std::int64_t folded(std::int64_t bits) { return bits ^ ((bits >> 63) & kMagnitude64); }
+
+SPURGE_HD std::int32_t key_of(float v) {
+  std::int32_t bits;
+  v += 0.0f;  // -0 becomes 0
+  memcpy(&bits, &v, sizeof bits);
+  return folded(bits);
+}
+SPURGE_HD std::int64_t key_of(double v) {
+  std::int64_t bits;
+  v += 0.0;
+  memcpy(&bits, &v, sizeof bits);
+  return folded(bits);
+}
+SPURGE_HD float value_of(std::int32_t key) {
+  float v;
+  key = folded(key);
+  memcpy(&v, &key, sizeof v);
+  return v;
+}
+SPURGE_HD double value_of(std::int64_t key) {
+  double v;
+  key = folded(key);
+  memcpy(&v, &key, sizeof v);
+  return v;
+}
 
 template <class A>
 SPURGE_HD A transformed(A v, Transform transform) {
@@ -15,10 +63,10 @@ SPURGE_HD A transformed(A v, Transform transform) {
   return v;
 }
 
-// Of the middle two; halves first, so that nothing overflows.
-template <class A>
-SPURGE_HD A middle(A a, A b) {
-  return a == b ? a : A(0.5) * a + A(0.5) * b;
+// Of the middle two. Halves first, so that nothing overflows.
+SPURGE_HD float middle(float a, float b) {
+  return a == b ? a : static_cast<float>(0.5 * static_cast<double>(a) + 0.5 * static_cast<double>(b));
 }
+SPURGE_HD double middle(double a, double b) { return a == b ? a : 0.5 * a + 0.5 * b; }
 
 }  // namespace spurge::median
