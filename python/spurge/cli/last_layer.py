@@ -13,6 +13,10 @@ def features_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head", metavar="PATH", help="path of the linear layer in the model; default its own head")
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. train.safetensors")
+    parser.add_argument(
+        "--cross-groups", action="store_true", help="a group for each class in each group of the column"
+    )
+    parser.add_argument("--group-names", metavar="A,B", help="the groups in order, where a file may lack some of them")
     running = parser.add_argument_group("extraction")
     running.add_argument("--token", choices=("auto", "first", "last"), default="auto", help="whose features (auto)")
     running.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts in a batch (%(default)s)")

@@ -133,6 +133,15 @@ class Features:
         """The same rows in other groups, or in none."""
         return replace(self, groups=groups, group_names=tuple(names))
 
+    def crossed(self) -> Features:
+        """A group for every class in every group, ``label * G + group``: those the worst group's accuracy is taken of.
+
+        Raises:
+            ValueError: there are no groups.
+        """
+        groups = self.labels * len(self.group_names) + self._groups()
+        return self.with_groups(groups, [f"{name}/{group}" for name in self.names for group in self.group_names])
+
     def with_head(self, head: Head) -> Features:
         """The same rows under another head with as many outputs."""
         return replace(self, head=head)
