@@ -6,10 +6,12 @@ import importlib
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from spurge.engine.scores import NeuronScores
+from spurge.engine.sweep import Sweep, sweep
 from spurge.report import plots
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -50,6 +52,90 @@ def test_history(name: str) -> None:
     assert list(line.get_xdata()) == [0.0, 5.0]
     assert list(line.get_ydata()) == [1.0, 2.0]
     assert len(plots.history(records).axes[0].lines) == (2 if name == "other" else 1)
+
+
+def sweep_of() -> Sweep:
+    """Two samples of class 0 and one of class 1, which the shift of logit 0 turns over at 0.25, 0.5 and 0.75."""
+    logits = torch.tensor([[0.25, 0.0], [0.5, 0.0], [0.75, 0.0]])
+    return sweep(logits, -torch.ones(3, 1), torch.tensor([0]), torch.tensor([0, 0, 1]))
+
+
+def test_rates_of_a_sweep_are_its_steps() -> None:
+    found = sweep_of()
+    figure = plots.rates({"FCR": found}, chosen=0.8)
+    worst, average, mark = figure.axes[0].lines
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "FCR, worst",
+        "FCR, average",
+        "r = 0.8",
+    ]
+    assert list(mark.get_xdata()) == [0.8, 0.8]
+    places, values = np.array(average.get_xdata()), np.array(average.get_ydata())
+    assert (places[0], places[-1]) == (0, 1)
+    assert list(places[1:-1:2]) == list(places[2::2]) == found.rates[1:].tolist()
+    assert list(values[::2]) == list(values[1::2]) == found.average.tolist()
+    assert list(np.array(worst.get_ydata())[::2]) == found.worst.tolist()
+    for at in (0.1, 0.3, 0.6, 0.9):
+        plateau = np.searchsorted(places[::2], at, side="right") - 1
+        assert values[::2][plateau] == pytest.approx(found.at([at])[0].item())
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_rates_of_repeats() -> None:
+    pairs = {"removed": ([0, 0.01, 0.1], [[90, 50, 0], [94, 60, 2.0]]), "retained": (np.arange(3), torch.ones(3))}
+    figure = plots.rates(pairs, log=True)
+    removed, retained = figure.axes[0].lines
+    assert list(removed.get_ydata()) == [92, 55, 1]
+    assert list(retained.get_ydata()) == [1, 1, 1]
+    assert len(figure.axes[0].collections) == 1
+    assert figure.axes[0].get_xscale() == "log"
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_classes_before_and_after() -> None:
+    figure = plots.classes([90.0, float("nan")], torch.tensor([0.0, 91.0]), ["cat", "dog"])
+    assert heights(figure)[0] == 90
+    assert heights(figure)[2:] == [0, 91]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
+    figure.savefig(io.BytesIO(), format="png")
+    repeats = plots.classes([[90, 80], [92, 80]], [[1, 80], [3, 84]])
+    assert heights(repeats) == [91, 80, 2, 82]
+    assert len(repeats.axes[0].containers) == 4  # bars and their errors
+    repeats.savefig(io.BytesIO(), format="png")
+    plots.classes(torch.rand(100), torch.rand(100)).savefig(io.BytesIO(), format="png")
+
+
+def test_distribution_of_scores() -> None:
+    scores = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [float("nan")] * 4])
+    figure = plots.distribution(scores, names=["cat", "dog"], bins=4)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == ["cat: 2 of 4 above", "threshold 0"]
+    figure.savefig(io.BytesIO(), format="png")
+    named = plots.distribution({"a": [1.0, 1.0], "b": np.zeros(3)}, 0.5)
+    texts = [text.get_text() for text in named.axes[0].get_legend().get_texts()]
+    assert texts == ["a: 2 of 2 above", "b: 0 of 3 above", "threshold 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.rates({}), ValueError, "curves: need at least 1, got 0"),
+        (lambda: plots.rates({"a": 1.0}), TypeError, "curves: 'a' needs a sweep, or rates and accuracies, got float"),
+        (lambda: plots.rates({"a": ([], [])}), ValueError, "an accuracy for each of 0 rates"),
+        (lambda: plots.rates({"a": ([0, 1], [1])}), ValueError, "an accuracy for each of 2 rates, got 1"),
+        (lambda: plots.rates({"a": ([0, 1], torch.ones(1, 1, 2))}), ValueError, "a: expected one or two dimensions"),
+        (lambda: plots.classes([], []), ValueError, "the same 0 classes"),
+        (lambda: plots.classes([1, 2], [1]), ValueError, "after: expected accuracies of the same 2 classes, got 1"),
+        (lambda: plots.classes([1, 2], [1, 2], ["a"]), ValueError, "names: expected 2, got 1"),
+        (lambda: plots.distribution({}), ValueError, "values: need at least 1 finite score"),
+        (lambda: plots.distribution([float("nan")]), ValueError, "values: need at least 1 finite score"),
+        (lambda: plots.distribution([[1.0], [2.0]], names="a"), ValueError, "names: expected 2, got 1"),
+        (lambda: plots.distribution([1.0], bins=0), ValueError, "bins: need at least 1, got 0"),
+    ],
+)
+def test_bad_curves(draw: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        draw()
 
 
 def test_bad_input() -> None:

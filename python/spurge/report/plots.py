@@ -1,4 +1,4 @@
-"""Figures of scores, accuracies and searches; needs matplotlib (``pip install 'spurge[plots]'``).
+"""Figures of scores, accuracies, rates and searches; needs matplotlib (``pip install 'spurge[plots]'``).
 
 Each function returns a ``matplotlib.figure.Figure`` that belongs to no window and no global state: show it in a
 notebook, or write it with ``figure.savefig(path)``.
@@ -116,6 +116,127 @@ def history(records: Sequence[Row], *, step: str | None = None) -> Any:
         axes.plot(places, values, label=name)
     axes.legend()
     return figure
+
+
+def rates(curves: Mapping[str, Any], *, log: bool = False, chosen: float | None = None) -> Any:
+    """Accuracy against the rate r of an edit (FCR Figs. 8 and 9).
+
+    Args:
+        curves: name to a sweep, drawn as the steps it has: worst group solid, average dashed; or name to a pair of
+            rates ``[B]`` and accuracies in percent, ``[B]`` or ``[R, B]`` of R repeats: their mean, ± their standard
+            deviation.
+        log: logarithmic rates; 0 lies beyond the left end.
+        chosen: a rate to mark.
+
+    Raises:
+        ValueError: no curves, one without points, or rates and accuracies that do not fit together.
+        TypeError: a curve that is neither.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not curves:
+        raise ValueError("curves: need at least 1, got 0")
+    lines = {name: _lines(name, curve) for name, curve in curves.items()}
+    figure, axes = _figure("accuracy by rate", "rate r", "accuracy, percent")
+    for index, found in enumerate(lines.values()):
+        for label, style, places, values, spread in found:
+            axes.plot(places, values, style, color=f"C{index}", label=label)
+            if spread is not None:
+                axes.fill_between(places, values - spread, values + spread, color=f"C{index}", alpha=0.2, linewidth=0)
+    if chosen is not None:
+        axes.axvline(chosen, color="black", linewidth=0.8, linestyle=":", label=f"r = {chosen:.4g}")
+    if log:
+        axes.set_xscale("log")
+    axes.legend()
+    return figure
+
+
+def classes(before: Any, after: Any, names: Sequence[str] | None = None) -> Any:
+    """Bars of each class's accuracy before and after an edit (FCR Fig. 6).
+
+    Args:
+        before, after: accuracies in percent, ``[C]``, or ``[R, C]`` of R repeats: their mean, ± their standard
+            deviation. A class without samples may be NaN.
+        names: of the classes.
+
+    Raises:
+        ValueError: no classes, or numbers or names of other classes.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    found = {name: _repeats(name, values) for name, values in (("before", before), ("after", after))}
+    count = found["before"].shape[1]
+    if not count or found["after"].shape[1] != count:
+        raise ValueError(f"after: expected accuracies of the same {count} classes, got {found['after'].shape[1]}")
+    labels = [str(number) for number in range(count)] if names is None else list(names)
+    if len(labels) != count:
+        raise ValueError(f"names: expected {count}, got {len(labels)}")
+    figure, axes = _figure("accuracy by class", "class", "accuracy, percent")
+    for index, (name, values) in enumerate(found.items()):
+        error = values.std(0, ddof=1) if len(values) > 1 else None
+        axes.bar(np.arange(count) + 0.4 * index - 0.2, values.mean(0), 0.4, yerr=error, capsize=2, label=name)
+    axes.set_xticks(range(count), labels, rotation=90 if len("  ".join(labels)) > 80 else 0)
+    axes.legend()
+    return figure
+
+
+def distribution(
+    values: Mapping[str, Any] | Any, threshold: float = 0.0, *, names: Sequence[str] | None = None, bins: int = 60
+) -> Any:
+    """Histogram of the scores of each class, with the threshold above which they count (NeuronTune).
+
+    Args:
+        values: scores ``[C, M]``, or name to scores ``[M]``. Classes that have none, NaN, are left out.
+        threshold: the legend counts the scores above it.
+        names: of the classes, for ``[C, M]``.
+        bins: of the histogram, the same for all classes.
+
+    Raises:
+        ValueError: no finite score, other than one name per class, or no bins.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not isinstance(values, Mapping):
+        rows = _repeats("values", values)
+        labels = [str(number) for number in range(len(rows))] if names is None else list(names)
+        if len(labels) != len(rows):
+            raise ValueError(f"names: expected {len(rows)}, got {len(labels)}")
+        values = dict(zip(labels, rows, strict=True))
+    if bins < 1:
+        raise ValueError(f"bins: need at least 1, got {bins}")
+    found = {name: _repeats(name, scores).ravel() for name, scores in values.items()}
+    finite = {name: scores[np.isfinite(scores)] for name, scores in found.items()}
+    if not any(len(scores) for scores in finite.values()):
+        raise ValueError("values: need at least 1 finite score, got none")
+    figure, axes = _figure("scores by class", "score", "neurons")
+    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins)
+    for name, scores in finite.items():
+        if len(scores):
+            label = f"{name}: {int((scores > threshold).sum())} of {len(scores)} above"
+            axes.hist(scores, edges, histtype="stepfilled", alpha=0.5, label=label)
+    axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"threshold {threshold:g}")
+    axes.legend()
+    return figure
+
+
+def _lines(name: str, curve: Any) -> list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Label, style, rates, accuracies and their spread of each line of a curve."""
+    if hasattr(curve, "average") and hasattr(curve, "worst"):
+        starts = _repeats(name, curve.rates).ravel()
+        corners = np.append(np.repeat(starts, 2)[1:], curve.high)  # both ends of each plateau
+        pairs = ((f"{name}, worst", "-", curve.worst), (f"{name}, average", "--", curve.average))
+        return [(label, style, corners, np.repeat(_repeats(name, y).ravel(), 2), None) for label, style, y in pairs]
+    if not isinstance(curve, Sequence) or len(curve) != 2:
+        raise TypeError(f"curves: {name!r} needs a sweep, or rates and accuracies, got {type(curve).__name__}")
+    places, values = _repeats(name, curve[0]).ravel(), _repeats(name, curve[1])
+    if not len(places) or values.shape[1] != len(places):
+        raise ValueError(f"curves: {name!r} needs an accuracy for each of {len(places)} rates, got {values.shape[1]}")
+    return [(name, "-", places, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None)]
+
+
+def _repeats(name: str, values: Any) -> np.ndarray:
+    """Numbers ``[R, C]`` of ``[C]`` or ``[R, C]``, from a tensor on any device, an array or a list."""
+    found = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64))
+    if found.ndim != 2:
+        raise ValueError(f"{name}: expected one or two dimensions, got {found.ndim}")
+    return found
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
