@@ -2,6 +2,7 @@
 
 python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captum, knowledge neurons, hand-written loops
 python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
+python bench/run.py last-layer --json FILE  scores of a last layer's edges, medians, accuracy at every rate
 python bench/run.py memory  --json FILE     does the memory budget hold, and are the scores the same
 python bench/run.py limits  --json FILE     what the machine can do: copies and matrix products
 """
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     kernels.add_argument("--sizes", type=_names, default=["cache", "middle", "memory"], help="of the arrays")
     kernels.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
 
+    last = commands.add_parser(
+        "last-layer", parents=[common], help="the last-layer methods' kernels against their peers"
+    )
+    last.add_argument("--threads", type=_positive, default=1)
+    last.add_argument("--only", type=_names, default=["*"], help="patterns of association, medians, sweeps")
+
     memory = commands.add_parser("memory", parents=[common], help="does the memory budget hold")
     memory.add_argument("--threads", type=_positive, default=1)
     memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
@@ -64,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--threads", type=_positive, default=1)
 
     child = commands.add_parser("child", help="used by the others: one method in a process of its own")
-    child.add_argument("what", choices=["locate", "swarm"])
+    child.add_argument("what", choices=["locate", "swarm", "last-layer"])
     child.add_argument("rest", nargs=argparse.REMAINDER)
     return top
 
@@ -74,6 +81,11 @@ def _child(what: str, rest: list[str]) -> None:
         from swarms import peak_in_this_process as peak_of_swarm
 
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
+        return
+    if what == "last-layer":
+        from last_layer import child
+
+        print(json.dumps(child(rest)))
         return
     import torch
     from safetensors.torch import save_file
@@ -114,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
             results.write(args.json)
 
     try:
-        importlib.import_module("weigh" if args.command == "memory" else args.command).run(args, results, save)
+        module = {"memory": "weigh", "last-layer": "last_layer"}.get(args.command, args.command)
+        importlib.import_module(module).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,123 @@
+"""One job done in several ways: who can do it in this memory, do they agree, how long does each take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+
+from harness import Timing, compare, peak_of_call, peak_of_child
+
+Agreement = Callable[[Any], Mapping[str, tuple[float, str]]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to do the job.
+
+    ``scale``: the call does one part in so many of the work; its seconds are multiplied. ``once``: too slow to take
+    turns, its one run counts. ``needs``: bytes of its largest arrays together, where they can be more than there are.
+    """
+
+    call: Callable[[], Any]
+    scale: float = 1.0
+    once: bool = False
+    needs: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job and its ways. ``agreement`` turns an answer into metric -> (value, unit); None: answers are not compared.
+
+    ``limits``: name -> (seconds, note), what nobody can be faster than. ``weigh``: arguments of ``run.py child`` but
+    for the way's name, which weigh a way in a process of its own; of those in ``weighed``, or on a GPU of all.
+    """
+
+    name: str
+    ways: dict[str, Way]
+    agreement: Agreement | None = None
+    limits: dict[str, tuple[float, str]] = field(default_factory=dict)
+    weigh: tuple[str, ...] = ()
+    weighed: tuple[str, ...] = ()
+
+
+def _first(way: Way, device: str) -> tuple[Any, Timing]:
+    start, cpu = perf_counter(), process_time()
+    answer = way.call()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return answer, Timing(perf_counter() - start, 0.0, 1, process_time() - cpu)
+
+
+def _scaled(timing: Timing, by: float) -> Timing:
+    if by == 1:
+        return timing
+    more = {name: by * getattr(timing, name) for name in ("seconds", "spread", "cpu_seconds")}
+    return replace(timing, **more)
+
+
+def measure(
+    case: Case, results: Any, *, free: int, threads: int, repeats: int, budget: float, device: str
+) -> dict[str, Timing]:
+    """Time every way that ``free`` bytes suffice for, and add the case's rows; one that cannot run says so in its."""
+    first: dict[str, Timing] = {}
+    for name, way in case.ways.items():
+        if way.needs > free:
+            note = f"does not run here: {free / 1e9:.1f} GB are free. {way.note}".strip()
+            results.add(case.name, name, "needed_bytes", way.needs, unit="bytes", note=note)
+            print(f"    {name:18s} needs {way.needs / 1e9:.1f} GB, does not run", flush=True)
+            continue
+        answer, first[name] = _first(way, device)
+        if case.agreement is not None and way.scale == 1:
+            for metric, (value, unit) in case.agreement(answer).items():
+                results.add(case.name, name, metric, value, unit=unit)
+        del answer
+    turns = {name: case.ways[name].call for name in first if not case.ways[name].once}
+    warm = {name: first[name].seconds for name in turns}
+    sample = 0.02 if max(warm.values(), default=1.0) < 1 else 0.0
+    taken = compare(turns, repeats=repeats, budget=budget, sample_seconds=sample, first=warm, device=device)
+    timings = {name: _scaled(taken.get(name, timing), case.ways[name].scale) for name, timing in first.items()}
+    for name, timing in timings.items():
+        way = case.ways[name]
+        extra = {"note": way.note} if way.note else {}
+        results.add(case.name, name, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s", **extra)
+        results.add(case.name, name, "cpu_seconds", timing.cpu_seconds, n=timing.n, unit="s", **extra)
+    _add_limits(case, timings, results)
+    _weigh(case, timings, results, threads, device)
+    return timings
+
+
+def _add_limits(case: Case, timings: Mapping[str, Timing], results: Any) -> None:
+    ours = timings.get("spurge")
+    for name, (seconds, note) in case.limits.items():
+        results.add(case.name, name, "seconds", seconds, unit="s", note=note)
+        results.add(case.name, f"{name} x 1.3", "seconds", 1.3 * seconds, unit="s", note=note)
+        if ours is not None:
+            results.add(case.name, "spurge", f"times_{name}", ours.seconds / seconds, unit="ratio")
+    for name, timing in timings.items():
+        if ours is not None and name != "spurge":
+            times = timing.seconds / ours.seconds
+            results.add(case.name, "spurge", f"times_faster_than_{name}", times, unit="ratio")
+        print(f"    {name:18s} {timing.seconds * 1e3:12.3f} ms   cpu {timing.cpu_seconds * 1e3:12.3f} ms", flush=True)
+    for name, (seconds, _) in case.limits.items():
+        print(f"    {name:18s} {seconds * 1e3:12.3f} ms", flush=True)
+
+
+def _weigh(case: Case, timings: Mapping[str, Timing], results: Any, threads: int, device: str) -> None:
+    """Peak memory beyond the inputs; on a GPU torch's allocator knows, on the CPU a process of its own."""
+    on_gpu = torch.device(device).type == "cuda"
+    for name in timings:
+        way = case.ways[name]
+        if on_gpu and not way.once:
+            peak = peak_of_call(way.call, device)
+        elif name in case.weighed and not on_gpu:
+            peak = peak_of_child(["last-layer", str(threads), *case.weigh, name])["peak_bytes"]
+        else:
+            continue
+        extra = {"note": way.note} if way.note else {}
+        results.add(case.name, name, "peak_bytes", peak, unit="bytes", **extra)
+        print(f"    {name:18s} {peak / 1e6:12.1f} MB at the peak", flush=True)
