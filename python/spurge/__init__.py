@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "Association": "spurge.engine.association",
     "Cascade": "spurge.engine.cascade",
     "EditMismatch": "spurge.engine.edits",
     "Example": "spurge.engine.data",
     "Examples": "spurge.engine.data",
+    "FCR": "spurge.methods.fcr",
     "Features": "spurge.engine.features",
     "GoldenTokens": "spurge.methods.golden",
     "Head": "spurge.engine.heads",
@@ -22,10 +24,13 @@ _HOME = {
     "NeuronRef": "spurge.engine.sites",
     "NeuronScores": "spurge.engine.scores",
     "NeuronSet": "spurge.engine.neurons",
+    "Removal": "spurge.methods.removal",
     "Report": "spurge.engine.measures",
     "Site": "spurge.engine.sites",
     "Swarm": "spurge.engine.swarm",
     "WeightEdit": "spurge.engine.weight_edits",
+    "association": "spurge.engine.association",
+    "captured": "spurge.engine.capture",
     "evaluate": "spurge.engine.evaluation",
     "extract": "spurge.engine.extraction",
     "find_head": "spurge.engine.heads",
@@ -36,6 +41,9 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from spurge.engine.association import Association as Association
+    from spurge.engine.association import association as association
+    from spurge.engine.capture import captured as captured
     from spurge.engine.cascade import Cascade as Cascade
     from spurge.engine.cascade import predicted_logit as predicted_logit
     from spurge.engine.data import Example as Example
@@ -56,9 +64,11 @@ if TYPE_CHECKING:
     from spurge.engine.swarm import Swarm as Swarm
     from spurge.engine.weight_edits import WeightEdit as WeightEdit
     from spurge.engine.weight_edits import load_edit as load_edit
+    from spurge.methods.fcr import FCR as FCR
     from spurge.methods.golden import GoldenTokens as GoldenTokens
     from spurge.methods.located import Located as Located
     from spurge.methods.macu import MacU as MacU
+    from spurge.methods.removal import Removal as Removal
 
 
 def __getattr__(name: str) -> Any:

@@ -29,8 +29,36 @@ def features_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fcr_arguments(parser: argparse.ArgumentParser) -> None:
     """``spurge fcr``: removal of a class or a feature by single weights."""
-    parser.description = "Removes a class or a feature by editing single weights of the last layer (FCR)."
+    parser.description = (
+        "Removes a class, or what a feature does to the classes, by editing single weights of the last layer (FCR). A "
+        "feature is known by the groups of --features; its rate is given or chosen on --select."
+    )
     _sets(parser)
+    parser.add_argument("--removal", metavar="FILE", help="also write all that was found, e.g. removal.safetensors")
+    what = parser.add_argument_group("what to remove").add_mutually_exclusive_group(required=True)
+    what.add_argument("--remove-class", metavar="NAME", help="a class, by its name or number")
+    what.add_argument(
+        "--remove-feature",
+        metavar="A,B|all",
+        help="groups of --features by name or number; all: for each class the one that goes with it most",
+    )
+    tilt = parser.add_argument_group("how far").add_mutually_exclusive_group()
+    tilt.add_argument("--rate", type=float, metavar="R", help="0 leaves the weight, 1 is orthogonal (Eq. 8)")
+    tilt.add_argument("--angle", type=float, metavar="DEGREES", help="tilt of the hyperplane, 90 is orthogonal")
+    criteria = ("gap", "worst_group", "worst_class", "independence")
+    tilt.add_argument("--criterion", choices=criteria, help="choose the rate on --select; independence needs no labels")
+    settings = parser.add_argument_group("settings")
+    settings.add_argument("--score", choices=("sca", "product"), help="rank edges by SCA, or by G times A alone (sca)")
+    settings.add_argument("--reduction", choices=("mean", "sum"), help="class means, or the literal sums (mean)")
+    settings.add_argument(
+        "--activation", choices=("magnitude", "relu"), help="what negative features count (magnitude)"
+    )
+    settings.add_argument("--sign", choices=("positive", "any"), help="weights that may be edited (positive)")
+    settings.add_argument("--weights", type=int, metavar="N", help="weights to edit for a class or feature (1)")
+    settings.add_argument("--row", choices=("predicted", "labelled", "weight"), help="how a feature's class is told")
+    settings.add_argument("--most", type=float, metavar="R", help="greatest rate (1)")
+    settings.add_argument("--memory", metavar="SIZE", help="budget of the scores, e.g. 256MiB")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
 
 
 def neurontune_arguments(parser: argparse.ArgumentParser) -> None:
