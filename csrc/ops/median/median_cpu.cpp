@@ -10,6 +10,8 @@ namespace spurge::median {
 
 namespace {
 
+constexpr std::int64_t kLongest = 1 << 27;  // a tile's keys are counted in 32 bits
+
 void check_rows(const std::int64_t* order, const std::int64_t* starts, const Shape& shape) {
   for (std::int64_t i = 0; i < shape.chosen; ++i)
     SPURGE_CHECK(order[i] >= 0 && order[i] < shape.rows, "order: must lie in [0, ", shape.rows, "), got ", order[i]);
@@ -25,8 +27,7 @@ void segment_medians_cpu(void* out, const void* features, const std::int64_t* or
   check_rows(order, starts, shape);
   std::int64_t longest = 0;
   for (std::int64_t s = 0; s < shape.segments; ++s) longest = std::max(longest, starts[s + 1] - starts[s]);
-  SPURGE_CHECK(longest <= std::numeric_limits<std::int32_t>::max(), "starts: a segment has ", longest,
-               " rows, too many to count in 32 bits");
+  SPURGE_CHECK(longest < kLongest, "starts: segments must have fewer than ", kLongest, " rows, got ", longest);
   const std::int64_t tiles = (shape.columns + kTile - 1) / kTile;
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -235,7 +235,8 @@ bool gather(Key<T>* tile, const T* features, std::int64_t stride, const std::int
 
 // ---- selection -------------------------------------------------------------------------------------
 
-constexpr std::int64_t kSorted = 64;     // rows that a sorting network orders faster than bounds close in on
+constexpr std::int64_t kSmall = 256;     // segments up to here are sorted at once: bounds have their price
+constexpr std::int64_t kSorted = 64;     // rows that are sorted when bounds have closed in
 constexpr std::int64_t kSample = 64;     // rows whose ranks kSampleLow from either end give the first bounds
 constexpr std::int64_t kSampleLow = 20;  // three standard deviations of a sample's median from the middle
 constexpr int kPatience = 8;             // rounds after which bounds are drawn to the nearest keys in any case
@@ -302,17 +303,14 @@ std::int64_t narrow(K* tile, std::int64_t n, const K* low, const K* high, K* lea
   return kept;
 }
 
-// A key in (low, high] that has about `share` of the keys within these bounds below it, if values lie evenly.
+// Within 4 %, and without errno, which would keep loops from being vectorised.
+SPURGE_HD float root(float x) { return float_of_bits((bits_of_float(x) >> 1) + 0x1fbd1df5u); }
+
+// A key that has about `share` of the keys in [low, high] below it, if values lie evenly.
 template <class K>
 SPURGE_HD K between(K low, K high, float share) {
-  const auto a = value_of(low), b = value_of(high), v = a + static_cast<decltype(a)>(share) * (b - a);
-  const K key = v == v ? key_of(v) : low;
-  return key > high ? high : key > low ? key : low + 1;
-}
-
-template <class K>
-SPURGE_HD K above(K key) {
-  return key < Limits<K>::highest ? key + 1 : key;
+  const auto a = value_of(low), b = value_of(high);
+  return key_of(a + static_cast<decltype(a)>(share) * (b - a));
 }
 
 template <class K>
@@ -322,7 +320,8 @@ SPURGE_HD K halfway(K low, K high) {
 }
 
 // The search for the middle two keys of each column. While they are not known, both lie in [low, high]; a column
-// with a pivot between them has low > high, and they are the nearest keys on its two sides.
+// with a pivot between them has low > high, and they are the nearest keys on its two sides. Loops over the columns
+// have no branches, so that the compiler makes vectors of them.
 template <class K>
 struct Search {
   K* tile;
@@ -331,8 +330,8 @@ struct Search {
   K low[kTile], high[kTile];
   K less[kTile], not_more[kTile];  // keys below low and up to high, of all rows
   K gone[kTile] = {};              // keys below low, of the rows that were dropped
-  K first[kTile], second[kTile];   // the middle two, where known
-  bool known[kTile] = {};
+  K known[kTile] = {};             // 1 where the middle two are; low > high there, so that no row is kept for it
+  K first[kTile] = {}, second[kTile] = {};
 
   Search(K* keys, std::int64_t rows) : tile(keys), n(rows), lower(K((rows - 1) / 2)), upper(K(rows / 2)) {
     for (int k = 0; k < kTile; ++k) {
@@ -343,33 +342,33 @@ struct Search {
     }
   }
 
-  bool open(int k) const { return !known[k] && low[k] <= high[k]; }
-
-  void settle(int k, K a, K b) {
-    first[k] = a;
-    second[k] = b;
-    known[k] = true;
-    low[k] = 1;  // no row is kept for it
-    high[k] = 0;
-  }
-
-  // Counts the keys below each column's pivot, which lies in (low, high], and moves the bounds.
-  void cut(const K* pivot) {
-    K counts[kTile];
+  // Counts the keys below each column's pivot, and moves the bounds.
+  void cut(const K* wanted) {
+    K pivot[kTile], counts[kTile];
+    for (int k = 0; k < kTile; ++k) {
+      const K least = low[k] < high[k] ? low[k] + 1 : high[k];
+      const K p = wanted[k] < high[k] ? wanted[k] : high[k];
+      pivot[k] = p > least ? p : least;
+    }
     count_less(counts, tile, n, pivot);
     for (int k = 0; k < kTile; ++k) {
-      if (!open(k)) continue;
+      const bool open = low[k] <= high[k];
       const K below = counts[k] + gone[k];
-      if (below <= upper) {
-        low[k] = pivot[k];
-        less[k] = below;
-      }
-      if (below > lower) {
-        high[k] = pivot[k] - 1;
-        not_more[k] = below;
-      }
-      if (low[k] == high[k]) settle(k, low[k], low[k]);
+      const bool rise = open & (below <= upper), fall = open & (below > lower);  // both: the pivot is between
+      low[k] = rise ? pivot[k] : low[k];
+      less[k] = rise ? below : less[k];
+      high[k] = fall ? pivot[k] - 1 : high[k];
+      not_more[k] = fall ? below : not_more[k];
     }
+    for (int k = 0; k < kTile; ++k) settle(k, low[k] == high[k], low[k], low[k]);
+  }
+
+  SPURGE_HD void settle(int k, bool found, K a, K b) {
+    first[k] = found ? a : first[k];
+    second[k] = found ? b : second[k];
+    known[k] = found ? 1 : known[k];
+    low[k] = found ? 1 : low[k];
+    high[k] = found ? 0 : high[k];
   }
 
   // Drops the rows that no column needs, and draws the bounds to the nearest keys.
@@ -381,13 +380,10 @@ struct Search {
     }
     n = narrow(tile, n, low, high, least, most);
     for (int k = 0; k < kTile; ++k) {
-      if (known[k]) continue;
-      if (low[k] > high[k] || least[k] == most[k]) {
-        settle(k, most[k], least[k]);
-      } else {
-        low[k] = least[k];
-        high[k] = most[k];
-      }
+      const bool open = low[k] <= high[k];
+      settle(k, (known[k] == 0) & (!open | (least[k] == most[k])), most[k], least[k]);
+      low[k] = known[k] ? low[k] : least[k];
+      high[k] = known[k] ? high[k] : most[k];
     }
     count_less(counts, tile, n, low);
     for (int k = 0; k < kTile; ++k) gone[k] = less[k] - counts[k];
@@ -402,35 +398,44 @@ struct Search {
     }
   }
 
+  // Pivots that should have the middle on both sides in turn, at a distance that shrinks with the keys left.
+  void aim(K* pivot, float side) const {
+    for (int k = 0; k < kTile; ++k) {
+      const float inside = static_cast<float>(not_more[k] - less[k]);
+      const float share = (static_cast<float>(upper - less[k]) + side * root(inside)) / inside;
+      pivot[k] = between(low[k], high[k], share);
+    }
+  }
+
   void run() {
-    if (n <= kSorted) return finish();
+    if (n <= kSmall) return finish();
     K sample[kSample * kTile], pivot[kTile];
     for (std::int64_t i = 0; i < kSample; ++i) Row<K>::load(tile + i * n / kSample * kTile).store(sample + i * kTile);
     sort_rows(sample, kSample);
+    cut(sample + kSampleLow * kTile);
+    for (int k = 0; k < kTile; ++k) {
+      const K key = sample[(kSample - 1 - kSampleLow) * kTile + k];
+      pivot[k] = key + (key < Limits<K>::highest);  // above it: finds at once that most keys are equal
+    }
+    cut(pivot);
     for (int round = 0, since = 0;; ++round) {
+      K spread = 0, unknown = 0;
       for (int k = 0; k < kTile; ++k) {
-        const float inside = static_cast<float>(not_more[k] - less[k]);
-        const float aside = round % 2 ? -sqrtf(inside) : sqrtf(inside);  // to have the middle on both sides in turn
-        const float share = (static_cast<float>(upper - less[k]) + aside) / inside;
-        const K wanted = round == 0   ? sample[kSampleLow * kTile + k]
-                         : round == 1 ? above(sample[(kSample - 1 - kSampleLow) * kTile + k])
-                         : round % 4 == 1 ? halfway(low[k], high[k])  // closes in on any distribution
-                                          : between(low[k], high[k], share);
-        pivot[k] = wanted > high[k] ? high[k] : wanted > low[k] ? wanted : low[k] + 1;
+        unknown += 1 - known[k];
+        spread += low[k] <= high[k] ? not_more[k] - less[k] : 0;
+      }
+      if (unknown == 0) return;
+      if (spread == 0 || 2 * static_cast<std::int64_t>(spread) < n || ++since > kPatience) {
+        drop();
+        since = 0;
+        if (n <= kSorted) return finish();
+      }
+      if (round % 3 == 2) {
+        for (int k = 0; k < kTile; ++k) pivot[k] = halfway(low[k], high[k]);  // closes in on any distribution
+      } else {
+        aim(pivot, round % 3 ? -1.0f : 1.0f);
       }
       cut(pivot);
-      K spread = 0;
-      bool all = true, opened = false;
-      for (int k = 0; k < kTile; ++k) {
-        all &= known[k];
-        opened |= open(k);
-        spread += open(k) ? not_more[k] - less[k] : 0;
-      }
-      if (all) return;
-      if (opened && 2 * spread > n && ++since < kPatience) continue;
-      since = 0;
-      drop();
-      if (n <= kSorted) return finish();
     }
   }
 };
