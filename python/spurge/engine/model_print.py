@@ -178,5 +178,6 @@ def _content(cell: Any) -> Any:
 
 
 def _bookkeeping(name: str) -> bool:
-    """Entries of a class that say where it stands, not what it does."""
-    return name in ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
+    """Entries of a class that say where it stands, or that Python adds when it is copied; not what it does."""
+    places = ("__module__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__")
+    return name in (*places, "__slotnames__", "__annotations__")
