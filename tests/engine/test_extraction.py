@@ -541,7 +541,7 @@ def test_names_of_groups_that_are_not_given(net, images):
 
 def test_names_that_do_not_fit_the_outputs():
     named = Examples.load([("good", "yes"), ("bad", "no")])
-    with pytest.raises(ValueError, match="names: the model has 3 outputs, the data names its labels"):
+    with pytest.raises(ValueError, match="names: the head has 3 outputs, the data names its labels"):
         take(tiny("bert", labels=3), named, tokenizer=tiny_tokenizer())
 
 

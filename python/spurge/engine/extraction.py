@@ -178,7 +178,7 @@ def _names(data: Any, names: Sequence[str] | None, outputs: int) -> tuple[str, .
     if not isinstance(data, Examples) or len(data.labels) == outputs:
         return data.labels if isinstance(data, Examples) else ()
     if len(data.labels) > outputs or not all(name.isdecimal() for name in data.labels):
-        raise ValueError(f"names: the model has {outputs} outputs, the data names its labels {data.labels}")
+        raise ValueError(f"names: the head has {outputs} outputs, the data names its labels {data.labels}")
     return ()
 
 
