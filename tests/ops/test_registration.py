@@ -40,7 +40,7 @@ CASES: dict[str, Callable[[], Arguments]] = {
     "node_sum_": lambda: (torch.zeros(2, 3, 8), torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
     "segment_medians": lambda: (
-        torch.randn(9, 6), torch.tensor([8, 3, 3, 0, 5]), torch.tensor([0, 4, 4, 5]), "magnitude",
+        torch.randn(9, 6), torch.tensor([8, 3, 3, 0, 5]), torch.tensor([0, 1, 4, 5]), "magnitude",
     ),
     "proximity": lambda: (
         torch.rand(4, 6),
