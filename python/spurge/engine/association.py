@@ -113,7 +113,7 @@ def association(
         activation: of a negative input counts its size, or (``"relu"``) nothing.
         reduction: means over the samples of a class, which class sizes do not touch, or the paper's literal sums.
         floor: least H(A), as a share of the greatest possible: a unit that fires for one class only has H(A) = 0.
-        memory: budget beyond the inputs, results included; default about 16 MiB beyond the accumulators.
+        memory: budget beyond the inputs, results included; default about 8 MiB beyond the accumulators.
         progress: show a bar.
 
     Raises:

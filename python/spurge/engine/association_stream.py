@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from spurge import ops
 from spurge.engine.memory import parse_bytes
 
-BLOCK = 16 * 2**20  # bytes of a block's working arrays; larger ones were not faster
+BLOCK = 8 * 2**20  # bytes of a block's working arrays; larger ones were not faster
 _SOFTMAX_ROWS = 256  # rows whose probabilities stay in cache between the passes over them
 _LEAST_ROWS = 16
 
@@ -74,10 +74,10 @@ class Block:
     unfinished: bool = False
 
 
-def blocks(counts: Tensor, rows: int) -> Iterator[Block]:
+def blocks(counts: Sequence[int], rows: int) -> Iterator[Block]:
     """Blocks of at most ``rows`` samples: as many whole classes as fit, and classes that do not fit alone in pieces."""
     start, starts, classes = 0, [0], list[int]()
-    for label, count in enumerate(counts.tolist()):
+    for label, count in enumerate(counts):
         if not count:
             continue
         if classes and starts[-1] + count > rows:
@@ -105,7 +105,8 @@ def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
     device, units, kept = job.features.device, job.features.shape[-1], job.kept
     order = None if bool((job.labels.diff() >= 0).all()) else job.labels.argsort(stable=True)
     rows = _block_rows(job, order is not None, memory)
-    cut = int(job.counts.max()) > rows
+    sizes: list[int] = job.counts.tolist()
+    cut = max(sizes) > rows
     found = Sums(
         torch.zeros(kept, units, dtype=torch.float64, device=device),
         torch.zeros(kept, units, dtype=torch.float64, device=device),
@@ -116,9 +117,9 @@ def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
     place = _places(job)
     source = _Source(job, order, rows)
     with tqdm(total=len(job.labels), desc="association", unit="sample", disable=not progress) as bar:
-        for block in blocks(job.counts, rows):
+        for block in blocks(sizes, rows):
             x, g = source.read(block)
-            scales = [1 / int(job.counts[label]) if job.mean else 1.0 for label in block.classes]
+            scales = [1 / sizes[label] if job.mean else 1.0 for label in block.classes]
             labels = torch.tensor(block.classes, device=device) if place is None else place[block.classes]
             if x.dim() == 3:
                 _fold_positions(job, block, x, g, found, carry, labels.tolist(), scales)

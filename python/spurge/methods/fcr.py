@@ -148,6 +148,7 @@ class FCR:
             if select.head.weight.shape != features.head.weight.shape:
                 raise ValueError("select: its head has another shape than that of features")
         kinds = self._kinds(features, feature_labels, fictitious)
+        feature_labels = feature_labels.to(features.values.device)
         if fictitious is None:
             fictitious = fit_head(features.values, feature_labels, kinds, l2=self.l2, progress=self.progress)
         pairs = self._pairs(features, feature_labels, kinds, feature, row)
@@ -266,7 +267,7 @@ class FCR:
                 raise ValueError("feature: name those to remove where the row does not follow from the predictions")
             return [(f, row) for f in chosen]
         classes = features.labels if self.row == "labelled" else features.predictions()
-        found = lift(labels.to(classes.device), classes, kinds, outputs)
+        found = lift(labels, classes, kinds, outputs)
         if chosen is None:
             best_of = [(int(found[:, y].argmax()), y) for y in range(outputs) if float(found[:, y].max()) > 0]
         else:
