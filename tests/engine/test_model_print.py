@@ -66,12 +66,20 @@ class Net(Base):
 
     @torch.no_grad()
     def forward(self, x):
+        from {other} import add
+
         log.debug("runs")
+        x = add(x)
         return self.fc(self.finish(Clamp.apply(other.twice(helper(self.first(x))))))
 """
 OTHER = """
 def twice(x):
     return 2 * x
+
+def add(x):
+    return x + 1
+
+unused = 3
 """
 
 
@@ -131,6 +139,8 @@ def test_every_change_gives_another(change):
 
 def test_code_of_another_file_counts():
     assert model_print(load(other=OTHER.replace("2 * x", "3 * x"))) != model_print(load())
+    assert model_print(load(other=OTHER.replace("x + 1", "x + 2"))) != model_print(load())
+    assert model_print(load(other=OTHER.replace("= 3", "= 4"))) == model_print(load())
 
 
 @pytest.mark.parametrize(
@@ -182,6 +192,15 @@ def test_hooks_that_only_record_are_no_hindrance():
     before = model_print(model)
     with torch.no_grad():
         model(**tiny_inputs("llama"), output_attentions=True, output_hidden_states=True)
+    assert model_print(model) == before
+
+
+def test_a_forward_that_was_put_back_is_no_hindrance():
+    """What wraps a forward for one call leaves the method behind on the object."""
+    model = load()
+    before = model_print(model)
+    model.first.forward = model.first.forward  # type: ignore[method-assign]
+    model.forward = model.forward
     assert model_print(model) == before
 
 

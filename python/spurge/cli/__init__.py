@@ -1,4 +1,4 @@
-"""The command line: ``spurge demo | locate | edit | evaluate | apply | doctor``.
+"""The command line: ``spurge COMMAND``, the commands being those of :mod:`spurge.cli.parser`.
 
 Exit codes: 0 done; 1 an internal failure, or a doctor that found something wrong; 2 a mistake of the user; 130 Ctrl-C.
 Errors are one line on standard error; ``--debug`` adds the traceback. Heavy imports happen inside the commands.

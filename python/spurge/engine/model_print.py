@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import sys
@@ -22,6 +23,14 @@ from spurge.engine.heads import print_of
 _LIBRARIES = {"torch", "transformers", "numpy", "builtins", *sys.stdlib_module_names} - {"__main__"}
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 _NO_MATTER = {"name_or_path", "_name_or_path", "transformers_version"}  # where a model came from changes no number
+_READS = {
+    "LOAD_GLOBAL": "global",
+    "LOAD_NAME": "global",
+    "LOAD_ATTR": "attribute",
+    "LOAD_METHOD": "attribute",
+    "IMPORT_FROM": "attribute",
+    "IMPORT_NAME": "module",
+}
 _NO_STATE = {"logging", "threading", "weakref"}  # types whose objects lead to the whole process
 _DEEPEST = 40
 
@@ -53,7 +62,8 @@ def model_print(model: nn.Module) -> str:
 
 def _gates(name: str, module: nn.Module) -> list[Any]:
     """Spurge's gates on a module, in the order they act; refuses it where anything else has a hand in its forward."""
-    if "forward" in vars(module):
+    forward = vars(module).get("forward", module.forward)
+    if getattr(forward, "__func__", None) is not type(module).forward or forward.__self__ is not module:
         raise Opaque(f"the forward of module {name!r} was replaced")
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     hooks = [hook for hook in hooks if _root(hook) != "transformers"]  # those only record what a caller asks for
@@ -78,7 +88,7 @@ class _Walk:
         """Class, attributes, parameters and buffers of a module, not its children."""
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         prints = [[name, print_of(name, tensor), self._extra(tensor)] for name, tensor in tensors]
-        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE | {"forward"}}
         if _root(type(module)) == "transformers":
             own = {name: value for name, value in own.items() if not name.startswith("_")}
         return [self.value(type(module)), self.value(own), prints]
@@ -146,21 +156,28 @@ class _Walk:
         return self.value(getattr(config, "_attn_implementation", None))
 
     def _function(self, function: FunctionType) -> list[Any]:
-        """Bytecode, defaults, closure, and the globals that it names."""
-        names, code = set[str](), []
+        """Bytecode, defaults, closure, and the globals that it reads."""
+        code = []
         for part in _codes(function.__code__):
-            names.update(part.co_names)
             plain = [repr(value) for value in part.co_consts if not isinstance(value, (CodeType, frozenset))]
             sets = [sorted(map(repr, value)) for value in part.co_consts if isinstance(value, frozenset)]
             code.append([part.co_code.hex(), plain, sets, part.co_names, part.co_varnames, part.co_freevars])
         cells = [_content(cell) for cell in function.__closure__ or ()]
-        return [code, self.value([function.__defaults__, function.__kwdefaults__, cells]), self._named(function, names)]
+        return [code, self.value([function.__defaults__, function.__kwdefaults__, cells]), self._globals(function)]
 
-    def _named(self, function: FunctionType, names: set[str]) -> list[Any]:
-        found = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        for module in [value for value in found.values() if isinstance(value, ModuleType)]:
+    def _globals(self, function: FunctionType) -> list[Any]:
+        """Globals of a function by name, and of modules among them or imported inside what it takes from them."""
+        names: dict[str, set[str]] = {"global": set(), "attribute": set(), "module": set()}
+        for step in [step for part in _codes(function.__code__) for step in dis.get_instructions(part)]:
+            if step.opname in _READS:
+                names[_READS[step.opname]].add(str(step.argval))
+        found = {name: function.__globals__[name] for name in names["global"] if name in function.__globals__}
+        modules = [value for value in found.values() if isinstance(value, ModuleType)]
+        modules += [sys.modules[name] for name in names["module"] if name in sys.modules]
+        for module in modules:
             if module.__name__.partition(".")[0] not in _LIBRARIES:
-                found |= {f"{module.__name__}.{name}": getattr(module, name) for name in names if hasattr(module, name)}
+                taken = [name for name in names["attribute"] if hasattr(module, name)]
+                found |= {f"{module.__name__}.{name}": getattr(module, name) for name in taken}
         return [[name, self.value(found[name])] for name in sorted(found)]
 
 

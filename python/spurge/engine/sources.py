@@ -34,8 +34,8 @@ class Batch:
         named = self.named()
         for name, value in named.items():
             if not isinstance(value, Tensor) or not value.dim():
-                what = "texts go in as Examples, " if name == "inputs" or isinstance(value, (str, list)) else ""
-                raise TypeError(f"data: {what}{name!r} must be a tensor [B, ...], got {type(value).__name__}")
+                kind = type(value).__name__
+                raise TypeError(f"data: {name!r} must be a tensor [B, ...] (texts go in as Examples), got {kind}")
         lengths = {name: len(value) for name, value in named.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(f"data: inputs must have the same number of rows, at least 1, got {lengths}")
