@@ -53,7 +53,7 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
     part = min(samples, LOOPED) if gradients > SLOW else None
     of = "" if part is None else f"extrapolated from {part} of {samples} samples"
     looped = min(samples, LOOPED)
-    tuned = Tuned()
+    tuned = Tuned(tile=1 << 26 if layer.weight.is_cuda else 1 << 19)  # there a cache of one core is no limit
     found = {
         "spurge": Way(partial(spurge_scores, layer, **question)),
         "tuned": Way(partial(tuned, layer, **question)),
@@ -62,7 +62,7 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
         "vmap-grad": Way(
             partial(vmap_grad, layer, samples=part, **question),
             scale=1 if part is None else samples / part,
-            once=gradients * 8 > SLOW,
+            once=gradients > SLOW >> 5,
             **{**three, **({"note": of} if of else {})},
         ),
         "autograd-loop": Way(

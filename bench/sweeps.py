@@ -21,7 +21,7 @@ from peers.sca import make_layer
 WIDTH, RATES = 512, 1_000
 SHAPES = [(10_000, 2), (50_000, 10), (20_000, 1_000)]  # N, C
 QUICK_SHAPES = [(500, 2), (500, 10)]
-LOOKED_AT = 1_000_000_000  # logits that a peer may look at; it does fewer rates where all of them would be more
+LOOKED_AT = 500_000_000  # logits that a peer may look at; it does fewer rates where all of them would be more
 MULTIPLIED = 50_000_000_000  # multiply-adds of the peer that runs the head
 LEAST = 10  # rates
 CHECKED = 50  # every so many rates' accuracies are computed in float64, for the others to be compared with
@@ -44,8 +44,9 @@ def spurge_sweep(edit: peers.Edit, rates: Tensor) -> tuple[Tensor, Tensor]:
     """The library's."""
     from spurge.engine.sweep import sweep
 
-    average, groups = sweep(edit.logits, edit.shifts, edit.rows, edit.labels, edit.groups).at(rates)
-    return average, groups.nan_to_num(torch.inf).amin(1)
+    found = sweep(edit.logits, edit.shifts, edit.rows, edit.labels, edit.groups)
+    plateaus = torch.searchsorted(found.rates, rates, right=True) - 1
+    return found.average[plateaus], found.worst[plateaus]
 
 
 def ways(edit: peers.Edit, rates: Tensor) -> dict[str, Way]:
@@ -62,7 +63,9 @@ def ways(edit: peers.Edit, rates: Tensor) -> dict[str, Way]:
         some = rates if count == len(rates) else rates[:: -(-len(rates) // count)]
         note = "" if len(some) == len(rates) else f"extrapolated from {len(some)} of {len(rates)} rates"
         call = partial(function, edit, some.tolist())
-        found[name] = Way(call, scale=len(rates) / len(some), once=looked * len(rates) > 1 << 28, note=note)
+        found[name] = Way(
+            call, scale=len(rates) / len(some), once=name == "head" or looked * len(rates) > 1 << 28, note=note
+        )
     return found
 
 

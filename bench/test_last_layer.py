@@ -170,7 +170,10 @@ def test_the_whole_tensor_of_the_large_shape_is_counted():
     assert associations.ways(wide, {"row": 3})["class-einsum"].needs == 0
 
 
-def test_last_layer_measures_every_part(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_last_layer_measures_every_part(monkeypatch, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
     monkeypatch.setattr(associations, "QUICK_SHAPES", {"middle": (60, 4, 16)})
     monkeypatch.setattr(associations, "WEIGHED_QUICK", ())
     monkeypatch.setattr(associations, "show_limit", lambda *args, **kwargs: None)
@@ -178,7 +181,7 @@ def test_last_layer_measures_every_part(monkeypatch):
     monkeypatch.setattr(sweeps, "QUICK_SHAPES", [(50, 2)])
     monkeypatch.setattr(sweeps, "WIDTH", 8)
     results, saved = Results("test"), []
-    args = argparse.Namespace(device="cpu", threads=1, quick=True, only=["*"])
+    args = argparse.Namespace(device=device, threads=1, quick=True, only=["*"])
     last_layer.run(args, results, lambda: saved.append(len(results)))
     parts = {row["case"].split(",")[0].split(" of ")[0] for row in results.rows}
     assert parts == {"association", "medians", "sweep"}

@@ -5,7 +5,7 @@
 #
 # Needs there: nvcc, a Python with torch (CUDA), transformers, pytest, pytest-benchmark, hypothesis, scikit-build-core,
 # pybind11, cmake and ninja. Installs nothing but Spurge itself, into a folder of its own. Writes to OUT, at most eight
-# files: summary.txt, build.log, tests.log, sanitizer.log, kernels.json, kernels.log, locate.json, locate.log.
+# files: summary.txt, build.log, tests.log, sanitizer.log, bench.log, kernels.json, last-layer.json, locate.json.
 # A stage that fails or runs out of time does not stop the next; the exit status is 1 if any did.
 #
 # SPURGE_CHECK_DRY=1 goes through the same stages on a CPU, without CUDA and with small sizes.
@@ -26,10 +26,11 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$scratch/site" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-device=cuda cuda=ON chosen=(tests bench/test_kernels.py -m cuda) sizes=(--sizes cache,memory)
+device=cuda cuda=ON chosen=(tests bench/test_kernels.py bench/test_last_layer.py -m cuda)
+sizes=(--sizes cache,memory) quick=()
 jobs=minilm-random-32x8,minilm-random-128x64,bert-32x8
 if [ "${SPURGE_CHECK_DRY:-0}" = 1 ]; then
-    device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) sizes=(--quick --no-compile) jobs=tiny-8x2
+    device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) sizes=(--quick --no-compile) quick=(--quick) jobs=tiny-8x2
 fi
 
 summary=$out/summary.txt
@@ -73,10 +74,10 @@ stage build 200 build.log "$python" -m pip install . --target "$scratch/site" --
     -Ccmake.define.SPURGE_CUDA=$cuda -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native
 stage doctor 60 build.log "$python" -m spurge doctor
 stage tests 150 tests.log "$python" -m pytest "${chosen[@]}" -q -p no:cacheprovider --benchmark-disable
-stage kernels 170 kernels.log "$python" bench/run.py kernels --device $device --threads 1 "${sizes[@]}" \
+stage kernels 150 bench.log "$python" bench/run.py kernels --device $device --threads 1 "${sizes[@]}" \
     --json "$out/kernels.json"
-stage locate 120 locate.log "$python" bench/run.py locate --device $device --threads 1 --shapes "$jobs" --full \
-    --no-peak --repeats 5 --budget 5 --json "$out/locate.json"
+stage last-layer 100 bench.log "$python" bench/run.py last-layer --device $device "${quick[@]}" \
+    --json "$out/last-layer.json"
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     ours=() # torch's own kernels are not what is checked here
     if compute-sanitizer --help | grep -q -e --kernel-name; then ours=(--kernel-name kernel_substring=spurge); fi
@@ -89,9 +90,11 @@ if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
 elif [ "$device" = cuda ]; then
     say "SKIPPED  sanitizer: no compute-sanitizer on the PATH"
 fi
+stage locate 120 bench.log "$python" bench/run.py locate --device $device --threads 1 --shapes "$jobs" --full \
+    --no-peak --repeats 5 --budget 5 --json "$out/locate.json"
 
 grep -h "passed\|failed" "$out/tests.log" 2>/dev/null | tail -n 1 | tee -a "$summary"
-cat "$out/kernels.log" "$out/locate.log" 2>/dev/null | grep -v "^===" | tail -n 60
+grep -v "^===" "$out/bench.log" 2>/dev/null | tail -n 60
 if [ ${#failed[@]} -eq 0 ]; then
     say "all stages passed in $SECONDS s"
     exit 0
