@@ -350,6 +350,20 @@ def test_a_fold_under_attached_gates_is_refused():
     edit.fold(model).undo()
 
 
+def test_mixed_precision_sees_a_fold_at_once():
+    model = tiny("bert")
+    edit = edit_of(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = logits(model, "bert")
+        with edit.applied(model):
+            gated = logits(model, "bert")
+        handle = edit.fold(model)
+        torch.testing.assert_close(logits(model, "bert"), gated, rtol=0.1, atol=0.1)
+        handle.undo()
+        assert torch.equal(logits(model, "bert"), plain)
+        assert not torch.allclose(gated, plain, rtol=0.1, atol=0.1)
+
+
 def test_folds_are_undone_in_order_only():
     model = tiny("gpt2")
     before = state(model)

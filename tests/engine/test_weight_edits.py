@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -260,6 +262,21 @@ def test_nested_blocks_and_what_is_applied_now():
     assert all(torch.equal(union.changes[name][1], both.changes[name][1]) for name in both.changes)
 
 
+def test_an_edit_undone_while_it_is_lifted_stays_off():
+    model = tiny("bert")
+    before = state(model)
+    edits = [edit_of(model, seed, 40) for seed in range(3)]
+    handles = [edit.apply(model) for edit in edits]
+    with lifted(model):
+        handles[1].undo()
+        assert_same(model, before)
+    assert_has(model, expected_after_base(before, edits[0], edits[2]))
+    with lifted(model):
+        handles[0].undo()
+        handles[2].undo()
+    assert_same(model, before)
+
+
 def test_versions_are_bumped_and_gradients_flow():
     model = tiny("bert")
     edit = edit_of(model)
@@ -288,9 +305,43 @@ def test_models_made_or_run_in_inference_mode():
     assert_same(model, before)
     normal = tiny("bert")
     before = state(normal)
-    with torch.inference_mode(), edit.applied(normal, force=True):
-        pass
+    with torch.inference_mode(), edit.applied(normal):
+        assert not torch.equal(normal.classifier.weight, before[0][HEAD])
     assert_same(normal, before)
+
+
+def test_mixed_precision_sees_the_edit_at_once():
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    edit = WeightEdit.build(layer, {"weight": torch.zeros(3, 4)})
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = layer(x)
+        with edit.applied(layer):
+            torch.testing.assert_close(layer(x), layer.bias.bfloat16().expand(5, 3))
+        assert torch.equal(layer(x), plain)
+
+
+def test_interrupts_at_any_moment():
+    """Real signals at 200 random moments: the model is as it was, wherever they strike."""
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    before = state(model)
+    edit = WeightEdit.build(model, {name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    moments = np.random.default_rng(0).uniform(1e-5, 8e-3, 200)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for moment in moments:
+            with contextlib.suppress(KeyboardInterrupt):
+                apply_for_ever(model, edit, moment)
+            assert_same(model, before)  # the interrupted frames are gone, and with them the blocks they were in
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def apply_for_ever(model, edit, moment):
+    signal.setitimer(signal.ITIMER_REAL, moment)
+    while True:
+        with edit.applied(model), lifted(model):
+            pass
 
 
 def test_changes_inside_the_block_are_noticed():

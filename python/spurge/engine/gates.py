@@ -178,6 +178,7 @@ class Folded:
                     site.weight()[:, indices] = old
                 raise
         self._columns = columns
+        torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends
 
     def undo(self) -> None:
         """Puts the exact old columns back; a second call does nothing.
@@ -197,6 +198,7 @@ class Folded:
                 weight = site.weight()
                 weight[:, indices.to(weight.device)] = old.to(weight.device)
         self._columns = []
+        torch.clear_autocast_cache()
 
 
 def _foldable(model: nn.Module, site: Site) -> None:

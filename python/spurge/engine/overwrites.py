@@ -7,9 +7,10 @@ the model's own bits. Everything that looks at a model through here sees its own
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from spurge.engine.parameters import Place, cast, read, same_bits, write
 Changes = dict[str, tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Layer:
     """New ``values`` ``[n]`` of the entries ``indices`` of a parameter, the model's ``old`` bits there; on the CPU."""
 
@@ -29,6 +30,7 @@ class _Layer:
     values: Tensor
     old: Tensor
     info: Mapping[str, Any]
+    wanted: bool = True  # not undone, also while it is lifted
 
 
 _LOCK = threading.RLock()
@@ -92,9 +94,7 @@ class Overwritten:
                         _STACKS.setdefault(place.module, {}).setdefault(place.key, []).append(layer)
                     write(place.parameter, layer.indices, layer.values)
             except BaseException:
-                for (place, layer), before in zip(layers, current, strict=True):
-                    write(place.parameter, layer.indices, before)
-                self.forget()
+                _surely(partial(self._write_back, current))
                 raise
 
     def undo(self) -> None:
@@ -114,13 +114,21 @@ class Overwritten:
                     expected = layer.values if self._lasting else _composed(layer.indices, layer.old, stack)
                     _expect(place, layer.indices, expected)
                     todo.append((place, layer, _composed(layer.indices, layer.old, rest)))
-            try:
-                _finish(todo)
-            except BaseException:  # an interrupt: first the rest
-                _finish(todo)
-                self._layers = []
-                raise
-            self._layers = []
+            _surely(partial(self._finish, todo))
+            self.forget()
+
+    def _write_back(self, current: list[Tensor]) -> None:
+        for (place, layer), before in zip(self._layers, current, strict=True):
+            write(place.parameter, layer.indices, before)
+            _drop(place, layer)
+
+    def _finish(self, todo: list[tuple[Place, _Layer, Tensor]]) -> None:
+        while todo:
+            place, layer, values = todo[-1]
+            write(place.parameter, layer.indices, values)
+            _drop(place, layer)
+            self._layers = [(other, own) for other, own in self._layers if own is not layer]
+            todo.pop()
 
     def forget(self) -> None:
         """Leaves the weights as they are and knows nothing of them any more."""
@@ -140,6 +148,9 @@ def overwritten(places: Mapping[str, Place], changes: Changes, info: Mapping[str
     finally:
         try:
             handle.undo()
+        except KeyboardInterrupt:
+            handle.undo()
+            raise
         finally:
             handle.forget()
 
@@ -173,16 +184,14 @@ def lifted(model: nn.Module) -> Iterator[None]:
         ValueError: as :func:`original`.
     """
     with _LOCK:
-        found = [(place, stack, *_merged(place, stack)) for place, stack in _applied(model)]
+        found = [(place, stack, *_merged(place, stack)[:2]) for place, stack in _applied(model)]
     try:
-        for place, _, indices, old, _ in found:
+        for place, _, indices, old in found:
             write(place.parameter, indices, old)
             _STACKS[place.module].pop(place.key, None)
         yield
     finally:
-        for place, stack, indices, _, values in found:
-            write(place.parameter, indices, values)
-            _STACKS.setdefault(place.module, {})[place.key] = stack
+        _surely(partial(_put_back, found))
 
 
 def _stack(place: Place) -> list[_Layer]:
@@ -190,7 +199,8 @@ def _stack(place: Place) -> list[_Layer]:
 
 
 def _drop(place: Place, layer: _Layer) -> None:
-    """Takes a layer off its stack if it is on it."""
+    """Takes a layer off its stack if it is on it, and keeps it off."""
+    layer.wanted = False
     keys = _STACKS.get(place.module, {})
     rest = [other for other in keys.get(place.key, []) if other is not layer]
     if rest:
@@ -199,13 +209,22 @@ def _drop(place: Place, layer: _Layer) -> None:
         keys.pop(place.key, None)
 
 
-def _finish(todo: list[tuple[Place, _Layer, Tensor]]) -> None:
-    """Writes and drops what is left to do; may be called again when it was interrupted."""
-    while todo:
-        place, layer, values = todo[-1]
-        write(place.parameter, layer.indices, values)
-        _drop(place, layer)
-        todo.pop()
+def _put_back(found: list[tuple[Place, list[_Layer], Tensor, Tensor]]) -> None:
+    """Writes lifted layers again, those that were not undone meanwhile."""
+    for place, stack, indices, old in found:
+        rest = [layer for layer in stack if layer.wanted]
+        write(place.parameter, indices, _composed(indices, old, rest))
+        if rest:
+            _STACKS.setdefault(place.module, {})[place.key] = rest
+
+
+def _surely(step: Callable[[], None]) -> None:
+    """Runs a step that may be run again; an interrupt is raised after it has been done."""
+    try:
+        step()
+    except KeyboardInterrupt:
+        step()
+        raise
 
 
 def _applied(model: nn.Module) -> list[tuple[Place, list[_Layer]]]:

@@ -137,9 +137,13 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _where(parameter: Tensor, indices: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A view of a parameter, and where in it the flat ``indices`` are."""
+    """A view of a parameter, and where in it the flat ``indices`` are (without the imports of unravel_index)."""
     view = parameter.detach().reshape(1) if parameter.dim() == 0 else parameter.detach()
-    return view, torch.unravel_index(indices.to(parameter.device), view.shape)
+    rest, where = indices.to(parameter.device), []
+    for size in reversed(view.shape):
+        where.append(rest % size)
+        rest = rest // size
+    return view, tuple(reversed(where))
 
 
 def read(parameter: Tensor, indices: Tensor) -> Tensor:
@@ -153,3 +157,4 @@ def write(parameter: Tensor, indices: Tensor, values: Tensor) -> None:
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         view, where = _where(parameter, indices)
         view.index_put_(where, values.to(view.device))
+    torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends

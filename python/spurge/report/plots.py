@@ -173,8 +173,8 @@ def classes(before: Any, after: Any, names: Sequence[str] | None = None) -> Any:
     for index, (name, values) in enumerate(found.items()):
         error = values.std(0, ddof=1) if len(values) > 1 else None
         axes.bar(np.arange(count) + 0.4 * index - 0.2, values.mean(0), 0.4, yerr=error, capsize=2, label=name)
-    axes.set_xticks(range(count), labels, rotation=90 if len("  ".join(labels)) > 80 else 0)
-    axes.legend()
+    axes.set_xticks(range(count), labels, rotation=90 if len("  ".join(labels)) > 60 else 0)
+    figure.legend(loc="outside right upper")
     return figure
 
 
