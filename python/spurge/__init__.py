@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "Accuracies": "spurge.engine.groups",
     "Association": "spurge.engine.association",
     "Cascade": "spurge.engine.cascade",
     "EditMismatch": "spurge.engine.edits",
@@ -24,17 +25,24 @@ _HOME = {
     "NeuronRef": "spurge.engine.sites",
     "NeuronScores": "spurge.engine.scores",
     "NeuronSet": "spurge.engine.neurons",
+    "NeuronTune": "spurge.methods.neurontune",
     "Removal": "spurge.methods.removal",
     "Report": "spurge.engine.measures",
+    "Sgd": "spurge.engine.fitting",
     "Site": "spurge.engine.sites",
     "Swarm": "spurge.engine.swarm",
+    "Tuned": "spurge.methods.tuned",
     "WeightEdit": "spurge.engine.weight_edits",
+    "accuracies": "spurge.engine.groups",
     "association": "spurge.engine.association",
     "captured": "spurge.engine.capture",
+    "compare": "spurge.engine.groups",
+    "dfr": "spurge.methods.controls",
     "evaluate": "spurge.engine.evaluation",
     "extract": "spurge.engine.extraction",
     "find_head": "spurge.engine.heads",
     "find_sites": "spurge.engine.sites",
+    "fit_head": "spurge.engine.fitting",
     "load_edit": "spurge.engine.weight_edits",
     "predicted_logit": "spurge.engine.cascade",
 }
@@ -53,6 +61,11 @@ if TYPE_CHECKING:
     from spurge.engine.evaluation import evaluate as evaluate
     from spurge.engine.extraction import extract as extract
     from spurge.engine.features import Features as Features
+    from spurge.engine.fitting import Sgd as Sgd
+    from spurge.engine.fitting import fit_head as fit_head
+    from spurge.engine.groups import Accuracies as Accuracies
+    from spurge.engine.groups import accuracies as accuracies
+    from spurge.engine.groups import compare as compare
     from spurge.engine.heads import Head as Head
     from spurge.engine.heads import find_head as find_head
     from spurge.engine.measures import Report as Report
@@ -64,11 +77,14 @@ if TYPE_CHECKING:
     from spurge.engine.swarm import Swarm as Swarm
     from spurge.engine.weight_edits import WeightEdit as WeightEdit
     from spurge.engine.weight_edits import load_edit as load_edit
+    from spurge.methods.controls import dfr as dfr
     from spurge.methods.fcr import FCR as FCR
     from spurge.methods.golden import GoldenTokens as GoldenTokens
     from spurge.methods.located import Located as Located
     from spurge.methods.macu import MacU as MacU
+    from spurge.methods.neurontune import NeuronTune as NeuronTune
     from spurge.methods.removal import Removal as Removal
+    from spurge.methods.tuned import Tuned as Tuned
 
 
 def __getattr__(name: str) -> Any:

@@ -63,8 +63,41 @@ def fcr_arguments(parser: argparse.ArgumentParser) -> None:
 
 def neurontune_arguments(parser: argparse.ArgumentParser) -> None:
     """``spurge neurontune``: suppression of spurious features and a new last layer."""
-    parser.description = "Zeroes features that go with wrong predictions and retrains the last layer (NeuronTune)."
-    _sets(parser)
+    parser.description = (
+        "Zeroes features that are larger where the model is wrong, and retrains the last layer without them, balanced "
+        "by class (NeuronTune). Needs no group labels. On test sets it is held beside the model, the same retraining "
+        "without a mask, random masks of the same size and, with --dfr, the oracle with group labels."
+    )
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        required=True,
+        help="features to retrain on; without --identify a validation set, halved: one half identifies",
+    )
+    parser.add_argument("--identify", metavar="FILE", help="features of a validation set, to identify and select on")
+    parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
+    parser.add_argument("--out", metavar="FILE", help="where to write the edit, e.g. edit.safetensors")
+    parser.add_argument("--tuned", metavar="FILE", help="where to write all that was found, e.g. tuned.safetensors")
+    settings = parser.add_argument_group("settings", "several values are candidates that --criterion chooses from")
+    settings.add_argument("--threshold", type=float, nargs="+", metavar="X", help="suppress above this score (0)")
+    settings.add_argument("--classes", choices=("union", "intersection", "each"), help="above it for which (union)")
+    settings.add_argument(
+        "--signs", choices=("magnitude", "relu", "split", "raw"), help="how signed features are read (magnitude)"
+    )
+    settings.add_argument("--least-wrong", type=int, metavar="N", help="wrong predictions a class needs (10)")
+    settings.add_argument("--keep", type=float, metavar="X", help="factor left of suppressed features (0)")
+    settings.add_argument("--solver", choices=("lbfgs", "sgd"), help="to the minimum, or minibatches (lbfgs)")
+    settings.add_argument("--start", choices=("fresh", "head"), help="begin anew or from the model's layer (fresh)")
+    settings.add_argument("--l2", type=float, nargs="+", metavar="X", help="penalty of the layer (0.0001)")
+    settings.add_argument(
+        "--criterion", dest="select", choices=("sfit", "worst_class", "class_difference"), help="best candidate (sfit)"
+    )
+    settings.add_argument("--memory", metavar="SIZE", help="budget of fitting, e.g. 256MiB")
+    controls = parser.add_argument_group("controls, where there are test sets")
+    controls.add_argument("--no-controls", action="store_true", help="leave out the retraining with other masks")
+    controls.add_argument("--draws", type=int, default=20, metavar="N", help="random masks (%(default)s)")
+    controls.add_argument("--dfr", action="store_true", help="also DFR on the groups of the validation set")
+    controls.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
 
 
 def _sets(parser: argparse.ArgumentParser) -> None:

@@ -160,10 +160,13 @@ class NeuronTune:
             validation: features the model was not trained on.
             seed: of the split; default the settings'.
         """
+        return self.tune(*self.parts(validation, seed))
+
+    def parts(self, validation: Features, seed: int | None = None) -> list[Features]:
+        """The two halves of :meth:`halves`, the one that identifies first."""
         if not isinstance(validation, Features):
             raise TypeError(f"validation: expected Features, got {type(validation).__name__}")
-        first, second = validation.split((0.5, 0.5), seed=self.seed if seed is None else integer("seed", seed, 0))
-        return self.tune(first, second)
+        return validation.split((0.5, 0.5), seed=self.seed if seed is None else integer("seed", seed, 0))
 
     def retrain(self, identify: Features, train: Features, mask: Tensor) -> Retrained:
         """The best layer on ``train`` behind any mask, bool ``[D]`` or ``[C, D]``: the step that controls share."""
