@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "core/dtype.hpp"
@@ -33,28 +34,34 @@ std::vector<Range> standing(const std::int64_t* rows, const Shape& shape) {
 // The largest of the logits in [begin, end), which may not be empty; NaN if one of them is.
 template <class L>
 L largest(const L* logits, std::int64_t begin, std::int64_t end) {
+  using Bits = std::conditional_t<sizeof(L) == 4, std::int32_t, std::int64_t>;
   constexpr int lanes = static_cast<int>(64 / sizeof(L));  // independent, so that the compiler can use vectors
   L best = logits[begin];
+  Bits ordinary = best == best;
   std::int64_t j = begin;
   if (end - begin >= 2 * lanes) {
-    L some[lanes], zero[lanes] = {};
-    for (int k = 0; k < lanes; ++k) some[k] = logits[begin + k];
+    L some[lanes];
+    Bits real[lanes];
+    for (int k = 0; k < lanes; ++k) {
+      some[k] = best;
+      real[k] = -1;
+    }
     for (; j + lanes <= end; j += lanes)
       for (int k = 0; k < lanes; ++k) {
         const L x = logits[j + k];
         some[k] = x > some[k] ? x : some[k];
-        zero[k] = x == x ? zero[k] : x;
+        real[k] &= -Bits(x == x);
       }
     for (int k = 0; k < lanes; ++k) {
-      if (zero[k] != zero[k]) return zero[k];
       best = some[k] > best ? some[k] : best;
+      ordinary &= real[k];
     }
   }
   for (; j < end; ++j) {
-    if (logits[j] != logits[j]) return logits[j];
     best = logits[j] > best ? logits[j] : best;
+    ordinary &= logits[j] == logits[j];
   }
-  return best;
+  return ordinary ? best : std::numeric_limits<L>::quiet_NaN();
 }
 
 template <class L, class D>

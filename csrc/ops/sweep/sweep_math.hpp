@@ -16,7 +16,9 @@ struct Line {
   double logit, shift;
 };
 
-SPURGE_HD bool usable(Line line) { return line.logit == line.logit && line.shift - line.shift == 0; }
+SPURGE_HD bool finite(double x) { return x - x == 0; }
+
+SPURGE_HD bool usable(Line line) { return line.logit == line.logit && finite(line.shift); }
 
 SPURGE_HD Span nothing() { return {INFINITY, -INFINITY}; }
 
@@ -24,13 +26,13 @@ SPURGE_HD Span nothing() { return {INFINITY, -INFINITY}; }
 SPURGE_HD void keep(Span& span, Line mine, Line rival, bool first) {
   const bool apart = !(mine.logit == rival.logit);  // also keeps the difference of two infinities from being NaN
   const double gap = apart ? rival.logit - mine.logit : 0.0;
-  const double slope = apart || std::isfinite(mine.logit) ? mine.shift - rival.shift : 0.0;
+  const double slope = apart || finite(mine.logit) ? mine.shift - rival.shift : 0.0;
   if (slope == 0) {
     if (!(gap < 0 || (gap == 0 && first))) span = nothing();
     return;
   }
   double at = gap / slope;
-  if (!first) at = std::nextafter(at, slope > 0 ? INFINITY : -INFINITY);
+  if (!first) at = nextafter(at, static_cast<double>(slope > 0 ? INFINITY : -INFINITY));
   if (slope > 0) span.low = at > span.low ? at : span.low;
   else span.high = at < span.high ? at : span.high;
 }
