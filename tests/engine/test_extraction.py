@@ -60,13 +60,13 @@ def images() -> torch.Tensor:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass; hooks would keep the model out of the cache."""
     rows: list[int] = []
-    call = Reader._call
+    read = Reader._read
 
     def counted(self, batch):
         rows.append(len(batch))
-        return call(self, batch)
+        return read(self, batch)
 
-    monkeypatch.setattr(Reader, "_call", counted)
+    monkeypatch.setattr(Reader, "_read", counted)
     return rows
 
 
@@ -242,15 +242,15 @@ def test_a_budget_of_memory_splits_batches(net, images, runs):
 
 
 def test_out_of_memory_halves_the_batch(net, images, monkeypatch):
-    call, rows = Reader._call, []
+    read, rows = Reader._read, []
 
     def small(self, batch):
         rows.append(len(batch))
         if len(batch) > 10:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return call(self, batch)
+        return read(self, batch)
 
-    monkeypatch.setattr(Reader, "_call", small)
+    monkeypatch.setattr(Reader, "_read", small)
     assert len(take(net, (images, LABELS), batch_size=50)) == 50
     assert rows[:4] == [50, 25, 13, 7]
 

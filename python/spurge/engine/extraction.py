@@ -63,7 +63,8 @@ def extract(
             hooks is not cached.
         block: rows of a block.
         max_length: tokens a text is cut to.
-        memory: bytes (``"2 GiB"``) that activations of a batch may take; the split changes features by rounding only.
+        memory: bytes (``"2 GiB"``) that activations of a batch may take, by default what is fast on a CPU; the split
+            of larger batches changes features by rounding only.
         names: of the classes, in the order of the outputs; by default those of ``Examples``, else their numbers.
         group_names: in order; by default the groups' own names, sorted, or their numbers.
         progress: show a progress bar.

@@ -15,6 +15,12 @@ from spurge.engine.patches import hook, hook_before
 from spurge.engine.probes import probed_token
 from spurge.engine.sources import Batch
 
+CPU_BYTES = 64 * 2**20
+"""Activations of a batch on a CPU: beyond, they leave the caches, and the allocator asks for fresh pages every time.
+
+EfficientNet-Lite0 takes 27 ms for an image of 224 x 224 pixels in batches of 4 (this limit), 82 ms in batches of 32.
+"""
+
 Token = Literal["auto", "first", "last"]
 
 
@@ -29,7 +35,8 @@ class Reader:
         token: which token's features, where the head reads all ``[B, T, M]``.
         dtype: of mixed precision (autocast), or None.
         storage: type of the features.
-        memory: bytes that the activations of a batch may take; a larger batch runs in parts.
+        memory: bytes that the activations of a batch may take; a larger batch runs in parts. By default
+            :data:`CPU_BYTES` on a CPU.
     """
 
     def __init__(
@@ -46,11 +53,13 @@ class Reader:
     ) -> None:
         self.model, self.head, self.layer, self.check = model, head, layer, check
         self.token, self.autocast, self.storage = token, dtype, storage
-        self.limit = None if memory is None else parse_bytes(memory)
         self.each: float | None = None  # bytes of activations for each number of input
         floating = [p for p in model.parameters() if p.is_floating_point()]
         self.device = floating[0].device if floating else torch.device("cpu")
         self.dtype = floating[0].dtype if floating else torch.float32
+        self.limit = CPU_BYTES if self.device.type == "cpu" else None
+        if memory is not None:
+            self.limit = parse_bytes(memory)
         main = getattr(model, "main_input_name", None) if hasattr(model, "config") else None
         self.main = main if isinstance(main, str) else None
 
