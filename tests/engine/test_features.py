@@ -140,6 +140,18 @@ def test_halves_use_every_row_and_the_seed():
     assert x.split(seed=1)[0].fingerprint() != parts[0].fingerprint()
 
 
+def test_all_is_the_same_on_another_device(device):
+    x = features()
+    y = x.to(device)
+    assert {y.values.device.type, y.labels.device.type, y.groups.device.type} == {device.type}
+    assert torch.equal(y.right().cpu(), x.right())
+    assert torch.allclose(y.logits().cpu(), x.logits(), atol=1e-5)
+    assert y.fingerprint() == x.fingerprint()
+    assert [part.fingerprint() for part in y.split()] == [part.fingerprint() for part in x.split()]
+    assert y.subset([3, 1]).labels.tolist() == x.subset([3, 1]).labels.tolist()
+    assert torch.equal(y.crossed().groups.cpu(), x.crossed().groups)
+
+
 def test_other_groups():
     x = features(names=("a", "b", "c"), group_names=("u", "v"))
     y = x.crossed()
