@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -249,6 +250,58 @@ def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("proximity", f"{rows}x{units}, top {k}", dtype, moved, (scores, ids, bitmap, labels), calls, usual)
 
 
+def segment_medians(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """One segment with an odd number of rows in any order: with an even one, ``torch.median`` is another number."""
+    from spurge import ops
+
+    columns = 1024
+    rows = _examples(traffic, columns * dtype.itemsize) | 1
+    x, order = _normal(rows, columns, dtype=dtype, device=device), torch.randperm(rows, device=device)
+    starts = torch.tensor([0, rows], device=device)
+
+    def usual(x: Tensor, order: Tensor) -> Tensor:
+        return x[order].median(0).values
+
+    calls: dict[str, Function] = {
+        "spurge": lambda x, order: ops.segment_medians(x, order, starts)[0].to(dtype),
+        "torch": usual,
+    }
+    if device == "cpu" and dtype == torch.float32:
+        calls["numpy"] = lambda x, order: torch.from_numpy(numpy.median(x.numpy()[order.numpy()], axis=0))
+    moved = _size(x) + _size(order) + 4 * columns
+    return Case("segment_medians", f"{rows}x{columns}", dtype, moved, (x, order), calls, usual)
+
+
+def correct_interval(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """One edited row of ten; the length of each interval, since empty ones cannot be subtracted."""
+    from spurge import ops
+
+    outputs, edited = 10, torch.tensor([3], device=device)
+    rows = _examples(traffic, (outputs + 1) * dtype.itemsize + 8 + 16)
+    logits, shifts = (3 * _normal(rows, n, dtype=dtype, device=device) for n in (outputs, 1))
+    labels = torch.randint(0, outputs, (rows,), device=device)
+
+    def length(interval: Tensor) -> Tensor:
+        return (interval[..., 1] - interval[..., 0]).clamp_min(0)
+
+    def usual(logits: Tensor, shifts: Tensor, labels: Tensor) -> Tensor:
+        z, s = logits.double(), torch.zeros_like(logits, dtype=torch.float64)
+        s[:, edited] = shifts.double()
+        gap, slope = z - z.gather(1, labels[:, None]), s.gather(1, labels[:, None]) - s
+        at = gap / slope
+        first = at.where(slope > 0, -torch.inf).amax(1).clamp_min(0)
+        last = at.where(slope < 0, torch.inf).amin(1).clamp_max(1)
+        never = ((slope == 0) & (gap > 0)).any(1)
+        return length(torch.stack([first, last.where(~never, -1.0)], 1))
+
+    calls: dict[str, Function] = {
+        "spurge": lambda z, s, labels: length(ops.correct_interval(z, s, edited, labels, 0.0, 1.0)),
+        "torch": usual,
+    }
+    moved = _size(logits) + _size(shifts) + _size(labels) + 16 * rows
+    return Case("correct_interval", f"{rows}x{outputs}, 1 row", dtype, moved, (logits, shifts, labels), calls, usual)
+
+
 KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "open_rows": open_rows,
     "open_rows_": open_rows_into,
@@ -258,5 +311,10 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "node_sum_": node_sum_into,
     "multiply_sum": multiply_sum,
     "proximity": proximity,
+    "segment_medians": segment_medians,
+    "correct_interval": correct_interval,
 }
-DTYPES = dict.fromkeys(KERNELS, (torch.float32, torch.bfloat16)) | {"proximity": (torch.float32,)}
+DTYPES = dict.fromkeys(KERNELS, (torch.float32, torch.bfloat16)) | {
+    "proximity": (torch.float32,),
+    "correct_interval": (torch.float32,),
+}

@@ -266,6 +266,19 @@ def _proximity(torch: Any, ops: Any, reference: Any, device: str) -> float:
     return max(_gap(torch, found, wanted) for found, wanted in pairs)
 
 
+def _segment_medians(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    x, order = _random(torch, device, 301, 35), torch.arange(600, device=device).remainder(301)
+    arguments = (x, order, torch.tensor([0, 9, 600], device=device), "magnitude")
+    return _gap(torch, ops.segment_medians(*arguments), reference.segment_medians(*arguments))
+
+
+def _correct_interval(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    logits, shifts = _random(torch, device, 67, 35), _random(torch, device, 67, 2)
+    labels = logits.argmax(1)
+    arguments = (logits, shifts, torch.tensor([34, 0], device=device), labels, 0.0, 2.0)
+    return _gap(torch, ops.correct_interval(*arguments), reference.correct_interval(*arguments))
+
+
 def _swarm(torch: Any, ops: Any, reference: Any, device: str) -> float:
     position, velocity, best = (_random(torch, device, 3, 35) for _ in range(3))
     rest = (0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 1)
@@ -289,5 +302,7 @@ _CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
     "node_sum": _node_sum,
     "multiply_sum": _multiply_sum,
     "proximity": _proximity,
+    "medians": _segment_medians,
+    "sweep": _correct_interval,
     "swarm": _swarm,
 }

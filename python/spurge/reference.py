@@ -2,7 +2,8 @@
 
 The same names as in :mod:`spurge.ops`; in-place ops (trailing underscore there) return a new tensor here.
 Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
-D dimensions, U units, G golden sets, Y labels.
+D dimensions, U units, G golden sets, Y labels. Of a last layer: N samples, M features, O outputs, C classes,
+E edited outputs, S segments of samples.
 """
 
 from __future__ import annotations
