@@ -14,8 +14,9 @@ from spurge.engine.association import association
 from spurge.engine.features import Features
 from spurge.engine.fitting import fit_head
 from spurge.engine.heads import Head
-from spurge.methods.edges import Edge, best_column, lift, rounds, usable
+from spurge.methods.edges import Edge, best_columns, rounds, usable
 from spurge.methods.fcr import FCR
+from spurge.methods.fictitious import lift
 from spurge.methods.orthogonal import angle_of_rate, orthogonal_weight, tilted_weight
 
 
@@ -174,10 +175,12 @@ def test_equal_scores_go_by_index():
     twins = features.values.clone()
     twins[:, 1] = twins[:, 0]
     assert FCR().remove_class(Features(twins, features.labels, features.head), 0).edges[0].column == 0
-    assert best_column(torch.tensor([1.0, 3.0, 3.0]), torch.tensor([True, True, True])) == 1
-    assert best_column(torch.tensor([1.0, 3.0, 3.0]), torch.tensor([True, False, True])) == 2
-    assert best_column(torch.tensor([1.0, 3.0]), torch.tensor([True, True]), taken=[1]) == 0
-    assert best_column(torch.tensor([0.0, 3.0]), torch.tensor([True, False])) is None
+    scores = torch.tensor([1.0, 3.0, 3.0, 0.0])
+    every = torch.ones(4, dtype=torch.bool)
+    assert best_columns(scores, every, count=9) == [1, 2, 0]
+    assert best_columns(scores, every) == [1]
+    assert best_columns(scores, torch.tensor([True, False, True, True]), taken=[2]) == [0]
+    assert best_columns(scores, ~every) == []
 
 
 def test_no_usable_edge_is_a_clear_error():
@@ -314,6 +317,42 @@ def test_one_feature_touches_one_row(planted):
     assert torch.equal(removal.head.weight[0], train.head.weight[0])
 
 
+@pytest.mark.parametrize("criterion", ["gap", "worst_group", "worst_class", "independence"])
+def test_own_rates_and_candidates_are_no_worse_on_the_selection_data(planted, criterion):
+    train, shortcut, select, test = planted
+    sign = -1 if criterion in ("gap", "independence") else 1
+    before, found = -math.inf, []
+    for method in (FCR(), FCR(rates="each"), FCR.best()):
+        removal = method.remove_feature(train, shortcut, select=select, criterion=criterion)
+        (chosen,) = removal.info["rounds"]
+        assert sign * chosen["value"] >= before - 1e-9
+        before = sign * chosen["value"]
+        assert chosen["rates"] == [edge.rate for edge in removal.edges]
+        assert [edge.row for edge in removal.edges] == [0, 1]
+        found.append(removal)
+    assert found[0].edges[0].rate == found[0].edges[1].rate
+    assert min(group_accuracies(test, found[-1].head)) > min(group_accuracies(test, train.head)) + 15
+    if criterion == "worst_group":  # the value is what the edited head does
+        assert min(group_accuracies(select, found[-1].head)) == pytest.approx(before, abs=0.6)
+
+
+def test_candidates_never_share_a_weight(planted):
+    train, shortcut, select, _ = planted
+    kinds = shortcut * 2 + (torch.arange(len(shortcut)) % 2)
+    removal = FCR.best().remove_feature(train, kinds, feature=[2, 3], row=1, select=select, criterion="gap")
+    assert len(removal.info["rounds"]) == 2
+    assert len({edge.column for edge in removal.edges}) == 2
+    assert {edge.row for edge in removal.edges} == {1}
+
+
+def test_independence_does_not_collapse_to_one_class(planted):
+    """A rate at which every row has the same prediction would make predictions independent of anything."""
+    train, shortcut, select, _ = planted
+    removal = FCR().remove_feature(train, shortcut, feature=1, row=1, select=select, criterion="independence")
+    predicted = removal.head.predictions(select.values).double().mean()
+    assert 0.2 < float(predicted) < 0.8
+
+
 @pytest.mark.parametrize("row", ["predicted", "labelled", "weight"])
 def test_ways_to_tell_the_row(planted, row):
     train, shortcut, _, _ = planted
@@ -425,6 +464,9 @@ def test_a_feature_that_the_classifier_does_not_use():
         ({"activation": "abs"}, "activation: expected one of"),
         ({"sign": "negative"}, "sign: expected one of"),
         ({"row": "first"}, "row: expected one of"),
+        ({"rates": "all"}, "rates: expected one of"),
+        ({"candidates": 0, "rates": "each"}, "candidates: need at least 1"),
+        ({"candidates": 2}, "candidates: are compared at rates of their own"),
         ({"weights": 0}, "weights: need at least 1"),
         ({"least_weight": -1}, "least_weight: expected 0 to 1"),
         ({"most": 0}, "most: expected a rate above 0"),

@@ -16,7 +16,7 @@ from spurge.methods.removal import Removal
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
-_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "most", "memory")
+_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "rates", "candidates", "most", "memory")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ def fcr_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--sign", choices=("positive", "any"), help="weights that may be edited (positive)")
     settings.add_argument("--weights", type=int, metavar="N", help="weights to edit for a class or feature (1)")
     settings.add_argument("--row", choices=("predicted", "labelled", "weight"), help="how a feature's class is told")
+    settings.add_argument("--rates", choices=("shared", "each"), help="a criterion's rate for all edges or for each")
+    settings.add_argument("--candidates", type=int, metavar="N", help="edges that a criterion compares (1)")
     settings.add_argument("--most", type=float, metavar="R", help="greatest rate (1)")
     settings.add_argument("--memory", metavar="SIZE", help="budget of the scores, e.g. 256MiB")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.heads import Head
-from spurge.methods.orthogonal import angle_of_rate, pull, rate_of_angle, tilted_weight
+from spurge.methods.orthogonal import angle_of_rate, checked_rate, pull, rate_of_angle, tilted_weight
 
 Sign = Literal["positive", "any"]
 
@@ -49,7 +49,8 @@ class Edge:
 
 _FIELDS = ("row", "column", "target", "weight", "score", "new", "rate", "angle")
 
-Choice = Callable[[Head, Sequence[Edge]], float]
+Choice = Callable[[Head, Sequence[Edge]], list[tuple[Edge, float]]]
+"""From a head and the edges of a round to the edges that are edited, in the same rows, and their rates."""
 
 
 def usable(row: Tensor, least: float, sign: Sign) -> Tensor:
@@ -63,12 +64,12 @@ def usable(row: Tensor, least: float, sign: Sign) -> Tensor:
     return chosen & (row > 0) if sign == "positive" else chosen
 
 
-def best_column(scores: Tensor, allowed: Tensor, taken: Sequence[int] = ()) -> int | None:
-    """The allowed unit with the highest score above 0, the first of equal ones; None where there is none."""
+def best_columns(scores: Tensor, allowed: Tensor, taken: Sequence[int] = (), count: int = 1) -> list[int]:
+    """Up to ``count`` allowed units with the highest scores above 0, highest first, equal ones by index."""
     scores = torch.where(allowed, scores, 0.0)
     scores[list(taken)] = 0.0
-    best = scores.max()
-    return int((scores == best).nonzero()[0]) if float(best) > 0 else None  # argmax does not promise the first
+    order = scores.sort(descending=True, stable=True).indices[:count].tolist()
+    return [column for column in order if float(scores[column]) > 0]
 
 
 def rounds(edges: Sequence[Edge]) -> list[list[Edge]]:
@@ -95,17 +96,6 @@ def shifts(head: Head, edges: Sequence[Edge], values: Tensor) -> Tensor:
     return values.index_select(1, columns).double() * factors
 
 
-def lift(features: Tensor, classes: Tensor, kinds: int, outputs: int) -> Tensor:
-    """How much more often each class goes with a feature than with features on average, float64 ``[kinds, outputs]``.
-
-    Both are int64 ``[N]``; a feature that does not occur has no lift.
-    """
-    table = (features * outputs + classes).bincount(minlength=kinds * outputs).view(kinds, outputs).double()
-    present = table.sum(1, keepdim=True) > 0
-    shares = table / table.sum(1, keepdim=True).clamp_min(1)
-    return (shares - shares.sum(0) / present.sum()).where(present, 0.0).cpu()
-
-
 def tilt(
     head: Head, edges: Sequence[Edge], *, rate: float | None, angle: float | None, choice: Choice | None, most: float
 ) -> tuple[list[Edge], Head]:
@@ -118,14 +108,18 @@ def tilt(
     """
     done = []
     for group in rounds(edges):
-        shared = choice(head, group) if choice is not None else rate
+        if choice is not None:
+            pairs = choice(head, group)
+        elif angle is not None:
+            pairs = [(edge, rate_of_angle(head.weight[edge.row], edge.column, angle)) for edge in group]
+        else:
+            pairs = [(edge, checked_rate(rate)) for edge in group]
         weight = head.weight.clone()
-        for edge in group:
+        for edge, own in pairs:
             row = head.weight[edge.row]
-            own = rate_of_angle(row, edge.column, angle) if shared is None else shared  # type: ignore[arg-type]
             if own > most:
-                name, given = ("angle", angle) if shared is None else ("rate", own)
-                raise ValueError(f"{name}: {given} needs a rate of {own:.6g}, above {most:g}; FCR(most=...) allows it")
+                given = f"rate: {own:g}" if angle is None else f"angle: {angle}"
+                raise ValueError(f"{given} needs a rate of {own:.6g}, above {most:g}; FCR(most=...) allows it")
             new = tilted_weight(row, edge.column, own)
             if not math.isfinite(float(torch.tensor(new, dtype=weight.dtype))):
                 raise ValueError(f"edge: the new weight {new:.3g} of row {edge.row} does not fit {weight.dtype}")

@@ -18,13 +18,14 @@ from spurge.engine.checks import integer
 from spurge.engine.features import Features
 from spurge.engine.fitting import fit_head
 from spurge.engine.heads import Head
-from spurge.methods.edges import Edge, Sign, best_column, lift, tilt, usable
+from spurge.methods.edges import Edge, Sign, best_columns, tilt, usable
+from spurge.methods.fictitious import Row, count_kinds, features_and_rows
 from spurge.methods.orthogonal import checked_rate
-from spurge.methods.rates import CRITERIA, LABELS, Criterion, Dependence, Sweep, best, curve
+from spurge.methods.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion
 from spurge.methods.removal import Removal
 
 Score = Literal["sca", "product"]
-Row = Literal["predicted", "labelled", "weight"]
+Rates = Literal["shared", "each"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class FCR:
             where the weight is negative.
         least_weight: skip weights below this share of the row's greatest: Eq. 7 divides by the weight.
         weights: :math:`\delta`, how many weights to edit for a class or feature, one after the other.
+        rates: a criterion chooses one rate for all edges, as in the paper, or one for each.
+        candidates: for each edge so many of the highest scores are tried by the criterion, and the best is taken; the
+            paper takes the highest. More than 1 need ``rates="each"``. Independence takes the highest, too: without
+            labels, an edit that drowns the classes in noise looks as good.
         most: greatest rate; the paper's range ends at 1.
         row: which output of the classifier a feature is taken from: the one whose predictions go with the feature
             most, the same by class labels, or the one to which the chosen unit speaks most.
@@ -57,6 +62,8 @@ class FCR:
     sign: Sign = "positive"
     least_weight: float = 1e-3
     weights: int = 1
+    rates: Rates = "shared"
+    candidates: int = 1
     most: float = 1.0
     row: Row = "predicted"
     floor: float = 1e-6
@@ -68,11 +75,19 @@ class FCR:
         for name, kind in (("score", Score), ("reduction", Reduction), ("activation", Activation), ("sign", Sign)):
             _choice(name, getattr(self, name), get_args(kind))
         _choice("row", self.row, get_args(Row))
+        _choice("rates", self.rates, get_args(Rates))
         integer("weights", self.weights, 1)
+        if integer("candidates", self.candidates, 1) > 1 and self.rates != "each":
+            raise ValueError("candidates: are compared at rates of their own; give rates='each', too")
         if not 0 <= self.least_weight <= 1:
             raise ValueError(f"least_weight: expected 0 to 1, got {self.least_weight}")
         if checked_rate(self.most) == 0:
             raise ValueError("most: expected a rate above 0, got 0")
+
+    @classmethod
+    def best(cls, **changes: Any) -> FCR:
+        """What did best where it was measured: five candidates for each edge, and a rate for each."""
+        return cls(**{"rates": "each", "candidates": 5, **changes})
 
     def remove_class(
         self, features: Features, label: int, *, rate: float | None = None, angle: float | None = None
@@ -147,26 +162,31 @@ class FCR:
                 raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
             if select.head.weight.shape != features.head.weight.shape:
                 raise ValueError("select: its head has another shape than that of features")
-        kinds = self._kinds(features, feature_labels, fictitious)
+        kinds = count_kinds(features, feature_labels, fictitious)
         feature_labels = feature_labels.to(features.values.device)
         if fictitious is None:
             fictitious = fit_head(features.values, feature_labels, kinds, l2=self.l2, progress=self.progress)
-        pairs = self._pairs(features, feature_labels, kinds, feature, row)
+        pairs = features_and_rows(features, feature_labels, kinds, feature, row, self.row)
         found = self._associate(features.values, feature_labels, fictitious, sorted({f for f, _ in pairs}), None)
         scores = dict(zip(found.rows.tolist(), self._scores(found), strict=True))
         picks: list[Edge] = []
         for kind, output in pairs:
             picks += self._feature_edges(scores[kind], fictitious, kind, output, features.head, picks)
 
-        curves: list[tuple[Sweep | Dependence, float, float]] = []
+        rounds: list[Chosen] = []
         choice = None
         if criterion is not None and select is not None:
             seen = fictitious.predictions(select.values) if criterion == "independence" else None
+            chooser = Chooser(select, criterion, seen, high=self.most, each=self.rates == "each")
 
-            def choice(head: Head, edges: Sequence[Edge]) -> float:
-                line = curve(select, head, edges, criterion, seen, self.most)
-                curves.append((line, *best(line, criterion)))
-                return curves[-1][1]
+            def choice(head: Head, edges: Sequence[Edge]) -> list[tuple[Edge, float]]:
+                done = [edge for chosen in rounds for edge in chosen.edges]
+                slots = [[edge] for edge in edges]
+                if self.candidates > 1 and criterion != "independence":
+                    taken = [*done, *picks]
+                    slots = [self._slot(edge, scores[edge.target], fictitious, head, taken) for edge in edges]
+                rounds.append(chooser.choose(head, slots))
+                return list(zip(rounds[-1].edges, rounds[-1].rates, strict=True))
 
         edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choice, most=self.most)
         says = f"feature labels of {len(features)} samples for the edges"
@@ -183,9 +203,9 @@ class FCR:
             )
             used = max(used, kind_of, key=("none", "class", "group").index)
         info = self._info(features, "remove_feature", says=says, criterion=criterion)
-        info["rounds"] = [{"rate": at, "value": value} for _, at, value in curves]
-        line = curves[0][0] if curves else None
-        return Removal(tuple(edges), features.head, head, used, fictitious, line, info)
+        info["rounds"] = [{"rates": chosen.rates, "value": chosen.value} for chosen in rounds]
+        curve = rounds[0].curve if rounds else None
+        return Removal(tuple(edges), features.head, head, used, fictitious, curve, info)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -212,73 +232,48 @@ class FCR:
         self, scores: Tensor, allowed: Tensor, target: int, row: int, head: Head, before: Sequence[Edge]
     ) -> list[Edge]:
         """The next ``weights`` edges of a row by score that no edge of ``before`` uses."""
-        taken = [edge.column for edge in before if edge.row == row]
-        out: list[Edge] = []
-        for _ in range(self.weights):
-            column = best_column(scores, allowed, taken)
-            if column is None:
-                signs = "positive " if self.sign == "positive" else ""
-                raise ValueError(
-                    f"edge: row {row} has {len(out)} usable edges for class {target}, expected {self.weights}: none "
-                    f"left with a {signs}weight of at least {self.least_weight:g} of the greatest and a score above 0"
-                )
-            taken.append(column)
-            out.append(Edge(row, column, target, float(head.weight[row, column]), float(scores[column])))
-        return out
+        columns = best_columns(scores, allowed, _columns_of(row, before), self.weights)
+        if len(columns) < self.weights:
+            signs = "positive " if self.sign == "positive" else ""
+            raise ValueError(
+                f"edge: row {row} has {len(columns)} usable edges for class {target}, expected {self.weights}: none "
+                f"left with a {signs}weight of at least {self.least_weight:g} of the greatest and a score above 0"
+            )
+        return [_edge(row, column, target, head, scores) for column in columns]
+
+    def _slot(self, edge: Edge, scores: Tensor, fictitious: Head, head: Head, others: Sequence[Edge]) -> list[Edge]:
+        """An edge and the next best of its row that no other edge uses: candidates for one edit."""
+        allowed = self._speaks(fictitious, edge.target) & usable(head.weight[edge.row], self.least_weight, self.sign)
+        columns = best_columns(scores, allowed, _columns_of(edge.row, others), self.candidates - 1)
+        return [edge, *(_edge(edge.row, column, edge.target, head, scores) for column in columns)]
+
+    def _speaks(self, fictitious: Head, kind: int) -> Tensor:
+        """The units ``[M]`` that speak for a feature in its own head; all where signs do not matter."""
+        return (fictitious.weight[kind] > 0) | (self.sign == "any")
 
     def _feature_edges(
         self, scores: Tensor, fictitious: Head, kind: int, row: int | None, head: Head, before: Sequence[Edge]
     ) -> list[Edge]:
         """Edges of the classifier for one feature; where the row is open, that of the greatest weight."""
-        speaks = fictitious.weight[kind] > 0 if self.sign == "positive" else torch.ones_like(scores, dtype=torch.bool)
+        speaks = self._speaks(fictitious, kind)
         if row is None:
             grid = torch.stack([usable(weights, self.least_weight, self.sign) for weights in head.weight])
-            column = best_column(scores, speaks & grid.any(0))
-            row = 0 if column is None else int(head.weight[:, column].where(grid[:, column], -torch.inf).argmax())
+            columns = best_columns(scores, speaks & grid.any(0))
+            row = int(head.weight[:, columns[0]].where(grid[:, columns[0]], -torch.inf).argmax()) if columns else 0
         allowed = speaks & usable(head.weight[row], self.least_weight, self.sign)
         return self._columns(scores, allowed, kind, row, head, before)
-
-    def _kinds(self, features: Features, labels: Any, fictitious: Head | None) -> int:
-        """How many fictitious classes there are."""
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"feature_labels: expected an int64 tensor, got {found}")
-        if labels.shape != (len(features),) or int(labels.min()) < 0:
-            raise ValueError(f"feature_labels: expected shape ({len(features)},) from 0, got {tuple(labels.shape)}")
-        kinds = int(labels.max()) + 1 if fictitious is None else fictitious.outputs
-        if kinds < 2 or int(labels.max()) >= kinds:
-            raise ValueError(f"feature_labels: expected at least 2 classes, and those of the head, got {kinds}")
-        return kinds
-
-    def _pairs(
-        self, features: Features, labels: Tensor, kinds: int, feature: Any, row: int | None
-    ) -> list[tuple[int, int | None]]:
-        """Each feature to remove with the output it is taken from; None where the chosen unit decides."""
-        outputs = features.head.outputs
-        if row is not None and integer("row", row, 0) >= outputs:
-            raise ValueError(f"row: expected an output below {outputs}, got {row}")
-        chosen = None
-        if feature is not None:
-            chosen = [integer("feature", f, 0) for f in (feature if isinstance(feature, Sequence) else [feature])]
-            if not chosen or max(chosen) >= kinds or len(set(chosen)) != len(chosen):
-                raise ValueError(f"feature: expected different fictitious classes below {kinds}, got {chosen}")
-        if row is not None or self.row == "weight":
-            if chosen is None:
-                raise ValueError("feature: name those to remove where the row does not follow from the predictions")
-            return [(f, row) for f in chosen]
-        classes = features.labels if self.row == "labelled" else features.predictions()
-        found = lift(labels, classes, kinds, outputs)
-        if chosen is None:
-            best_of = [(int(found[:, y].argmax()), y) for y in range(outputs) if float(found[:, y].max()) > 0]
-        else:
-            best_of = [(f, int(found[f].argmax())) for f in chosen if float(found[f].max()) > 0]
-        if len(best_of) < len(chosen or [0]):
-            raise ValueError("feature: the classifier predicts no class more often where it is; give its row")
-        return [*best_of]
 
     def _info(self, features: Features, step: str, **more: Any) -> dict[str, Any]:
         settings = {name: value for name, value in asdict(self).items() if name != "progress"}
         return {"method": "FCR", "step": step, "settings": settings, "data": features.fingerprint(), **more}
+
+
+def _edge(row: int, column: int, target: int, head: Head, scores: Tensor) -> Edge:
+    return Edge(row, column, target, float(head.weight[row, column]), float(scores[column]))
+
+
+def _columns_of(row: int, edges: Sequence[Edge]) -> list[int]:
+    return [edge.column for edge in edges if edge.row == row]
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from spurge.methods.edges import Edge, rounds, shifts
 from spurge.methods.rates import Dependence
 
 _STEPS = ("rates", "average", "worst", "worst_group", "sizes", "groups", "intervals")
+_TERMS = ("rates", "gaps", "drifts")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +29,8 @@ class Removal:
         original, head: the classifier's head before and after.
         labels: which labels of classes or groups were used, beside those of the feature: none, class or group.
         fictitious: the head for the feature, or None.
-        curve: what the rate of the first edges was chosen from, or None where the tilt was given.
+        curve: the criterion on the selection data for every rate shared by the edges (the first of each row), or None
+            where the tilt was given.
         info: settings, fingerprint of the data, and in ``says`` what was labelled; JSON-able.
     """
 
@@ -99,7 +101,7 @@ class Removal:
             tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _STEPS}
         elif self.curve is not None:
             texts["range"] = [self.curve.high]
-            tensors |= {"curve.rates": self.curve.rates, "curve.gaps": self.curve.gaps}
+            tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _TERMS}
         metadata = {key: canonical_json(value) for key, value in texts.items()}
         write_tensors(path, tensors, {"kind": "removal", **metadata})
 
@@ -122,7 +124,8 @@ class Removal:
             if len(reach) == 2:
                 curve = Sweep(*reach, *(tensors[f"curve.{name}"] for name in _STEPS))
             elif reach:
-                curve = Dependence(tensors["curve.rates"], tensors["curve.gaps"], *reach)
+                rates, gaps, drifts = (tensors[f"curve.{name}"] for name in _TERMS)
+                curve = Dependence(rates, gaps, drifts, *reach)
             edges = tuple(Edge(**edge) for edge in json.loads(metadata["edges"]))
             labels, info = json.loads(metadata["labels"]), json.loads(metadata["info"])
             return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
