@@ -302,6 +302,49 @@ def correct_interval(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("correct_interval", f"{rows}x{outputs}, 1 row", dtype, moved, (logits, shifts, labels), calls, usual)
 
 
+def associate(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """Ten classes of equal size and a row for each."""
+    from spurge import ops
+
+    outputs, width = 10, 512
+    edges = (outputs, width)
+    kept = 2 * (8 + 8 + 8) * outputs * width  # sums, logs and activations, read and written
+    samples = max(1, _examples(max(traffic - kept, 0), width * dtype.itemsize + 4 * outputs) // outputs)
+    x = _normal(samples * outputs, width, dtype=dtype, device=device)
+    g = torch.rand(samples * outputs, outputs, device=device)
+    starts = torch.arange(0, len(x) + 1, samples, device=device)
+    classes = torch.arange(outputs, device=device)
+    scales = torch.full((outputs,), 1 / samples, dtype=torch.float64, device=device)
+    places = [torch.zeros(edges, dtype=torch.float64, device=device) for _ in range(3)]
+    picked, nothing = torch.zeros(edges, device=device), torch.zeros(0, dtype=torch.float64, device=device)
+
+    def spurge(sums: Tensor, logs: Tensor, activations: Tensor, picked: Tensor, x: Tensor, g: Tensor) -> Any:
+        ops.associate_(sums, logs, nothing, picked, activations, x, g, starts, classes, scales)
+        return sums, logs, activations, picked
+
+    def streaming(sums: Tensor, logs: Tensor, activations: Tensor, picked: Tensor, x: Tensor, g: Tensor) -> Any:
+        for c in range(outputs):
+            size = x[c * samples : (c + 1) * samples].float().abs()
+            total = (g[c * samples : (c + 1) * samples].abs().t() @ size).div_(samples)
+            sums += total
+            picked[c] = total[c]
+            logs += total.log().nan_to_num_(neginf=0.0).mul_(total)
+            activations[c] += size.mean(0)
+        return sums, logs, activations, picked
+
+    def usual(sums: Tensor, logs: Tensor, activations: Tensor, picked: Tensor, x: Tensor, g: Tensor) -> Any:
+        size = x.float().abs().view(outputs, samples, width)
+        total = g.abs().view(outputs, samples, outputs).transpose(1, 2) @ size / samples
+        sums += total.sum(0)
+        logs += torch.special.xlogy(total, total).sum(0)
+        activations += size.mean(1)
+        return sums, logs, activations, picked.copy_(total.diagonal(dim1=0, dim2=1).t())
+
+    calls = {"spurge": spurge, "torch": streaming, "torch-usual": usual}
+    moved = _size(x) + _size(g) + kept
+    return Case("associate_", f"{len(x)}x{outputs}x{width}", dtype, moved, (*places, picked, x, g), calls, usual)
+
+
 KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "open_rows": open_rows,
     "open_rows_": open_rows_into,
@@ -311,6 +354,7 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "node_sum_": node_sum_into,
     "multiply_sum": multiply_sum,
     "proximity": proximity,
+    "associate_": associate,
     "segment_medians": segment_medians,
     "correct_interval": correct_interval,
 }

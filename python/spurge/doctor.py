@@ -238,6 +238,18 @@ def _open_rows(torch: Any, ops: Any, reference: Any, device: str) -> float:
     return _gap(torch, ops.open_rows(x, u, [0.2, 0.9]), reference.open_rows(x, u, [0.2, 0.9]))
 
 
+def _associate(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    kinds, double = {"device": device, "dtype": torch.float64}, torch.float64
+    places = [torch.zeros(7, 37, **kinds) for _ in range(3)] + [torch.zeros(7, 37, device=device)]
+    places.append(torch.zeros(3, 37, **kinds))
+    samples = (_random(torch, device, 9, 37), _random(torch, device, 9, 7))
+    starts, classes = torch.tensor([0, 4, 9], device=device), torch.tensor([2, 0], device=device)
+    arguments = (*samples, starts, classes, torch.tensor([0.25, 0.2], device=device, dtype=double))
+    wanted = reference.associate(*places, *arguments, unfinished=True)
+    ops.associate_(*places, *arguments, unfinished=True)
+    return max(_gap(torch, found, want) for found, want in zip(places, wanted, strict=True))
+
+
 def _gate_columns(torch: Any, ops: Any, reference: Any, device: str) -> float:
     z, gates = _random(torch, device, 4, 5, 67), _random(torch, device, 2, 3)
     columns = torch.tensor([66, 0, 31], device=device)
@@ -297,6 +309,7 @@ def _random(torch: Any, device: str, *shape: int) -> Any:
 
 
 _CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
+    "associate_": _associate,
     "open_rows": _open_rows,
     "gate_columns_": _gate_columns,
     "node_sum": _node_sum,

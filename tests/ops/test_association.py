@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -58,7 +59,7 @@ def edges(b, begun=None):
     """G of every segment, ``[S, O, M]`` in float64; ``begun`` is what the first one has already."""
     cuts = b.starts.tolist()
     g, x = b.gradients.double().abs(), b.features.double().abs()
-    sums = [g[i:j].t() @ x[i:j] for i, j in zip(cuts, cuts[1:], strict=False)]
+    sums = [g[i:j].t() @ x[i:j] for i, j in itertools.pairwise(cuts)]
     if begun is not None:
         sums[0] = sums[0] + begun
     return b.scales[:, None, None] * torch.stack(sums) if sums else g.new_zeros(0, g.shape[1], x.shape[1])
@@ -241,12 +242,12 @@ def test_any_cut_into_blocks(lengths, width, outputs, dtype, cuts, relu, target,
     borders = sorted({0, samples, *(c for c in cuts if c < samples)})
     got = places(width, outputs, 6)
     before = [x.clone() for x in got]
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         # every segment that has samples here; a segment without any goes with the block that it begins in
         inside = [
             s
             for s in range(len(lengths))
-            if b.starts[s] < end and b.starts[s + 1] > begin or begin <= b.starts[s] == b.starts[s + 1] < end
+            if (b.starts[s] < end and b.starts[s + 1] > begin) or begin <= b.starts[s] == b.starts[s + 1] < end
         ]
         if not inside:
             continue

@@ -7,9 +7,8 @@
 
 namespace spurge::association {
 
-// A column group's features have to stay in the second cache while all rows pass by; a piece's sum is float32.
-constexpr std::int64_t kColumns = 128;
-constexpr std::int64_t kPiece = 256;
+constexpr std::int64_t kPiece = 256;  // samples that float32 adds up
+constexpr std::int64_t kColumns = 128;  // packed at a time
 
 constexpr std::int64_t kNoRow = -1, kEveryRow = -2;
 
@@ -31,7 +30,9 @@ struct Chunk {
   std::int64_t count, samples;
   const A* gradients;  // packed
   std::int64_t row, rows, width;
-  double *sums, *logs, *carry;  // [all rows, width]
+  double *sums, *logs;    // [all rows, width], like the others
+  const double* before;   // sums of the first piece's class so far, where it does not begin here
+  double* after;          // the same of the last one's, where it does not end here
   float* picked;
 };
 

@@ -11,9 +11,14 @@ namespace spurge::association {
 
 namespace {
 
-constexpr std::int64_t kSamples = 2048;  // of a chunk: kColumns of them fill half of a large second cache
-constexpr std::int64_t kFolds = 256;     // classes of a chunk, whose sums are float32
-constexpr std::int64_t kRows = 1536;     // outputs whose gradients are packed at once
+constexpr std::int64_t kFolds = 256;  // classes of a chunk, whose sums are float32
+constexpr std::int64_t kRows = 1536;  // outputs whose gradients are packed at once
+
+// Samples of a chunk: many, so that sums and logs are rarely added to memory, as long as packed features stay in the
+// second cache while all rows pass by; few, where so few rows pass by that packing is what takes the time.
+std::int64_t samples_for(std::int64_t outputs) {
+  return std::min<std::int64_t>(2048, kPiece * std::max<std::int64_t>(2, outputs / 16));
+}
 
 std::vector<Piece> cut_into_pieces(const Block& block) {
   std::vector<Piece> pieces;
@@ -34,15 +39,15 @@ std::vector<Piece> cut_into_pieces(const Block& block) {
 }
 
 // How many pieces from `first` on make a chunk; it ends with a class where one ends in its second half.
-std::size_t chunk_of(const std::vector<Piece>& pieces, std::size_t first) {
+std::size_t chunk_of(const std::vector<Piece>& pieces, std::size_t first, std::int64_t most) {
   std::size_t end = first, border = first;
   std::int64_t samples = 0, folds = 0;
   for (; end < pieces.size(); ++end) {
     samples += pieces[end].length;
-    if (end > first && (samples > kSamples || folds == kFolds)) return border > first ? border : end;
+    if (end > first && (samples > most || folds == kFolds)) return border > first ? border : end;
     if (!pieces[end].ends) continue;
     ++folds;
-    if (2 * samples > kSamples) border = end + 1;
+    if (2 * samples > most) border = end + 1;
   }
   return end;
 }
@@ -59,17 +64,18 @@ void associate(const Block& block, int threads) {
   const auto pack_x = SPURGE_SELECT(pack_features<T>);
   const auto fold_up = SPURGE_SELECT(fold<A>);
   const std::vector<Piece> pieces = cut_into_pieces(block);
-  const std::int64_t width = block.width;
+  const std::int64_t width = block.width, most = samples_for(block.outputs);
   std::vector<double> own_carry;
   std::vector<Piece> local;
   std::vector<A> factors;
 
   for (std::size_t first = 0, end = 0; first < pieces.size(); first = end) {
-    end = chunk_of(pieces, first);
+    end = chunk_of(pieces, first, most);
     const std::int64_t begin = pieces[first].begin, samples = pieces[end - 1].begin + pieces[end - 1].length - begin;
-    if (!block.carry && own_carry.empty() && !pieces[end - 1].ends)
+    if (!block.unfinished && own_carry.empty() && !pieces[end - 1].ends)
       own_carry.resize(static_cast<std::size_t>(block.outputs * width));
-    double* const carry = block.carry ? block.carry : own_carry.data();
+    double* const after = block.unfinished ? block.carry : own_carry.data();
+    const double* const before = first == 0 ? block.carry : after;
 
     local.assign(pieces.begin() + static_cast<std::ptrdiff_t>(first), pieces.begin() + static_cast<std::ptrdiff_t>(end));
     factors.assign(static_cast<std::size_t>(samples), A(1));
@@ -89,8 +95,8 @@ void associate(const Block& block, int threads) {
                    [&](std::int64_t from, std::int64_t to) {
                      pack_g(packed.get(), g + row, block.outputs, rows, factors.data(), samples, from, to);
                    });
-      const Chunk<A> chunk{local.data(), count,      samples,    packed.get(), row,         rows,
-                           width,        block.sums, block.logs, carry,        block.picked};
+      const Chunk<A> chunk{local.data(), count,      samples,    packed.get(), row,   rows,
+                           width,        block.sums, block.logs, before,       after, block.picked};
       const auto body = [&](std::int64_t from, std::int64_t to) {
         const auto panels = scratch<A>(samples * kColumns);
         for (std::int64_t m = from; m < to; m += kColumns) {
@@ -100,7 +106,7 @@ void associate(const Block& block, int threads) {
           fold_up(chunk, panels.get(), m, columns);
         }
       };
-      const std::int64_t work = samples * (1 + rows / 16) + 1;  // about a nanosecond each
+      const std::int64_t work = samples * (1 + rows / 64) + 1;  // about a nanosecond each
       parallel_for(width, kElementsPerThread / work + 1, threads, body, kColumns);
       row += rows;
     } while (row < block.outputs);

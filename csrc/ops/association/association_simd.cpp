@@ -225,10 +225,35 @@ SPURGE_HD Vec<double> logarithm(Vec<double> x) {
   return Vec<double>::load(values);
 }
 
+// Rows lie far apart in memory: the processor does not see by itself which one comes next.
+constexpr std::int64_t kAhead = 8;
+template <class T>
+constexpr int kLine = static_cast<int>(64 / sizeof(T));
+SPURGE_HD void fetch(const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
 template <class A>
 constexpr int kPanel = 2 * Vec<A>::n;  // columns side by side
 
 // ---- packing --------------------------------------------------------------------------------------------------------
+
+// A few magnitudes times a factor.
+template <class A>
+SPURGE_HD void pack_few(A* to, const A* from, std::int64_t some, A factor) {
+#if defined(SPURGE_LEVEL_avx512)
+  if constexpr (sizeof(A) == 4) {
+    const __mmask16 those = static_cast<__mmask16>((1u << some) - 1);
+    const __m512 x = _mm512_mul_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(those, from)), _mm512_set1_ps(factor));
+    return _mm512_mask_storeu_ps(to, those, x);
+  }
+#endif
+  for (std::int64_t r = 0; r < some; ++r) to[r] = (from[r] < 0 ? -from[r] : from[r]) * factor;
+}
 
 // Rows of tile t: as even as can be, kRows at most.
 SPURGE_HD std::int64_t tiles_of(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
@@ -239,46 +264,68 @@ SPURGE_HD std::int64_t tile_start(std::int64_t rows, std::int64_t t) { return ro
 template <class A>
 void pack_gradients(A* to, const A* from, std::int64_t outputs, std::int64_t rows, const A* factors,
                     std::int64_t samples, std::int64_t begin, std::int64_t end) {
+  const FlushTiny flush;
   const std::int64_t tiles = tiles_of(rows);
-  for (std::int64_t t = 0; t < tiles; ++t) {
-    const std::int64_t first = tile_start(rows, t), some = tile_start(rows, t + 1) - first;
-    for (std::int64_t n = begin; n < end; ++n) {
-      const A* const g = from + n * outputs + first;
-      A* const p = to + first * samples + n * some;
-      for (std::int64_t r = 0; r < some; ++r) p[r] = (g[r] < 0 ? -g[r] : g[r]) * factors[n];
+  for (std::int64_t n = begin; n < end; ++n) {
+    const A* const g = from + n * outputs;
+    for (std::int64_t t = 0, first = 0, next = 0; t < tiles; ++t, first = next) {
+      next = tile_start(rows, t + 1);
+      pack_few(to + first * samples + n * (next - first), g + first, next - first, factors[n]);
     }
   }
 }
 
+namespace {
+
+// P panels side by side for one piece; sums [P panels] are the activations.
+template <int P, class T>
+void pack_panels(Acc<T>* to, Acc<T>* sums, const T* from, std::int64_t stride, const Piece& piece,
+                 std::int64_t samples, bool relu) {
+  using V = Vec<Acc<T>>;
+  constexpr int panel = kPanel<Acc<T>>;
+  V totals[2 * P];
+  SPURGE_UNROLL
+  for (int p = 0; p < 2 * P; ++p) totals[p] = V::all(Acc<T>(0));
+  for (std::int64_t n = 0; n < piece.length; ++n) {
+    const T* const x = from + n * stride;
+    Acc<T>* const at = to + (piece.begin + n) * panel;
+    for (int k = 0; k < P * panel; k += kLine<T>) fetch(x + kAhead * stride + k);
+    SPURGE_UNROLL
+    for (int p = 0; p < 2 * P; ++p) {
+      const V value = V::widened(x + p * V::n), size = magnitude(value);
+      size.store(at + p / 2 * samples * panel + p % 2 * V::n);
+      totals[p] = totals[p] + (relu ? positive(value) : size);
+    }
+  }
+  SPURGE_UNROLL
+  for (int p = 0; p < 2 * P; ++p) totals[p].store(sums + p * V::n);
+}
+
+}  // namespace
+
 template <class T>
 void pack_features(Acc<T>* to, double* activations, const T* from, std::int64_t stride, std::int64_t columns,
                    const Piece* pieces, std::int64_t count, std::int64_t samples, bool relu) {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  constexpr int panel = kPanel<A>;
+  constexpr int panel = kPanel<Acc<T>>, wide = 4 * panel;
   const FlushTiny flush;
-  const std::int64_t panels = (columns + panel - 1) / panel, full = columns / panel;
   for (std::int64_t i = 0; i < count; ++i) {
     const Piece& piece = pieces[i];
-    A sums[kColumns] = {};
-    for (std::int64_t n = piece.begin; n < piece.begin + piece.length; ++n) {
-      const T* const row = from + n * stride;
-      T last[panel] = {};
-      for (std::int64_t k = full * panel; k < columns; ++k) last[k - full * panel] = row[k];
-      for (std::int64_t p = 0; p < panels; ++p) {
-        const T* const x = p < full ? row + p * panel : last;
-        A* const at = to + (p * samples + n) * panel;
-        A* const sum = sums + p * panel;
-        for (int k = 0; k < panel; k += V::n) {
-          const V value = V::widened(x + k), size = magnitude(value);
-          size.store(at + k);
-          (V::load(sum + k) + (relu ? positive(value) : size)).store(sum + k);
-        }
-      }
+    const T* const first = from + piece.begin * stride;
+    Acc<T> sums[kColumns + panel];
+    std::int64_t k = 0;
+    for (; k + wide <= columns; k += wide)
+      pack_panels<4>(to + k * samples, sums + k, first + k, stride, piece, samples, relu);
+    for (; k + panel <= columns; k += panel)
+      pack_panels<1>(to + k * samples, sums + k, first + k, stride, piece, samples, relu);
+    if (k < columns) {
+      T last[kPiece][panel] = {};
+      for (std::int64_t n = 0; n < piece.length; ++n)
+        for (std::int64_t j = k; j < columns; ++j) last[n][j - k] = first[n * stride + j];
+      pack_panels<1>(to + k * samples, sums + k, last[0], panel, piece, samples, relu);
     }
     if (!activations) continue;
     double* const active = activations + piece.label * stride;
-    for (std::int64_t k = 0; k < columns; ++k) active[k] += piece.scale * static_cast<double>(sums[k]);
+    for (k = 0; k < columns; ++k) active[k] += piece.scale * static_cast<double>(sums[k]);
   }
 }
 
@@ -294,6 +341,15 @@ struct Tile {
   double part[R][columns];  // of a class that takes several pieces
 };
 
+// Of a full panel the compiler knows the size, and makes it a few moves.
+template <int Panel>
+SPURGE_HD void copy_columns(double* to, const double* from, std::int64_t columns) {
+  if (columns == Panel)
+    for (int k = 0; k < Panel; ++k) to[k] = from[k];
+  else
+    for (std::int64_t k = 0; k < columns; ++k) to[k] = from[k];
+}
+
 template <int R, class A>
 void keep(const Chunk<A>& chunk, const Piece& piece, const Tile<R, A>& tile, std::int64_t row, std::int64_t column,
           std::int64_t columns) {
@@ -308,20 +364,20 @@ void keep(const Chunk<A>& chunk, const Piece& piece, const Tile<R, A>& tile, std
 template <int R, class A>
 void join(const Chunk<A>& chunk, const Piece* piece, Tile<R, A>& tile, std::int64_t row, std::int64_t column,
           std::int64_t columns) {
+  constexpr int panel = kPanel<A>;
   const bool from_before = piece == chunk.pieces && !piece->begins;
   const bool goes_on = piece == chunk.pieces + chunk.count - 1 && !piece->ends;
   for (int r = 0; r < R; ++r) {
-    double* const carry = chunk.carry + (row + r) * chunk.width + column;
+    const std::int64_t at = (row + r) * chunk.width + column;
     double* const part = tile.part[r];
     if (from_before)
-      for (std::int64_t k = 0; k < columns; ++k) part[k] = carry[k];
+      copy_columns<panel>(part, chunk.before + at, columns);
     else if (piece->begins)
-      for (int k = 0; k < Tile<R, A>::columns; ++k) part[k] = 0;
-    for (int k = 0; k < Tile<R, A>::columns; ++k) part[k] += static_cast<double>(tile.values[r][k]);
-    if (goes_on)
-      for (std::int64_t k = 0; k < columns; ++k) carry[k] = part[k];
+      for (int k = 0; k < panel; ++k) part[k] = 0;
+    for (int k = 0; k < panel; ++k) part[k] += static_cast<double>(tile.values[r][k]);
+    if (goes_on) copy_columns<panel>(chunk.after + at, part, columns);
     if (piece->ends)
-      for (int k = 0; k < Tile<R, A>::columns; ++k) tile.values[r][k] = static_cast<A>(part[k] * piece->scale);
+      for (int k = 0; k < panel; ++k) tile.values[r][k] = static_cast<A>(part[k] * piece->scale);
   }
 }
 
