@@ -19,6 +19,7 @@ SOURCE = """
 import functools, logging, math
 from collections import deque
 from dataclasses import dataclass, field
+import numpy as np
 import torch
 from torch import nn
 import {other} as other
@@ -43,6 +44,14 @@ class Clamp(torch.autograd.Function):
     def forward(ctx, x):
         return x.clamp_min(0.25)
 
+class Slots:
+    __slots__ = ("size",)
+
+    def __init__(self, size):
+        self.size = size
+
+scripted = torch.jit.CompilationUnit("def scripted(x):\\n    return x + 5\\n").scripted
+
 class Base(nn.Module):
     def finish(self, x):
         return x - 1
@@ -62,6 +71,9 @@ class Net(Base):
         self.table = torch.arange(4.0)
         self.attention = nn.MultiheadAttention(4, 2)
         self.itself = [self]
+        self.numbers = [np.float32(0.5), range(3), slice(1, 2), Slots(7), logging.getLogger("b")]
+        shared = nn.ReLU()
+        self.shared = nn.ModuleList([shared, nn.ReLU(), shared])
         self.register_buffer("shift", torch.zeros(4), persistent=False)
 
     @torch.no_grad()
@@ -69,7 +81,7 @@ class Net(Base):
         from {other} import add
 
         log.debug("runs")
-        x = add(x)
+        x = scripted(add(x))
         return self.fc(self.finish(Clamp.apply(other.twice(helper(self.first(x))))))
 """
 OTHER = """
@@ -119,6 +131,11 @@ CHANGES = {
     "a module in a list": ("[nn.Linear(4, 4)]", "[nn.Linear(4, 4, bias=False)]"),
     "heads of attention": ("MultiheadAttention(4, 2)", "MultiheadAttention(4, 1)"),
     "a buffer": ("torch.zeros(4), persistent", "torch.ones(4), persistent"),
+    "a number of numpy": ("np.float32(0.5)", "np.float32(0.25)"),
+    "a range": ("range(3)", "range(4)"),
+    "a slot": ("Slots(7)", "Slots(8)"),
+    "a scripted function": ("x + 5", "x + 6"),
+    "which module is shared": ("nn.ReLU(), shared]", "*[nn.ReLU()] * 2]"),
     "forward": ("self.fc(self.finish(", "self.fc(-self.finish("),
 }
 
@@ -215,7 +232,7 @@ def test_what_nobody_can_look_into():
         model_print(model)
     del model[0].forward
     deep: list = []
-    for _ in range(100):
+    for _ in range(200):
         deep = [deep]
     model.deep = deep
     with pytest.raises(Opaque, match="nested too deeply"):

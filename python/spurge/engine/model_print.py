@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ _READS = {
     "IMPORT_NAME": "module",
 }
 _NO_STATE = {"logging", "threading", "weakref"}  # types whose objects lead to the whole process
-_DEEPEST = 40
+_DEEPEST = 150
 
 
 class Opaque(ValueError):
@@ -55,8 +56,12 @@ def model_print(model: nn.Module) -> str:
     walk = _Walk()
     parts: list[Any] = [sys.version, torch.__version__, transformers.__version__, np.__version__]
     parts.append(torch.get_float32_matmul_precision())
-    for name, module in model.named_modules():
-        parts.append([name, walk.module(module), [walk.value(vars(gate)) for gate in _gates(name, module)]])
+    first: dict[int, str] = {}  # a module may stand at several places
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(id(module), name) != name:
+            parts.append([name, first[id(module)]])
+        else:
+            parts.append([name, walk.module(module), [walk.value(vars(gate)) for gate in _gates(name, module)]])
     return fingerprint(canonical_json(parts))
 
 
@@ -149,8 +154,11 @@ class _Walk:
             return str(getattr(value, "__name__", value))
         if hasattr(value, "to_dict") and _root(type(value)) == "transformers":
             return [self.value(type(value)), self.value(value.to_dict()), self._attention(value)]
-        inside = None if _root(type(value)) in _NO_STATE else getattr(value, "__dict__", None)
-        return [self.value(type(value)), self.value(inside)]
+        if isinstance(value, torch.jit.ScriptFunction):
+            return str(value.code)
+        inside = {} if _root(type(value)) in _NO_STATE else _state(value)
+        text = "" if inside else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+        return [self.value(type(value)), self.value(inside), text]
 
     def _attention(self, config: Any) -> Any:
         return self.value(getattr(config, "_attn_implementation", None))
@@ -179,6 +187,13 @@ class _Walk:
                 taken = [name for name in names["attribute"] if hasattr(module, name)]
                 found |= {f"{module.__name__}.{name}": getattr(module, name) for name in taken}
         return [[name, self.value(found[name])] for name in sorted(found)]
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """What an object holds, in its dictionary and in its slots."""
+    slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name) and name != "__dict__"}
+    return held | dict(getattr(value, "__dict__", {}))
 
 
 def _codes(code: CodeType) -> list[CodeType]:
