@@ -34,15 +34,20 @@ def spurge(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
     return code, said.out, said.err
 
 
+@pytest.mark.parametrize("preset", [(), ("--preset", "paper")])
 def test_a_feature_is_removed(
-    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    desk: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    preset: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     files = ("--features", desk / "train.safetensors", "--select", desk / "select.safetensors")
     choice = ("--remove-feature", "all", "--criterion", "worst_group", "--bootstrap", 20)
     test = ("--test", f"birds={desk / 'test.safetensors'}")
     outputs = ("--out", "edit.safetensors", "--removal", "removal.safetensors", "--json", "fcr.json")
-    code, out, err = spurge(capsys, "fcr", *files, *choice, *test, *outputs, "--quiet")
+    code, out, err = spurge(capsys, "fcr", *files, *choice, *test, *outputs, *preset, "--quiet")
     assert (code, err) == (0, "")
     assert "group labels of 400 samples" in out
     numbers = Results.load("fcr.json")
@@ -51,6 +56,7 @@ def test_a_feature_is_removed(
     assert numbers.select(case="birds", metric="worst_group", method="FCR")[0]["labels"] == "group"
     edit, removal = WeightEdit.load("edit.safetensors"), Removal.load("removal.safetensors")
     assert len(edit) == len(removal.edges) == 2
+    assert (removal.edges[0].rate == removal.edges[1].rate) == bool(preset)
     layer = nn.Linear(8, 2)
     original = Features.load(desk / "train.safetensors").head
     with torch.no_grad():

@@ -267,7 +267,7 @@ def test_independence_needs_no_labels(planted):
     blind = Features(select.values, torch.zeros_like(select.labels), train.head)
     removal = FCR().remove_feature(train, shortcut, select=blind, criterion="independence")
     assert removal.labels == "none"
-    assert "800 without labels" in removal.info["says"]
+    assert "800 samples without labels" in removal.info["says"]
     assert min(group_accuracies(test, removal.head)) > min(group_accuracies(test, train.head)) + 15
 
 
@@ -331,6 +331,9 @@ def test_own_rates_and_candidates_are_no_worse_on_the_selection_data(planted, cr
         assert [edge.row for edge in removal.edges] == [0, 1]
         found.append(removal)
     assert found[0].edges[0].rate == found[0].edges[1].rate
+    said = "rates by" if criterion == "independence" else "rates and which of 5 edges by"
+    assert f"the {said} {criterion}" in found[-1].info["says"]
+    assert FCR.paper() == FCR()
     assert min(group_accuracies(test, found[-1].head)) > min(group_accuracies(test, train.head)) + 15
     if criterion == "worst_group":  # the value is what the edited head does
         assert min(group_accuracies(select, found[-1].head)) == pytest.approx(before, abs=0.6)

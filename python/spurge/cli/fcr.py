@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"features: the head of {arguments.features!r} belongs to no model that could be edited")
     select = Features.load(arguments.select) if arguments.select else None
     tests = {name: Features.load(source) for name, source in named_files(arguments.test).items()}
-    method = FCR(**given(arguments, _SETTINGS), progress=not arguments.quiet)
+    start_from = FCR.paper if arguments.preset == "paper" else FCR.best
+    method = start_from(**given(arguments, _SETTINGS), progress=not arguments.quiet)
     start = time.perf_counter()
     removal = _remove(method, arguments, features, select)
     took = time.perf_counter() - start

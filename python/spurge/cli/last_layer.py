@@ -47,7 +47,8 @@ def fcr_arguments(parser: argparse.ArgumentParser) -> None:
     tilt.add_argument("--angle", type=float, metavar="DEGREES", help="tilt of the hyperplane, 90 is orthogonal")
     criteria = ("gap", "worst_group", "worst_class", "independence")
     tilt.add_argument("--criterion", choices=criteria, help="choose the rate on --select; independence needs no labels")
-    settings = parser.add_argument_group("settings")
+    settings = parser.add_argument_group("settings", "those not given are the preset's")
+    settings.add_argument("--preset", choices=("best", "paper"), help="settings to start from (best)")
     settings.add_argument("--score", choices=("sca", "product"), help="rank edges by SCA, or by G times A alone (sca)")
     settings.add_argument("--reduction", choices=("mean", "sum"), help="class means, or the literal sums (mean)")
     settings.add_argument(
@@ -57,7 +58,7 @@ def fcr_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--weights", type=int, metavar="N", help="weights to edit for a class or feature (1)")
     settings.add_argument("--row", choices=("predicted", "labelled", "weight"), help="how a feature's class is told")
     settings.add_argument("--rates", choices=("shared", "each"), help="a criterion's rate for all edges or for each")
-    settings.add_argument("--candidates", type=int, metavar="N", help="edges that a criterion compares (1)")
+    settings.add_argument("--candidates", type=int, metavar="N", help="edges that a criterion compares")
     settings.add_argument("--most", type=float, metavar="R", help="greatest rate (1)")
     settings.add_argument("--memory", metavar="SIZE", help="budget of the scores, e.g. 256MiB")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")

@@ -21,7 +21,7 @@ from spurge.engine.heads import Head
 from spurge.methods.edges import Edge, Sign, best_columns, tilt, usable
 from spurge.methods.fictitious import Row, count_kinds, features_and_rows
 from spurge.methods.orthogonal import checked_rate
-from spurge.methods.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion
+from spurge.methods.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion, told
 from spurge.methods.removal import Removal
 
 Score = Literal["sca", "product"]
@@ -83,6 +83,11 @@ class FCR:
             raise ValueError(f"least_weight: expected 0 to 1, got {self.least_weight}")
         if checked_rate(self.most) == 0:
             raise ValueError("most: expected a rate above 0, got 0")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> FCR:
+        """One weight for each class, the one of highest SCA, and one rate for all: the defaults."""
+        return cls(**changes)
 
     @classmethod
     def best(cls, **changes: Any) -> FCR:
@@ -197,11 +202,8 @@ class FCR:
             says += "; the tilt was given"
         else:
             assert select is not None
-            kind_of = LABELS[criterion]
-            says += f"; the rate by {criterion}, which uses " + (
-                f"{kind_of} labels of {len(select)} samples" if kind_of != "none" else f"{len(select)} without labels"
-            )
-            used = max(used, kind_of, key=("none", "class", "group").index)
+            says += f"; {told(criterion, len(select), self.rates == 'each', self.candidates)}"
+            used = max(used, LABELS[criterion], key=("none", "class", "group").index)
         info = self._info(features, "remove_feature", says=says, criterion=criterion)
         info["rounds"] = [{"rates": chosen.rates, "value": chosen.value} for chosen in rounds]
         curve = rounds[0].curve if rounds else None
