@@ -136,11 +136,10 @@ def correlate(rows: Examples, share: float, seed: int = 0) -> Examples:
     """A part of `rows` in which `share` of the toxic comments, and 1 - `share` of the others, name an identity."""
     shuffled = rows.sample(len(rows), seed)
     groups = {name: [i for i, row in enumerate(shuffled) if row.group == name] for name in shuffled.groups}
-    kept: list[int] = []
-    for label, wanted in zip(TOXIC, (1 - share, share), strict=True):
-        named, others = groups[f"{label}, identity"], groups[f"{label}, no identity"]
-        total = min(len(named) / wanted, len(others) / (1 - wanted))
-        kept += named[: int(total * wanted)] + others[: int(total * (1 - wanted))]
+    shares = {"toxic, identity": share, "toxic, no identity": 1 - share}
+    shares |= {"non-toxic, identity": 1 - share, "non-toxic, no identity": share}
+    total = min(len(groups[name]) / part for name, part in shares.items())  # of each label
+    kept = [row for name, part in shares.items() for row in groups[name][: int(total * part)]]
     return shuffled.subset(sorted(kept))
 
 

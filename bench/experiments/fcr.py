@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -31,9 +32,10 @@ from spurge.engine.fitting import fit_head
 from spurge.engine.groups import accuracies
 from spurge.engine.heads import Head
 from spurge.engine.sweep import sweep
+from spurge.methods.controls import dfr
 from spurge.methods.edges import Edge, shifts, tilt, usable
 from spurge.methods.fcr import FCR
-from spurge.methods.rates import CRITERIA, LABELS
+from spurge.methods.rates import CRITERIA, Chooser, Criterion
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid
@@ -113,7 +115,7 @@ def _digit_curve(features: Features, digit: int, columns: Sequence[int]) -> Tens
     by_digit = torch.stack(found).mean(0)
     others = [other for other in range(10) if other != digit]
     same = [other for other in others if other % 2 == digit % 2]
-    return torch.stack([by_digit[:, digit], by_digit[:, others].mean(1), by_digit[:, same].mean(1)], 1)
+    return torch.stack([by_digit[:, part].mean(1) for part in ([digit], others, same)], 1)
 
 
 def _digit_tables(curves: Mapping[str, list[Tensor]], args: argparse.Namespace, results: Results) -> None:
@@ -122,8 +124,8 @@ def _digit_tables(curves: Mapping[str, list[Tensor]], args: argparse.Namespace, 
     for at, rate in enumerate(RATES):
         table = Table(f"mnist-parity, r = {rate:g}")
         for method, seeds in curves.items():
-            for curve in seeds:
-                table.add(method, dict(zip(CURVES, curve[at].tolist(), strict=True)), labels="group", note=note)
+            for found in seeds:
+                table.add(method, dict(zip(CURVES, found[at].tolist(), strict=True)), labels="group", note=note)
         table.write(results, args.seeds)
     lines = [["removed / retained, percent", *(f"r = {rate:g}" for rate in SHOWN)]]
     for method, seeds in curves.items():
@@ -171,7 +173,7 @@ def cifar10(args: argparse.Namespace, results: Results) -> None:
                 by_class[name].add(method, {**values, "change_of_others": others[label]}, **how_used)
         clock(f"seed {seed}: removed")
     table.show()
-    for each in (*by_class.values(), table):
+    for each in (table, *by_class.values()):
         each.write(results, args.seeds)
     lines = [["removed by one weight (SCA), percent", "before", "after", "mean change of the others"]]
     for name, each in by_class.items():
@@ -192,7 +194,7 @@ def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:
     classes = range(len(train.names))
     out = {name: [[fcr.remove_class(train, label).head] for label in classes] for name, fcr in methods.items()}
     out[RANDOM] = [
-        [_tilted(train.head, [(label, column)]) for column in _random_columns(train.head, label, seed * 10 + label)]
+        [_orthogonal(train.head, label, column) for column in _random_columns(train.head, label, seed * 10 + label)]
         for label in classes
     ]
     out[OFF] = [[_switched_off(train.head, label)] for label in classes]
@@ -213,8 +215,20 @@ def _switched_off(head: Head, label: int) -> Head:
 # ------------------------------------------------------------------------------------------------- place in the picture
 
 
+PLACES = {
+    "SCA": FCR(),
+    "activation x gradient": FCR(score="product"),
+    "SCA, r for each weight": FCR(rates="each"),
+    "SCA, r for each, best of 5": FCR.best(),
+}
+
+
 def waterbirds(args: argparse.Namespace, results: Results) -> None:
-    """Table 1: the place as a fictitious class, one weight for each kind of bird, r by every criterion."""
+    """Table 1, Fig. 9: the place as a fictitious class, one weight for each kind of bird, r by every criterion.
+
+    All lines but ERM and DFR need place labels for the weights (half the validation set). For r, on the other half, gap
+    and worst group need group labels, worst class needs class labels, independence none.
+    """
     clock = Clock()
     train, validation, test = frozen.waterbirds(args)
     clock("features read")
@@ -223,16 +237,37 @@ def waterbirds(args: argparse.Namespace, results: Results) -> None:
         erm = frozen.erm(train, seed, quick=args.quick)
         edit, select = (part.with_head(erm) for part in validation.split(seed=seed))
         place = edit.groups % 2
-        table.add("ERM", robustness(test, erm), labels="none", note="class labels of the training set")
-        for name, score in SCORES.items():
+        place_head = fit_head(edit.values, place, 2, l2=FCR().l2)
+        table.add("ERM", robustness(test, erm), labels="none", note="nothing edited")
+        for name, fcr in PLACES.items():
             for criterion in CRITERIA:
-                removal = FCR(score=score).remove_feature(edit, place, select=select, criterion=criterion)
-                values = robustness(test, removal.head) | {"rate": removal.edges[0].rate}
-                note = f"place labels of half the validation set for the weights; r by {criterion} on the other half"
-                table.add(f"{name}, r by {criterion}", values, labels=LABELS[criterion], note=note)
-        clock(f"seed {seed}: {removal}")
+                removal = fcr.remove_feature(edit, place, fictitious=place_head, select=select, criterion=criterion)
+                note = f"place labels of {len(edit)} rows for the weights; r by {criterion} on {len(select)} others"
+                table.add(f"{name}, by {criterion}", robustness(test, removal.head), labels="group", note=note)
+        for criterion in ("gap", "worst_group"):
+            pairs = zip(*(_random_columns(erm, row, seed * 10 + row) for row in range(2)), strict=True)
+            drawn = [robustness(test, _chosen(erm, [[a], [b]], select, criterion)) for a, b in pairs]
+            values = {metric: fmean(found[metric] for found in drawn) for metric in drawn[0]}
+            note = f"mean of {len(drawn)} draws; r for each weight by {criterion}"
+            table.add(f"random weights, r for each, by {criterion}", values, labels="group", note=note)
+        most = _chosen(erm, [_usable_columns(erm, row) for row in range(2)], select, "worst_group")
+        table.add(BEST, robustness(test, most), labels="group", note="weights and r by the worst group")
+        oracle = dfr(validation.with_head(erm), train=train, seed=seed)
+        table.add("DFR (oracle)", robustness(test, oracle), labels="group", note="all weights, validation groups")
+        clock(f"seed {seed}: {removal!r}")
     table.show()
     table.write(results, args.seeds)
+    if args.plot is not None:
+        line = FCR().remove_feature(edit, place, fictitious=place_head, rate=1.0).sweep(test.with_head(erm))
+        command.save(plots.rates({"one r for both": line}, log=True), args.plot, "waterbirds-rates")
+
+
+def _chosen(head: Head, columns: Sequence[Sequence[int]], select: Features, criterion: Criterion) -> Head:
+    """The head with one of the `columns` of each row edited, weights and rates by the criterion."""
+    slots = [[Edge(row, column, row, nan, nan) for column in among] for row, among in enumerate(columns)]
+    found = Chooser(select, criterion, None, high=1.0, each=True).choose(head, slots)
+    choice = list(zip(found.edges, found.rates, strict=True))
+    return tilt(head, found.edges, rate=None, angle=None, choice=lambda *_: choice, most=1.0)[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
@@ -244,14 +279,12 @@ def _usable_columns(head: Head, row: int) -> list[int]:
 
 
 def _random_columns(head: Head, row: int, seed: int) -> list[int]:
-    columns = _usable_columns(head, row)
-    return np.random.default_rng(seed).permutation(columns)[:DRAWS].tolist()
+    return np.random.default_rng(seed).permutation(_usable_columns(head, row))[:DRAWS].tolist()
 
 
-def _tilted(head: Head, places: Sequence[tuple[int, int]], rate: float = 1.0) -> Head:
-    """The head with the weights at these places edited by Eq. 8."""
-    edges = [Edge(row, column, row, nan, nan) for row, column in places]
-    return tilt(head, edges, rate=rate, angle=None, choice=None, most=1.0)[1]
+def _orthogonal(head: Head, row: int, column: int) -> Head:
+    """The head with one weight edited by Eq. 7."""
+    return tilt(head, [Edge(row, column, row, nan, nan)], rate=1.0, angle=None, choice=None, most=1.0)[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

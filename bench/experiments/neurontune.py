@@ -1,0 +1,153 @@
+"""NeuronTune's experiments: both of its protocols beside the same retraining without the mask, random masks and DFR.
+
+python bench/experiments/neurontune.py waterbirds    ../shared/data/vision      frozen EfficientNet-Lite0
+python bench/experiments/neurontune.py civilcomments ../shared/data/toxicity    MiniLM fine-tuned on comments
+
+NeuronTune identifies on the validation set and retrains on the training set; NeuronTune† identifies on one half of the
+validation set and retrains on the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import command
+import data
+import frozen
+import models
+from command import Clock
+from frozen import robustness
+from spurge.engine.data import Examples
+from spurge.engine.extraction import extract
+from spurge.engine.features import Features
+from spurge.methods.controls import dfr, random_masks, without_mask
+from spurge.methods.neurontune import NeuronTune
+from spurge.methods.tuned import Tuned
+from spurge.report import plots
+from spurge.report.results import Results
+from tables import Table
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the retrained layer; selection chooses
+SELECT = {"sfit": "SFit", "worst_class": "worst class", "class_difference": "class difference"}
+DRAWS = 5  # random masks
+
+
+def waterbirds(args: argparse.Namespace, results: Results) -> None:
+    """Landbirds and waterbirds on land and water; the validation set has equal places in each class."""
+    clock = Clock()
+    train, validation, test = frozen.waterbirds(args)
+    clock("features read")
+    table = Table("waterbirds")
+    for seed in args.seeds:
+        erm = frozen.erm(train, seed, quick=args.quick)
+        own = [part.with_head(erm) for part in (train, validation, test)]
+        tuned = _all_methods(table, *own, seed=seed, settings=[NeuronTune(l2=PENALTIES, seed=seed)])
+        clock(f"seed {seed}: {tuned}")
+    _finish(table, tuned, args, results)
+
+
+def civilcomments(args: argparse.Namespace, results: Results) -> None:
+    """Toxic or not, identity named or not; a validation set as balanced as the test set, and one like the training set.
+
+    One encoder, fine-tuned with the first seed; the seeds are those of the halves, the masks and DFR.
+    """
+    clock = Clock()
+    parts = data.civil_comments(args.data)
+    if args.quick:
+        parts = tuple(part.sample(min(len(part), 800)) for part in parts)
+    train, validation, test = parts
+    like_test, like_train = validation, data.correlate(validation, args.share)
+    if args.train == "correlated":
+        train = data.correlate(train, args.share)
+    clock(f"{len(train)} comments to train on: {_sizes(train)}")
+    model, tokenizer = models.fine_tuned(train, epochs=args.epochs, seed=args.seeds[0], cache=args.cache)
+    clock("fine-tuned")
+    cache = None if args.cache is None else args.cache / "features"
+    how = {"tokenizer": tokenizer, "max_length": 64, "cache": cache, "device": args.device, "progress": False}
+    features = {
+        name: extract(model, rows, group_names=test.groups, **how)
+        for name, rows in (("train", train), ("test", test), ("like test", like_test), ("like training", like_train))
+    }
+    clock("features read")
+    for case in ("like test", "like training"):
+        table = Table(f"civilcomments, {args.train} training, validation {case}")
+        for seed in args.seeds:
+            settings = [NeuronTune(l2=PENALTIES, signs=signs, seed=seed) for signs in ("magnitude", "relu", "split")]
+            own = (features["train"], features[case], features["test"])
+            tuned = _all_methods(table, *own, seed=seed, settings=settings)
+            clock(f"{case}, seed {seed}: {tuned}")
+        _finish(table, tuned, args, results)
+
+
+def _all_methods(
+    table: Table, train: Features, validation: Features, test: Features, *, seed: int, settings: Sequence[NeuronTune]
+) -> Tuned | None:
+    """Every method once, judged on the test set; gives the first result of the halves."""
+    table.add("ERM", robustness(test), labels="none", note="the model as trained")
+    first, second = validation.split(seed=seed)
+    out = None
+    for method in settings:
+        name = "" if method.signs == "magnitude" else f", {method.signs}"
+        _beside_controls(table, f"NeuronTune{name}", method, validation, train, test, seed)
+        tuned = _beside_controls(table, f"NeuronTune†{name}", method, first, second, test, seed)
+        out = out or tuned
+    by_class = NeuronTune(l2=PENALTIES, seed=seed, select="worst_class")
+    _beside_controls(table, "NeuronTune†, by worst class", by_class, first, second, test, seed)
+    oracle = dfr(validation, train=train, seed=seed)
+    table.add("DFR (oracle)", robustness(test, oracle), labels="group", note="group labels of the validation set")
+    return out
+
+
+def _beside_controls(
+    table: Table, name: str, method: NeuronTune, identify: Features, train: Features, test: Features, seed: int
+) -> Tuned | None:
+    """NeuronTune, then the same retraining and selection without a mask and behind random ones of the same size."""
+    try:
+        tuned = method.tune(identify, train)
+    except ValueError as error:  # too few wrong predictions, or everything would be suppressed: a result as well
+        print(f"{name}, seed {seed}: {error}", flush=True)
+        return None
+    note = f"class labels; signs {method.signs}; penalty by {SELECT[method.select]} on {len(identify)} rows"
+    shares = {"suppressed": 100 * tuned.suppressed}
+    table.add(name, robustness(test, tuned) | shares, labels="class", note=note)
+    plain = without_mask(tuned, method, identify, train)
+    table.add(f"{name}: no mask", robustness(test, plain) | {"suppressed": 0.0}, labels="class", note=note)
+    drawn = random_masks(tuned, method, identify, train, draws=DRAWS, seed=seed)
+    found = [robustness(test, one) for one in drawn]
+    mean = {metric: fmean(one[metric] for one in found) for metric in found[0]}
+    table.add(f"{name}: random mask", mean | shares, labels="class", note=f"{note}; mean of {DRAWS} masks")
+    return tuned
+
+
+def _finish(table: Table, tuned: Tuned | None, args: argparse.Namespace, results: Results) -> None:
+    table.show()
+    table.write(results, args.seeds)
+    if args.plot is not None and tuned is not None:
+        figure = plots.distribution(tuned.scores.deltas, names=tuned.scores.names)
+        command.save(figure, args.plot, f"neurontune-{table.case.replace(', ', '-').replace(' ', '-')}")
+
+
+def _sizes(rows: Examples) -> str:
+    return ", ".join(f"{name}: {len(rows.in_group(name))}" for name in rows.groups)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one experiment; 2 for a wrong argument or file."""
+    commands = {"waterbirds": waterbirds, "civilcomments": civilcomments}
+    parser, parsers = command.parser(__doc__, commands)
+    comments = parsers["civilcomments"]
+    comments.add_argument("--train", choices=["correlated", "natural"], default="correlated")
+    comments.add_argument("--share", type=float, default=0.9, help="of toxic training comments that name an identity")
+    comments.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
+    args = parser.parse_args(argv)
+    return command.main("neurontune", args, commands[args.command])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
