@@ -44,11 +44,11 @@ def spurge_scores(layer: Layer, *, target: int | None = None, row: int | None = 
 
 
 def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> dict[str, Way]:
-    """Every way to answer. Those that hold the whole G say how much they need: G, its shares, and their entropies."""
+    """Every way to answer. Those that hold the whole G need it four times: G, its shares, logarithms and products."""
     samples, classes, width = len(layer.labels), *layer.weight.shape
     rows = 1 if "row" in question else classes
     whole = classes * rows * width * 4
-    three = {"needs": 3 * whole, "note": f"G alone has {whole / 1e9:.2f} GB"} if whole > 1 << 30 else {}
+    all_of_it = {"needs": 4 * whole, "note": f"G alone has {whole / 1e9:.2f} GB"} if whole > 1 << 30 else {}
     gradients = samples * classes * width
     part = min(samples, LOOPED) if gradients > SLOW else None
     of = "" if part is None else f"extrapolated from {part} of {samples} samples"
@@ -58,16 +58,18 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
         "spurge": Way(partial(spurge_scores, layer, **question)),
         "tuned": Way(partial(tuned, layer, **question)),
         "streaming": Way(partial(streaming, layer, **question), once=gradients > SLOW),
-        "class-einsum": Way(partial(class_einsum, layer, **question), **three),
+        "class-einsum": Way(partial(class_einsum, layer, **question), **all_of_it),
         "vmap-grad": Way(
             partial(vmap_grad, layer, samples=part, **question),
             scale=1 if part is None else samples / part,
+            rest=partial(vmap_grad, layer, samples=0, **question),
             once=gradients > SLOW >> 5,
-            **{**three, **({"note": of} if of else {})},
+            **{**all_of_it, **({"note": of} if of else {})},
         ),
         "autograd-loop": Way(
             partial(autograd_loop, layer, samples=looped, **question),
             scale=samples / looped,
+            rest=partial(autograd_loop, layer, samples=0, **question),
             once=True,
             note=f"extrapolated from {looped} of {samples} samples",
         ),
@@ -143,6 +145,8 @@ def cases(*, quick: bool, device: str) -> Iterator[Case]:
                         del found["streaming"]
                 weigh = ("association", *map(str, shape), str(dtype).removeprefix("torch."), asked)
                 weighed = WEIGHED_QUICK if quick else WEIGHED
+                if asked == "one row":
+                    weighed = weighed[:2]
                 if size == "small" or asked == "one target" or (dtype == torch.float16 and size != "large"):
                     weighed = ()
                 yield Case(

@@ -18,12 +18,14 @@ Agreement = Callable[[Any], Mapping[str, tuple[float, str]]]
 class Way:
     """A way to do the job.
 
-    ``scale``: the call does one part in so many of the work; its seconds are multiplied. ``once``: too slow to take
-    turns, its one run counts. ``needs``: bytes of its largest arrays together, where they can be more than there are.
+    ``scale``: the call does one part in so many of the work; its seconds are multiplied, but for those of ``rest``,
+    what is done however small the part. ``once``: too slow to take turns, its one run counts. ``needs``: bytes of its
+    largest arrays together, where they can be more than there are.
     """
 
     call: Callable[[], Any]
     scale: float = 1.0
+    rest: Callable[[], Any] | None = None
     once: bool = False
     needs: int = 0
     note: str = ""
@@ -53,11 +55,17 @@ def _first(way: Way, device: str) -> tuple[Any, Timing]:
     return answer, Timing(perf_counter() - start, 0.0, 1, process_time() - cpu)
 
 
-def _scaled(timing: Timing, by: float) -> Timing:
-    if by == 1:
+def _scaled(timing: Timing, way: Way, device: str) -> Timing:
+    """Of the whole work."""
+    if way.scale == 1:
         return timing
-    more = {name: by * getattr(timing, name) for name in ("seconds", "spread", "cpu_seconds")}
-    return replace(timing, **more)
+    rest = Timing(0.0, 0.0, 1, 0.0) if way.rest is None else _first(replace(way, call=way.rest), device)[1]
+
+    def whole(part: float, always: float) -> float:
+        return always + way.scale * max(0.0, part - always)
+
+    seconds, cpu = whole(timing.seconds, rest.seconds), whole(timing.cpu_seconds, rest.cpu_seconds)
+    return Timing(seconds, way.scale * timing.spread, timing.n, cpu)
 
 
 def measure(
@@ -80,7 +88,7 @@ def measure(
     warm = {name: first[name].seconds for name in turns}
     sample = 0.02 if max(warm.values(), default=1.0) < 1 else 0.0
     taken = compare(turns, repeats=repeats, budget=budget, sample_seconds=sample, first=warm, device=device)
-    timings = {name: _scaled(taken.get(name, timing), case.ways[name].scale) for name, timing in first.items()}
+    timings = {name: _scaled(taken.get(name, timing), case.ways[name], device) for name, timing in first.items()}
     for name, timing in timings.items():
         way = case.ways[name]
         extra = {"note": way.note} if way.note else {}

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import associations
+import contest
 import last_layer
 import medians
 import sweeps
 from contest import Case, Way, measure
+from harness import Timing
 from peers import medians as median_peers
 from peers import sweeps as sweep_peers
 from peers.sca import Scores, Tuned, autograd_loop, class_einsum, make_layer, residuals, streaming, vmap_grad
@@ -163,10 +165,25 @@ def test_a_way_that_does_not_fit_has_a_row_that_says_so():
     assert results.select(method="small", metric="seconds")[0]["note"] == "a third"
 
 
+def test_what_is_done_however_small_the_part_is_not_multiplied(monkeypatch):
+    seconds = {"part": 3.0, "rest": 2.0}
+    monkeypatch.setattr(contest, "_first", lambda way, device: (None, Timing(seconds[way.call()], 0.0, 1, 1.0)))
+    way = Way(lambda: "part", scale=100.0, rest=lambda: "rest", once=True)
+    case, results = Case("job", {"a": way}), Results("test")
+    timing = measure(case, results, free=0, threads=1, repeats=1, budget=1.0, device="cpu")["a"]
+    assert timing.seconds == 2 + 100
+    assert timing.cpu_seconds == 1
+
+
+@pytest.mark.parametrize("form", [vmap_grad, autograd_loop])
+def test_slow_forms_can_do_nothing(layer, form):
+    assert form(layer, samples=0).sca.shape == (5, 72)
+
+
 def test_the_whole_tensor_of_the_large_shape_is_counted():
     layer = make_layer(4, 3, 2)
     wide = layer._replace(weight=torch.empty(1000, 2048, device="meta"))
-    assert associations.ways(wide, {})["class-einsum"].needs == 3 * 1000 * 1000 * 2048 * 4
+    assert associations.ways(wide, {})["class-einsum"].needs == 4 * 1000 * 1000 * 2048 * 4
     assert associations.ways(wide, {"row": 3})["class-einsum"].needs == 0
 
 

@@ -34,13 +34,13 @@ Predict = Callable[[float], Tensor]
 
 def _accuracies(edit: Edit, rates: Sequence[float], predict: Predict) -> tuple[Tensor, Tensor]:
     sizes = edit.groups.bincount()
-    average, worst = [], []
-    for rate in rates:
+    average, worst = torch.zeros(2, len(rates), dtype=torch.float64, device=edit.rows.device)
+    for i, rate in enumerate(rates):
         right = predict(rate) == edit.labels
-        average.append(right.sum().double() / len(right))
+        average[i] = 100 * right.sum().double() / len(right)
         hits = edit.groups[right].bincount(minlength=len(sizes))
-        worst.append((hits.double() / sizes)[sizes > 0].min())
-    return 100 * torch.stack(average), 100 * torch.stack(worst)
+        worst[i] = (100 * hits.double() / sizes)[sizes > 0].min()
+    return average, worst
 
 
 def cached_logits(edit: Edit, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
