@@ -14,8 +14,8 @@ from spurge.methods.rates import Dependence, dependence
 def terms_at(logits, moves, rows, features, rate):
     """Both terms of the definition, at one rate."""
     shares, before = (shares_at(logits, moves, rows, features, r) for r in (rate, 0.0))
-    drift = (shares.mean(0) - before.mean(0)).abs().max()
-    return float((shares.amax(0) - shares.amin(0)).max()), float(drift)
+    drift = float((shares.mean(0) - before.mean(0)).abs().max())
+    return float((shares.amax(0) - shares.amin(0)).max()), drift / max(1 - float(before.mean(0).max()), 1 / len(logits))
 
 
 def shares_at(logits, moves, rows, features, rate):

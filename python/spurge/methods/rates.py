@@ -29,10 +29,10 @@ class Dependence:
     r"""How much predictions depend on a feature, and how far their frequencies have moved, for every rate.
 
     .. math:: D = \max_k \max_{f, f'} \;\bigl| P(\hat y = k \mid \hat f = f) - P(\hat y = k \mid \hat f = f') \bigr|
-        \;+\; \max_k \bigl| P(\hat y = k) - P_0(\hat y = k) \bigr|
+        \;+\; \frac{\max_k | P(\hat y = k) - P_0(\hat y = k) |}{1 - \max_k P_0(\hat y = k)}
 
-    The first term alone is 0 for a classifier that always says the same; the second is what that would cost. P is the
-    mean over the values of the feature, :math:`P_0` that before the edit.
+    The first term alone is 0 for a classifier that always says the same; the second is then at least 1, more than any
+    gap that could be closed that way. P is the mean over the values of the feature, :math:`P_0` that before the edit.
 
     Attributes:
         rates: where it changes, ascending float64 ``[B]``; plateau b reaches to ``rates[b + 1]``, the last to ``high``.
@@ -163,6 +163,16 @@ class Chooser:
         return -value if self.criterion in ("gap", "independence") else value
 
 
+def told(criterion: str, samples: int, each: bool, candidates: int) -> str:
+    """What a criterion chose and which labels of so many samples it used, for people."""
+    what = "the rates" if each else "the rate"
+    if candidates > 1 and criterion != "independence":
+        what += f" and which of {candidates} edges"
+    labels = LABELS[criterion]
+    data = f"{samples} samples without labels" if labels == "none" else f"{labels} labels of {samples} samples"
+    return f"{what} by {criterion}, which uses {data}"
+
+
 def dependence(intervals: Tensor, features: Tensor, start: Tensor, high: float) -> Dependence:
     """Both terms for every rate.
 
@@ -176,7 +186,7 @@ def dependence(intervals: Tensor, features: Tensor, start: Tensor, high: float) 
     sizes = where.bincount().double()
     real = intervals[..., 0] <= intervals[..., 1]
     rates = intervals[..., 0][real].unique()  # where one prediction ends, another begins
-    gaps, drifts = torch.zeros_like(rates), torch.zeros_like(rates)
+    gaps, drifts, most = torch.zeros_like(rates), torch.zeros_like(rates), 0.0
     for label, (reach, kept) in enumerate(zip(intervals, real, strict=True)):
         shares, before = [], 0.0
         for kind in range(len(kinds)):
@@ -185,7 +195,8 @@ def dependence(intervals: Tensor, features: Tensor, start: Tensor, high: float) 
             ended = torch.searchsorted(part[:, 1].sort().values, rates)
             shares.append((begun - ended).double() / sizes[kind])
             before += float((start[where == kind] == label).double().mean()) / len(kinds)
-        stack = torch.stack(shares)
+        stack, most = torch.stack(shares), max(most, before)
         gaps = torch.maximum(gaps, stack.amax(0) - stack.amin(0))
         drifts = torch.maximum(drifts, (stack.mean(0) - before).abs())
+    drifts /= max(1 - most, 1 / len(features))  # one sample, where all predictions were the same before
     return Dependence(rates.cpu(), gaps.cpu(), drifts.cpu(), high)
