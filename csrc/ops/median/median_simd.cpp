@@ -209,10 +209,11 @@ SPURGE_HD bool put_keys(std::int32_t* to, const T* p, const Recipe& recipe) {
 
 #endif
 
-// Keys of n rows, kTile columns of which `columns` exist (the others read as 0). True if there is a NaN.
+// Keys of n rows, kTile columns of which `columns` exist (the others read as 0). True if there is a NaN. More rows
+// follow, up to rows[last].
 template <class T>
 bool gather(Key<T>* tile, const T* features, std::int64_t stride, const std::int64_t* rows, std::int64_t n,
-            std::int64_t columns, Transform transform) {
+            [[maybe_unused]] std::int64_t last, std::int64_t columns, Transform transform) {
   bool nan = false;
 #ifdef SPURGE_KEYS
   if constexpr (sizeof(Key<T>) == 4)
@@ -220,7 +221,7 @@ bool gather(Key<T>* tile, const T* features, std::int64_t stride, const std::int
       constexpr std::int64_t ahead = 24;  // rows on their way: more than the memory takes to answer
       const Recipe recipe(transform);
       for (std::int64_t i = 0; i < n; ++i) {
-        __builtin_prefetch(features + rows[i + ahead < n ? i + ahead : i] * stride, 0, 2);
+        __builtin_prefetch(features + rows[i + ahead < last ? i + ahead : last] * stride, 0, 2);
         nan |= put_keys(tile + i * kTile, features + rows[i] * stride, recipe);
       }
       return nan;
@@ -232,6 +233,8 @@ bool gather(Key<T>* tile, const T* features, std::int64_t stride, const std::int
   return nan;
 }
 #undef SPURGE_KEYS
+
+constexpr std::int64_t kBlock = 32;  // rows
 
 // ---- selection -------------------------------------------------------------------------------------
 
@@ -443,18 +446,24 @@ struct Search {
 template <class T>
 void medians(Acc<T>* out, Key<T>* scratch, const T* features, std::int64_t stride, const std::int64_t* rows,
              std::int64_t n, std::int64_t columns, Transform transform) {
+  bool nan = false;
+  for (std::int64_t i = 0; i < n; i += kBlock)  // neighbouring tiles while a row's page is at hand
+    for (std::int64_t m = 0; m < columns; m += kTile) {
+      const std::int64_t some = columns - m < kTile ? columns - m : kTile, count = n - i < kBlock ? n - i : kBlock;
+      nan |= gather(scratch + m * n + i * kTile, features + m, stride, rows + i, count, n - i - 1, some, transform);
+    }
   for (std::int64_t m = 0; m < columns; m += kTile) {
-    const std::int64_t some = columns - m < kTile ? columns - m : kTile;
-    bool nan[kTile] = {};
-    if (gather(scratch, features + m, stride, rows, n, some, transform))
-      for (std::int64_t i = 0; i < n * kTile; ++i) {
-        const Acc<T> v = value_of(scratch[i]);
-        nan[i % kTile] |= v != v;
-      }
-    Search<Key<T>> search(scratch, n);
+    Key<T>* const tile = scratch + m * n;
+    bool spoilt[kTile] = {};
+    for (std::int64_t i = 0; nan && i < n * kTile; ++i) {
+      const Acc<T> v = value_of(tile[i]);
+      spoilt[i % kTile] |= v != v;
+    }
+    Search<Key<T>> search(tile, n);
     search.run();
-    for (int k = 0; k < some; ++k)
-      out[m + k] = nan[k] ? static_cast<Acc<T>>(NAN) : middle(value_of(search.first[k]), value_of(search.second[k]));
+    for (std::int64_t k = 0; k < kTile && m + k < columns; ++k)
+      out[m + k] =
+          spoilt[k] ? static_cast<Acc<T>>(NAN) : middle(value_of(search.first[k]), value_of(search.second[k]));
   }
 }
 
