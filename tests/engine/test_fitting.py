@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from spurge.engine import softmax
 from spurge.engine.fitting import Sgd, balanced, fit_head
 from spurge.engine.heads import Head
 
@@ -60,13 +61,17 @@ def test_the_gradient_is_zero_at_the_minimum(classes: int, bias: bool, weights: 
     assert not bias or float(by_bias.abs().max()) < 1e-7
 
 
-def test_blocks_and_the_held_copy_agree() -> None:
-    x, y = rows(n=3000, m=512, classes=2)
-    x = x[:, torch.arange(512) % 12] + 0.1 * torch.randn(3000, 512)
-    held = fit_head(x, y, 2, l2=1e-2)
-    blocks = fit_head(x, y, 2, l2=1e-2, memory="1 KiB")
-    torch.testing.assert_close(held.weight, blocks.weight, rtol=1e-4, atol=1e-5)
-    assert torch.equal(held.weight, fit_head(x, y, 2, l2=1e-2).weight)
+def test_blocks_and_the_held_copy_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "_BLOCK", 8 * 12 * 30)  # 30 rows
+    x, y = rows(classes=2)
+    for standardise in (False, True):
+        held = fit_head(x, y, 2, l2=1e-2, standardise=standardise, tolerance=1e-8)
+        blocks = fit_head(x, y, 2, l2=1e-2, standardise=standardise, tolerance=1e-8, memory="1 KiB")
+        torch.testing.assert_close(held.weight, blocks.weight, rtol=1e-4, atol=1e-6)
+    sparse = fit_head(x, y, 2, l1=1e-2, standardise=True)
+    again = fit_head(x, y, 2, l1=1e-2, standardise=True, memory=100)
+    torch.testing.assert_close(sparse.weight, again.weight, rtol=1e-3, atol=1e-5)
+    assert torch.equal(held.weight, fit_head(x, y, 2, l2=1e-2, standardise=True, tolerance=1e-8).weight)
 
 
 @pytest.mark.parametrize("classes", [2, 4])

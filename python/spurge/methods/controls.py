@@ -151,7 +151,10 @@ def dfr(
                 worst[index] += answer.worst_group
         strength = values[int(worst.argmax())]
         scale = validation.values if train is None else train.values
-        layers = [fit(_equal(validation, generator), strength, None, scale) for _ in range(retrains)]
+        layers: list[Head] = []
+        for _ in range(retrains):
+            begin = layers[-1] if layers else None  # the minimum is the same, and a third of the steps away
+            layers.append(fit(_equal(validation, generator), strength, begin, scale))
     weight = torch.stack([layer.weight.double() for layer in layers]).mean(0)
     biases = [layer.bias.double() for layer in layers if layer.bias is not None]
     bias = torch.stack(biases).mean(0)
