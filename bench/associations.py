@@ -49,7 +49,7 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
     rows = 1 if "row" in question else classes
     whole = classes * rows * width * 4
     all_of_it = {"needs": 4 * whole, "note": f"G alone has {whole / 1e9:.2f} GB"} if whole > 1 << 30 else {}
-    gradients = samples * classes * width
+    gradients = samples * rows * width  # of all samples, one by one
     part = min(samples, LOOPED) if gradients > SLOW else None
     of = "" if part is None else f"extrapolated from {part} of {samples} samples"
     looped = min(samples, LOOPED)
@@ -63,7 +63,7 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
             partial(vmap_grad, layer, samples=part, **question),
             scale=1 if part is None else samples / part,
             rest=partial(vmap_grad, layer, samples=0, **question),
-            once=gradients > SLOW >> 5,
+            once=gradients > SLOW >> 7,
             **{**all_of_it, **({"note": of} if of else {})},
         ),
         "autograd-loop": Way(

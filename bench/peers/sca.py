@@ -93,23 +93,29 @@ def _class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor
 def vmap_grad(
     layer: Layer, *, target: int | None = None, row: int | None = None, samples: int | None = None, chunk: int = 0
 ) -> Scores:
-    """torch.func per-sample gradients, in chunks, added up by class: G ``[C, C, M]``; the first ``samples`` only."""
-    x, y, weight, bias = layer
-    classes, width = weight.shape
-    chunk = chunk or max(1, min(256, (1 << 25) // weight.numel()))  # 128 MiB of gradients
+    """torch.func per-sample gradients, in chunks, added up by class: G ``[C, C, M]``; the first ``samples`` only.
 
-    def loss(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight, bias), y)
+    For one row the derivative is by that row alone.
+    """
+    x, y, weight, bias = layer
+    classes = len(weight)
+    parameter = weight if row is None else weight[row]
+    chunk = chunk or max(1, min(256, (1 << 25) // parameter.numel()))  # at most 128 MiB of gradients
+
+    def loss(parameter: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if row is None:
+            return F.cross_entropy(F.linear(x, parameter, bias), y)
+        logits = F.linear(x, weight, bias)
+        own = torch.arange(classes, device=x.device) == row
+        return F.cross_entropy(torch.where(own, x @ parameter + bias[row], logits), y)
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     activations, counts = _class_means(x, y, classes)
-    shape = (classes, width) if row is not None else (classes, classes, width)
-    gradients = torch.zeros(shape, device=x.device)
-    for start in range(0, len(y) if samples is None else samples, chunk):
-        block = slice(start, start + chunk if samples is None else min(start + chunk, samples))
-        ys = y[block]
-        each = per_sample(weight, x[block].float(), ys).abs_()
-        gradients.index_add_(0, ys, each if row is None else each[:, row])
+    gradients = torch.zeros(classes, *parameter.shape, device=x.device)
+    last = len(y) if samples is None else samples
+    for start in range(0, last, chunk):
+        block = slice(start, min(start + chunk, last))
+        gradients.index_add_(0, y[block], per_sample(parameter, x[block].float(), y[block]).abs_())
     gradients /= counts if row is not None else counts[:, :, None]
     return _from_all(gradients, activations, target, row)
 
