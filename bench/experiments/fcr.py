@@ -44,8 +44,11 @@ from tables import Table
 RATES = (0.0, *(round(m * 10.0**e, 6) for e in (-3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7)), 1.0)
 SHOWN = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SCORES = {"SCA": "sca", "activation x gradient": "product"}
+FIG6 = ("before_accuracy", "removed_accuracy")
+OFF = "output switched off"
 RANDOM, DRAWS = "random weight of the row", 20
 BEST = "best weight (tries all)"
+CURVES = ("removed_accuracy", "retained_accuracy", "same_parity_accuracy")
 
 
 # ------------------------------------------------------------------------------------------ digits inside two parities
@@ -83,9 +86,6 @@ def mnist_parity(args: argparse.Namespace, results: Results) -> None:
     table.show()
     table.write(results, args.seeds)
     _digit_tables(curves, args, results)
-
-
-CURVES = ("removed_accuracy", "retained_accuracy", "same_parity_accuracy")
 
 
 def _digit_columns(train: Features, held: Features, digit_head: Head, seed: int) -> dict[str, list[list[int]]]:
@@ -184,9 +184,6 @@ def cifar10(args: argparse.Namespace, results: Results) -> None:
         command.save(plots.classes(*means, images.names), args.plot, "cifar10-removed")
 
 
-FIG6 = ("before_accuracy", "removed_accuracy")
-
-
 def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:
     """For each method and class the edited heads."""
     methods = {"SCA": FCR(), "SCA, 2 weights": FCR(weights=2), "SCA, 3 weights": FCR(weights=3)}
@@ -199,9 +196,6 @@ def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:
     ]
     out[OFF] = [[_switched_off(train.head, label)] for label in classes]
     return out
-
-
-OFF = "output switched off"
 
 
 def _switched_off(head: Head, label: int) -> Head:
