@@ -91,7 +91,11 @@ class FCR:
 
     @classmethod
     def best(cls, **changes: Any) -> FCR:
-        """What did best where it was measured: five candidates for each edge, and a rate for each."""
+        """What did best where it was measured: five candidates for each edge, and a rate for each.
+
+        On frozen features a shortcut is spread over many units and no shared rate may help; a criterion that is free to
+        balance the rates does. It needs enough selection data: the choice is among more.
+        """
         return cls(**{"rates": "each", "candidates": 5, **changes})
 
     def remove_class(

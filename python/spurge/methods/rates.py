@@ -102,8 +102,9 @@ class Chooser:
         """The best rates for one edge of each slot, each slot in a row of its own.
 
         One rate for the first edges of all slots is exact. With a rate for each, one slot after the other takes the
-        candidate and the rate (exact, the others held) that better the criterion, until none does; once from no edit
-        and once from the shared rate, and the better end counts.
+        candidate and the rate (exact, the others held) that better the criterion, until none does. It begins with no
+        edit, with the shared rate, and with the best rates at which all edges lower their outputs by the same on
+        average; the best end counts.
         """
         logits = head.logits(self.select.values).double()
         start = logits.argmax(1)
@@ -114,7 +115,12 @@ class Chooser:
         if not self.each:
             return shared
         moves = [shifts(head, slot, self.select.values) for slot in slots]
-        ends = [self._ascend(logits, slots, moves, begin, start, curve) for begin in (None, shared)]
+        firsts = torch.stack([move[:, 0] for move in moves], 1)
+        sizes = firsts.mean(0).abs().clamp_min(torch.finfo(torch.float64).tiny)
+        scales = sizes.min() / sizes
+        level, value = self._best(self._curve(logits, firsts * scales, edges, start))
+        even = Chosen(edges, (level * scales).tolist(), value, curve)
+        ends = [self._ascend(logits, slots, moves, begin, start, curve) for begin in (None, shared, even)]
         return max(ends, key=lambda chosen: self._worth(chosen.value))
 
     def _ascend(
