@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spurge.engine import groups
 from spurge.engine.features import Features
 from spurge.engine.groups import accuracies, compare
 from spurge.engine.heads import Head
@@ -55,14 +56,14 @@ def test_accuracies_are_counts(rows: list[tuple[int, int, int]]) -> None:
     assert found.worst_group <= found.average + 1e-9
 
 
-def sample(n: int = 400, groups: bool = True) -> Features:
+def sample(n: int = 400, grouped: bool = True) -> Features:
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 2
     values = torch.randn(n, 3, generator=g)
     values[:, 0] += 2 * labels - 1
     group = 2 * labels + (torch.arange(n) % 10 == 0)
     head = Head(torch.tensor([[-1.0, 0, 0], [1, 0, 0]]))
-    parts: dict[str, Any] = {"groups": group, "group_names": ("g0", "g1", "g2", "g3")} if groups else {}
+    parts: dict[str, Any] = {"groups": group, "group_names": ("g0", "g1", "g2", "g3")} if grouped else {}
     return Features(values, labels, head, names=("a", "b"), **parts)
 
 
@@ -70,7 +71,7 @@ def test_compare_is_the_accuracies_with_intervals() -> None:
     test = sample()
     other = test.head.with_(weight=torch.randn(2, 3))
     report = compare(
-        {"here": test, "there": sample(300, groups=False)},
+        {"here": test, "there": sample(300, grouped=False)},
         {"ERM": test.head, "other": lambda features: other.logits(features.values), "draws": [other, test.head]},
         labels_used={"other": "group"},
         bootstrap=300,
@@ -146,3 +147,10 @@ def test_bad_input_of_compare(change: dict[str, Any], error: type[Exception], te
     arguments: dict[str, Any] = {"tests": test, "methods": {"m": test.head}, **change}
     with pytest.raises(error, match=text):
         compare(**arguments)
+
+
+def test_many_classes_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = sample()
+    whole = compare(test, {"m": test.head}, bootstrap=50)
+    monkeypatch.setattr(groups, "_COLUMNS", 2)
+    assert compare(test, {"m": test.head}, bootstrap=50).measures == whole.measures

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shortcuts import CORE, SPURIOUS, shortcut
 from spurge.engine.features import Features
 from spurge.engine.files import FileError
-from spurge.engine.fitting import Sgd
+from spurge.engine.fitting import Sgd, fit_head
 from spurge.engine.groups import accuracies
 from spurge.engine.heads import Head
 from spurge.methods.dimensions import Scores, encode, score
@@ -139,6 +139,18 @@ def test_masking_beats_the_same_retraining_without_a_mask(seed: int) -> None:
     both = replace(SETTINGS, classes="intersection").tune(sets.validation, sets.train)
     assert both.suppressed < 0.15
     assert worst(both, sets.test) < without + 3
+
+
+def test_errors_of_another_kind_mislead() -> None:
+    """A model that leans on the class as well errs in all groups, and its errors point at the class's dimensions."""
+    sets = shortcut(core=0.2)
+    head = fit_head(sets.train.values, sets.train.labels, 2, weights=None)
+    validation, train = sets.validation.with_head(head), sets.train.with_head(head)
+    scores = SETTINGS.score(validation)
+    assert not bool(scores.mask()[list(SPURIOUS)].all())
+    nothing = torch.zeros(96, dtype=torch.bool)
+    without = worst(SETTINGS.retrain(validation, train, nothing).head, sets.test)
+    assert worst(SETTINGS.tune(validation, train), sets.test) < without - 5
 
 
 def test_on_balanced_validation_data_the_mask_adds_nothing() -> None:

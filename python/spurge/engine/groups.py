@@ -18,6 +18,7 @@ from spurge.engine.measures import Report
 from spurge.engine.resampling import measure, resampled_sums
 
 Answer = Head | Callable[[Features], Tensor] | Tensor
+_COLUMNS = 256  # of classes and groups that are resampled at once
 _METRICS = ("accuracy", "change", "worst_group", "gap", "worst_class", "class_difference")
 
 
@@ -109,7 +110,8 @@ def compare(
     against the first method is paired.
 
     Args:
-        tests: one set, or sets by name. Those with groups also get a case ``set/group`` for each.
+        tests: one set, or sets by name. Those with groups also get a case ``set/group`` for each
+            that has rows.
         methods: name to a layer; to a function from a set to its logits ``[N, O]`` or predicted classes ``[N]``; or,
             for one set, to these themselves. Several under one name are draws of one method: their mean and spread.
         labels_used: name to what the method used beyond the model: none, class or group.
@@ -180,16 +182,24 @@ def _numbers(
     if not draws:
         raise ValueError("methods: a method needs at least 1 draw, got 0")
     classes, groups = len(features.names), features.groups
-    parts = [np.ones((len(features), 1)), np.eye(classes)[features.labels.cpu().numpy()]]
+    # Which rows count for which number: all of them, a class, a group, [N, 1 + C + G] in blocks of columns.
+    labels = features.labels.cpu().numpy()
+    parts = [np.zeros(len(labels), int), 1 + labels]
     if groups is not None:
-        parts.append(np.eye(len(features.group_names))[groups.cpu().numpy()])
-    member = np.concatenate(parts, 1)  # [N, 1 + C + G]
+        parts.append(1 + classes + groups.cpu().numpy())
+    count = 1 + classes + (0 if groups is None else len(features.group_names))
     found: list[np.ndarray] = []
     for right in draws:
-        columns = np.concatenate([right[:, None] * member, member], 1)
-        sums = resampled_sums(columns, bootstrap, np.random.default_rng(seed))
-        with np.errstate(invalid="ignore"):  # a resample can miss a small group
-            found.append(100 * sums[:, : member.shape[1]] / sums[:, member.shape[1] :])
+        blocks = []
+        for start in range(0, count, _COLUMNS):
+            wanted = np.arange(start, min(start + _COLUMNS, count))
+            member = sum((part[:, None] == wanted for part in parts[1:]), parts[0][:, None] == wanted).astype(float)
+            sums = resampled_sums(
+                np.concatenate([right[:, None] * member, member], 1), bootstrap, np.random.default_rng(seed)
+            )
+            with np.errstate(invalid="ignore"):  # a resample can miss a small group
+                blocks.append(100 * sums[:, : len(wanted)] / sums[:, len(wanted) :])
+        found.append(np.concatenate(blocks, 1))
     means = np.stack(found)  # [draws, 1 + resamples, 1 + C + G]
     average, by_class, by_group = means[..., 0], means[..., 1 : 1 + classes], means[..., 1 + classes :]
     numbers = {
@@ -201,7 +211,8 @@ def _numbers(
         worst = np.fmin.reduce(by_group, axis=-1)
         numbers |= {(case, "worst_group"): worst, (case, "gap"): average - worst}
         for index, name in enumerate(features.group_names):
-            numbers[f"{case}/{name}", "accuracy"] = by_group[..., index]
+            if not np.isnan(by_group[0, 0, index]):
+                numbers[f"{case}/{name}", "accuracy"] = by_group[..., index]
     return numbers
 
 
