@@ -154,6 +154,17 @@ def test_narrow_features(dtype):
     agree(association(x, labels, head), want, 1e-4)  # float32 logits of size 10: probabilities to 1e-5
 
 
+@pytest.mark.parametrize("rows", [None, [3, 1]])
+@pytest.mark.parametrize("target", [None, 2])
+def test_on_any_device(device, rows, target):
+    x, labels, weight, bias = case(200, 9, 5, dtype=torch.float32)
+    here = association(x, labels, (weight, bias), rows=rows, target=target)
+    there = association(x.to(device), labels.to(device), (weight, bias), rows=rows, target=target)
+    assert there.sca.device.type == device
+    torch.testing.assert_close(there.sca.cpu(), here.sca, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(there.ca.cpu(), here.ca, rtol=1e-4, atol=1e-5)
+
+
 def test_features_bring_labels_and_head():
     x, labels, weight, bias = case()
     given_apart = association(x, labels, (weight, bias))

@@ -403,6 +403,16 @@ def test_features_may_come_from_another_set(planted):
     assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT))
 
 
+@pytest.mark.parametrize("criterion", ["gap", "independence"])
+def test_features_on_any_device(planted, device, criterion):
+    train, shortcut, select, _ = planted
+    here = FCR.best().remove_feature(train, shortcut, select=select, criterion=criterion)
+    there = FCR.best().remove_feature(train.to(device), shortcut, select=select.to(device), criterion=criterion)
+    assert [(edge.row, edge.column) for edge in there.edges] == [(edge.row, edge.column) for edge in here.edges]
+    assert there.head.weight.device.type == "cpu"
+    assert [edge.rate for edge in there.edges] == pytest.approx([edge.rate for edge in here.edges], abs=0.02)
+
+
 def test_the_same_twice(planted):
     train, shortcut, select, _ = planted
     first, second = (FCR().remove_feature(train, shortcut, select=select, criterion="gap") for _ in range(2))
