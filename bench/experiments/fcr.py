@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"mnist-parity": mnist_parity, "cifar10": cifar10, "waterbirds": waterbirds}
     parser, parsers = command.parser(__doc__, commands)
     parsers["cifar10"].add_argument("--network", choices=list(models.NETWORKS), default="conv2net")
-    parsers["cifar10"].add_argument("--epochs", type=int, default=10, help="of the network's training")
+    parsers["cifar10"].add_argument("--epochs", type=int, default=8, help="of the network's training")
     args = parser.parse_args(argv)
     return command.main("fcr", args, commands[args.command])
 
