@@ -160,7 +160,7 @@ def test_on_any_device(device, rows, target):
     x, labels, weight, bias = case(200, 9, 5, dtype=torch.float32)
     here = association(x, labels, (weight, bias), rows=rows, target=target)
     there = association(x.to(device), labels.to(device), (weight, bias), rows=rows, target=target)
-    assert there.sca.device.type == device
+    assert there.sca.device.type == device.type
     torch.testing.assert_close(there.sca.cpu(), here.sca, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(there.ca.cpu(), here.ca, rtol=1e-4, atol=1e-5)
 
