@@ -1,5 +1,6 @@
 #include "core/dtype.hpp"
 #include "cuda/launch.cuh"
+#include "ops/association/association_math.hpp"
 #include "spurge/association.hpp"
 
 namespace spurge::association {
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) associate_kernel(Block block) {
     each([&](int i, int j, std::int64_t at) {
       const A G = whole ? static_cast<A>(scale) * acc[i][j] : static_cast<A>(scale * part[i][j]);
       sums[i][j] += G;
-      if (G != 0) logs[i][j] = fma(G, log(G), logs[i][j]);
+      logs[i][j] += times_logarithm(G);
       const bool picked = block.target < 0 ? at / block.width == label : block.target == label;
       if (picked) block.picked[at] = static_cast<float>(G);
     });

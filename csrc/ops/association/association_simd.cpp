@@ -2,13 +2,10 @@
 // follow from there, and sums and logs reach memory once per chunk. Multiplications are fused with additions where the
 // instruction set can: twice the speed, and another last bit than where it can not.
 #include "ops/association/association.hpp"
+#include "ops/association/association_math.hpp"
 
-#include <math.h>
-
-#if defined(SPURGE_LEVEL_avx2) || defined(SPURGE_LEVEL_avx512)
+#if defined(__SSE2__)
 #include <immintrin.h>
-#elif defined(__SSE2__)
-#include <xmmintrin.h>
 #endif
 #if defined(__clang__)
 #define SPURGE_UNROLL _Pragma("clang loop unroll(full)")
@@ -210,9 +207,8 @@ SPURGE_HD Vec<float> logarithm(Vec<float> of) {
 
 constexpr int kRows = 4;
 
-SPURGE_HD float log_of(float x) { return logf(x); }
 SPURGE_HD Vec<float> logarithm(Vec<float> x) {
-  for (float& e : x.v) e = e < 1.17549435e-38f ? -87.3365447f : log_of(e);
+  for (float& e : x.v) e = e < 1.17549435e-38f ? -87.3365447f : association::logarithm(e);
   return x;
 }
 
@@ -221,7 +217,7 @@ SPURGE_HD Vec<float> logarithm(Vec<float> x) {
 SPURGE_HD Vec<double> logarithm(Vec<double> x) {
   double values[Vec<double>::n];
   x.store(values);
-  for (double& e : values) e = e < 2.2250738585072014e-308 ? -708.0 : log(e);
+  for (double& e : values) e = e < 2.2250738585072014e-308 ? -708.0 : association::logarithm(e);
   return Vec<double>::load(values);
 }
 
