@@ -172,6 +172,11 @@ def test_runs_on_the_callers_stream(device):
         ("node_sum", (torch.zeros(3, 2), [0.5, 0.5])),
         ("node_sum_", (torch.zeros(2, 2), torch.zeros(2, 2), [0.5, 0.5])),
         ("multiply_sum", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), None)),
+        ("segment_medians", (torch.zeros(3), torch.tensor([0]), torch.tensor([0, 1]))),
+        (
+            "correct_interval",
+            (torch.zeros(3, 2), torch.zeros(3, 1), torch.tensor([0, 1]), torch.zeros(3).long(), 0.0, 1.0),
+        ),
     ],
 )
 def test_shapes_are_refused_before_anything_runs(op, arguments):

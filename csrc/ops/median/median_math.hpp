@@ -20,8 +20,7 @@ using Key = typename KeyOf<T>::type;
 
 constexpr std::int32_t kMagnitude32 = 0x7fffffff;
 constexpr std::int64_t kMagnitude64 = 0x7fffffffffffffff;
-constexpr std::int32_t kInfinity32 = 0x7f800000;
-constexpr std::int64_t kInfinity64 = 0x7ff0000000000000;
+constexpr std::int32_t kInfinity = 0x7f800000;  // its key, in float32
 
 // The negative values' order is the reverse of their magnitudes'.
 SPURGE_HD std::int32_t folded(std::int32_t bits) { return bits ^ ((bits >> 31) & kMagnitude32); }

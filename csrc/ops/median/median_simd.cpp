@@ -1,5 +1,3 @@
-#include <math.h>
-
 #include "core/simd.hpp"
 #include "ops/median/median.hpp"
 
@@ -156,7 +154,7 @@ struct Recipe {
   explicit Recipe(Transform t)
       : keep(_mm512_set1_epi32(t == Transform::magnitude ? kMagnitude32 : -1)),
         flip(_mm512_set1_epi32(t == Transform::negative ? ~kMagnitude32 : 0)),
-        floor(_mm512_set1_ps(t == Transform::raw ? -INFINITY : 0.0f)) {}
+        floor(_mm512_set1_ps(t == Transform::raw ? -value_of(kInfinity) : 0.0f)) {}
 };
 
 template <class T>
@@ -187,7 +185,7 @@ struct Recipe {
   explicit Recipe(Transform t)
       : keep(_mm256_set1_epi32(t == Transform::magnitude ? kMagnitude32 : -1)),
         flip(_mm256_set1_epi32(t == Transform::negative ? ~kMagnitude32 : 0)),
-        floor(_mm256_set1_ps(t == Transform::raw ? -INFINITY : 0.0f)) {}
+        floor(_mm256_set1_ps(t == Transform::raw ? -value_of(kInfinity) : 0.0f)) {}
 };
 
 template <class T>
@@ -461,9 +459,9 @@ void medians(Acc<T>* out, Key<T>* scratch, const T* features, std::int64_t strid
     }
     Search<Key<T>> search(tile, n);
     search.run();
+    const auto not_a_number = static_cast<Acc<T>>(float_of_bits(0x7fc00000u));
     for (std::int64_t k = 0; k < kTile && m + k < columns; ++k)
-      out[m + k] =
-          spoilt[k] ? static_cast<Acc<T>>(NAN) : middle(value_of(search.first[k]), value_of(search.second[k]));
+      out[m + k] = spoilt[k] ? not_a_number : middle(value_of(search.first[k]), value_of(search.second[k]));
   }
 }
 
