@@ -97,7 +97,9 @@ struct Row<std::int64_t> {
 template <>
 struct Row<std::int32_t> {
   __m256i a, b;
-  SPURGE_HD static __m256i get(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  SPURGE_HD static __m256i get(const std::int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   SPURGE_HD static Row load(const std::int32_t* p) { return {get(p), get(p + 8)}; }
   SPURGE_HD void store(std::int32_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
@@ -173,7 +175,9 @@ SPURGE_HD bool put_keys(std::int32_t* to, const T* p, const Recipe& recipe) {
 #elif defined(SPURGE_LEVEL_avx2)
 
 SPURGE_HD __m256 get_tile(const float* p) { return _mm256_loadu_ps(p); }
-SPURGE_HD __m256 get_tile(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+SPURGE_HD __m256 get_tile(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 SPURGE_HD __m256 get_tile(const bf16* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
