@@ -237,7 +237,7 @@ def test_sgd_comes_near_the_minimum_and_keeps_closed_weights() -> None:
     assert value(exact, x, y, s, 0.0) - 1e-3 < value(near, x, y, s, 0.0) < value(exact, x, y, s, 0.0) + 0.02
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     n=st.integers(2, 30),
     m=st.integers(1, 40),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -233,7 +233,8 @@ def test_the_best_candidate_is_kept(select: Any) -> None:
     values = [c[select] for c in candidates]
     best = candidates[values.index(min(values) if select == "class_difference" else max(values))]
     again = replace(settings, threshold=best["threshold"], l2=best["l2"]).tune(sets.validation, sets.train)
-    assert torch.equal(tuned.head.weight, again.head.weight)
+    # from another start, the same minimum
+    torch.testing.assert_close(tuned.head.weight, again.head.weight, rtol=0, atol=1e-3)
     assert tuned.info["threshold"] == best["threshold"]
 
 
@@ -350,6 +351,7 @@ def test_bad_settings(change: dict[str, Any], error: type[Exception], text: str)
         NeuronTune(**change)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 2), st.lists(st.integers(-3, 3), min_size=3, max_size=3)),

@@ -200,6 +200,7 @@ class NeuronTune:
             )
             if self.solver == "lbfgs":
                 look(l2, None, fitted)
+                start = fitted  # the minimum is the same from anywhere, and the next one is near
         assert best is not None  # there is at least one penalty and one epoch
         head = best.head
         if head.weight.shape == base.weight.shape:
