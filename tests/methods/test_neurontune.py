@@ -226,13 +226,13 @@ def test_sfit_is_of_the_new_predictions_on_unmasked_features() -> None:
 @pytest.mark.parametrize("select", ["sfit", "worst_class", "class_difference"])
 def test_the_best_candidate_is_kept(select: Any) -> None:
     sets = shortcut()
-    settings = replace(SETTINGS, threshold=(0.0, 0.2), l2=(1e-3, 0.3), select=select)
-    tuned = settings.tune(sets.validation, sets.train)
+    method = replace(SETTINGS, threshold=(0.0, 0.2), l2=(1e-3, 0.3), select=select)
+    tuned = method.tune(sets.validation, sets.train)
     candidates = tuned.info["candidates"]
     assert [(c["threshold"], c["l2"]) for c in candidates] == [(0.0, 1e-3), (0.0, 0.3), (0.2, 1e-3), (0.2, 0.3)]
     values = [c[select] for c in candidates]
     best = candidates[values.index(min(values) if select == "class_difference" else max(values))]
-    again = replace(settings, threshold=best["threshold"], l2=best["l2"]).tune(sets.validation, sets.train)
+    again = replace(method, threshold=best["threshold"], l2=best["l2"]).tune(sets.validation, sets.train)
     # from another start, the same minimum
     torch.testing.assert_close(tuned.head.weight, again.head.weight, rtol=0, atol=1e-3)
     assert tuned.info["threshold"] == best["threshold"]
@@ -240,16 +240,16 @@ def test_the_best_candidate_is_kept(select: Any) -> None:
 
 def test_minibatches_choose_an_epoch_and_are_the_same_for_a_seed() -> None:
     sets = shortcut()
-    settings = NeuronTune(solver="sgd", sgd=Sgd(epochs=4, batches=30, rate=0.02), select="worst_class")
-    tuned = settings.tune(sets.validation, sets.train)
+    method = NeuronTune(solver="sgd", sgd=Sgd(epochs=4, batches=30, rate=0.02), select="worst_class")
+    tuned = method.tune(sets.validation, sets.train)
     candidates = tuned.info["candidates"]
     assert [c["epoch"] for c in candidates] == [1, 2, 3, 4]
     predicted = tuned.predictions(sets.validation.values)
     assert accuracies(predicted, sets.validation.labels).worst_class == max(c["worst_class"] for c in candidates)
     assert bool((tuned.head.weight[:, tuned.mask] == 0).all())
     assert worst(tuned, sets.test) > 70
-    assert torch.equal(tuned.head.weight, settings.tune(sets.validation, sets.train).head.weight)
-    warm = replace(settings, start="head", signs="split", sgd=Sgd(epochs=1, batches=1, rate=1e-9))
+    assert torch.equal(tuned.head.weight, method.tune(sets.validation, sets.train).head.weight)
+    warm = replace(method, start="head", signs="split", sgd=Sgd(epochs=1, batches=1, rate=1e-9))
     begun = warm.tune(sets.validation, sets.train)  # the model's own layer without the suppressed dimensions
     own = torch.cat([sets.train.head.weight, -sets.train.head.weight], 1) * ~begun.mask
     torch.testing.assert_close(begun.head.weight, own, rtol=0, atol=1e-6)
@@ -291,10 +291,10 @@ def test_the_edit_is_the_new_layer_in_the_model() -> None:
 
 def test_files(tmp_path: Path) -> None:
     sets = shortcut()
-    for settings in (SETTINGS, replace(SETTINGS, signs="split", classes="each", threshold=(0.0, 0.1))):
+    for method in (SETTINGS, replace(SETTINGS, signs="split", classes="each", threshold=(0.0, 0.1))):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = settings.tune(sets.validation, sets.train)
+            tuned = method.tune(sets.validation, sets.train)
         tuned.save(tmp_path / "t.safetensors")
         again = Tuned.load(tmp_path / "t.safetensors")
         assert torch.equal(again.logits(sets.test.values), tuned.logits(sets.test.values))
