@@ -21,6 +21,7 @@ import fcr
 import frozen
 import models
 import neurontune
+import picks
 from spurge.engine.data import Example, Examples
 from spurge.report.results import Results
 from tables import Table
@@ -31,9 +32,9 @@ COMMON = ["--quick", "--threads", "1", "--seeds", "0"]
 @pytest.fixture(autouse=True)
 def _fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer draws, penalties and candidates than an experiment has."""
-    usable, oracle = fcr._usable_columns, partial(fcr.dfr, strengths=(1.0, 0.1), retrains=2)
-    monkeypatch.setattr(fcr, "DRAWS", 2)
-    monkeypatch.setattr(fcr, "_usable_columns", lambda head, row: usable(head, row)[:4])
+    usable, oracle = picks.usable_columns, partial(fcr.dfr, strengths=(1.0, 0.1), retrains=2)
+    monkeypatch.setattr(picks, "DRAWS", 2)
+    monkeypatch.setattr(picks, "usable_columns", lambda head, row: usable(head, row)[:4])
     monkeypatch.setattr(neurontune, "DRAWS", 1)
     monkeypatch.setattr(neurontune, "PENALTIES", (1e-2, 1e-1))
     for script in (fcr, neurontune):

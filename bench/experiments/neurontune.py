@@ -59,9 +59,7 @@ def civilcomments(args: argparse.Namespace, results: Results) -> None:
     """
     clock = Clock()
     parts = data.civil_comments(args.data)
-    if args.quick:
-        parts = tuple(part.sample(min(len(part), 800)) for part in parts)
-    train, validation, test = parts
+    train, validation, test = (part.sample(min(len(part), 800)) if args.quick else part for part in parts)
     like_test, like_train = validation, data.correlate(validation, args.share)
     if args.train == "correlated":
         train = data.correlate(train, args.share)

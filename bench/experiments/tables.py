@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
+from typing import Any
 
 from spurge.report.results import Results
 from spurge.report.tables import grid
@@ -31,12 +32,12 @@ class Table:
         self.case, self.unit = case, unit
         self.lines: dict[str, Line] = {}
 
-    def add(self, method: str, values: Mapping[str, float], *, labels: str, note: str) -> None:
+    def add(self, method: str, values: Mapping[str, Any], *, labels: str, note: str) -> None:
         """Numbers of one seed.
 
         Args:
             method: name of the line.
-            values: metric to number.
+            values: metric to number, or to a tensor of one.
             labels: what the method used beyond the training labels of the model: "none", "class" or "group".
             note: for what it used them.
         """
@@ -54,8 +55,8 @@ class Table:
             for metric, values in line.values.items():
                 note = f"{line.note}; seeds {', '.join(map(str, seeds[: len(values)]))}"
                 mean, spread = fmean(values), _spread(values)
-                how = {"labels": line.labels, "unit": self.unit, "note": note}
-                results.add(self.case, method, metric, mean, spread=spread, n=len(values), **how)
+                row = (self.case, method, metric, mean)
+                results.add(*row, spread=spread, n=len(values), unit=self.unit, labels=line.labels, note=note)
 
     def show(self, metrics: Sequence[str] | None = None) -> None:
         """Prints the table; by default all metrics."""

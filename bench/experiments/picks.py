@@ -1,0 +1,47 @@
+"""Other ways to choose the weights that FCR edits: at random, by trying all, and no weight at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+import numpy as np
+
+from spurge.engine.features import Features
+from spurge.engine.heads import Head
+from spurge.methods.edges import Edge, tilt, usable
+from spurge.methods.fcr import FCR
+from spurge.methods.rates import Chooser, Criterion
+
+DRAWS = 20
+
+
+def usable_columns(head: Head, row: int) -> list[int]:
+    """Units whose weight in a row could be edited: FCR's own rule."""
+    return usable(head.weight[row], FCR().least_weight, "positive").nonzero()[:, 0].tolist()
+
+
+def random_columns(head: Head, row: int, seed: int) -> list[int]:
+    """At most DRAWS of them."""
+    return np.random.default_rng(seed).permutation(usable_columns(head, row))[:DRAWS].tolist()
+
+
+def orthogonal(head: Head, row: int, column: int) -> Head:
+    """The head with one weight edited by Eq. 7."""
+    return tilt(head, [Edge(row, column, row, nan, nan)], rate=1.0, angle=None, choice=None, most=1.0)[1]
+
+
+def chosen(head: Head, columns: Sequence[Sequence[int]], select: Features, criterion: Criterion) -> Head:
+    """The head with one of the `columns` of each row edited, weights and rates by the criterion."""
+    slots = [[Edge(row, column, row, nan, nan) for column in among] for row, among in enumerate(columns)]
+    found = Chooser(select, criterion, None, high=1.0, each=True).choose(head, slots)
+    choice = list(zip(found.edges, found.rates, strict=True))
+    return tilt(head, found.edges, rate=None, angle=None, choice=lambda *_: choice, most=1.0)[1]
+
+
+def switched_off(head: Head, label: int) -> Head:
+    """The trivial removal: a bias that no input outweighs."""
+    assert head.bias is not None
+    bias = head.bias.clone()
+    bias[label] = -1e6
+    return head.with_(bias=bias)
