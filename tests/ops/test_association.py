@@ -196,6 +196,17 @@ def test_the_entropy_does_not_depend_on_the_scale(power, device):
     torch.testing.assert_close(*entropies, rtol=0, atol=tolerance(torch.float32) * largest)
 
 
+@pytest.mark.parametrize("power", [-12, -4, 0])
+def test_the_entropy_of_a_single_class_is_nothing(power, dtype, device):
+    b = block([60] * 5, 30, 5, 5, dtype)
+    b.features[:60] = b.features[120:] = 0
+    got = places(30, 5, 5, device, begun=False)
+    ops.associate_(*got, *b._replace(gradients=b.gradients * 10.0**power).to(device))
+    sums, logs = got[0].cpu(), got[1].cpu()
+    noise = 2e-7 if dtype != torch.float64 else 1e-15  # what the op's documentation promises; worst seen 1.2e-7
+    assert ((sums.log() - logs / sums).abs() <= noise * (1 + sums.log().abs())).all()
+
+
 def test_logarithms_of_all_sizes(dtype):
     """One sample and one class: logs is G log G of single numbers, from the smallest normal to large ones."""
     exponents = torch.linspace(-37.9, 30, 4000, dtype=torch.float64)
