@@ -70,7 +70,8 @@ def mnist_parity(args: argparse.Namespace, results: Results) -> None:
         model = models.trained("conv2net", parts[0], **how)
         clock(f"seed {seed}: trained")
         train, held, test = (image_features(model, part, args.cache, args.device) for part in parts)
-        assert train.groups is not None and test.groups is not None  # digits
+        assert train.groups is not None  # digits
+        assert test.groups is not None
         digit_head = fit_head(train.values, train.groups, 10, l2=1e-3)  # M' of Algorithm 2
         known = judged(replace(test, labels=test.groups, head=digit_head, names=train.group_names)).average
         clock(f"seed {seed}: parity {judged(test).average:.1f} %, digits by M' {known:.1f} %")

@@ -41,7 +41,7 @@ class Scale(nn.Module):
         return f"size={self.size}, mode=bicubic"
 
 
-def conv2net(channels: int, side: int, outputs: int, *, features: int = 128) -> nn.Sequential:
+def conv2net(channels: int, side: int, outputs: int, *, features: int = 512) -> nn.Sequential:
     """Conv-2Net: two 3x3 convolutions with ReLU and pooling, one hidden layer of M ReLU features, dropout, the head."""
     return nn.Sequential(
         Scale([127.5] * channels, [64.0] * channels),
