@@ -293,6 +293,16 @@ def test_a_unit_of_one_class_meets_the_floor():
     torch.testing.assert_close(traced.ca[:, 0], want, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_rounding_is_no_entropy(size):
+    x, labels, weight, bias = (tensor.float() if tensor.is_floating_point() else tensor for tensor in case())
+    x = x.abs() * size
+    x[:, 0] *= labels == 1
+    found = association(x, labels, (weight / size, bias))
+    assert float(found.ca[:, 0].max()) == 0
+    assert float(found.ca[:, 1:].min()) > 0
+
+
 def test_entropies_count_only_classes_with_samples():
     x, labels, weight, bias = case(classes=4)
     few = labels < 2

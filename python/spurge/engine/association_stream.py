@@ -15,6 +15,7 @@ from spurge.engine.memory import parse_bytes
 BLOCK = 8 * 2**20  # bytes of a block's working arrays; larger ones were not faster
 _SOFTMAX_ROWS = 256  # rows whose probabilities stay in cache between the passes over them
 _LEAST_ROWS = 16
+_ROUNDING = {torch.float32: 4e-7, torch.float64: 1e-14}  # of H(G), beside 1 + |log S|: twice what the kernel may err
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,12 +272,19 @@ def _fold_positions(
 
 
 def gradient_entropy(sums: Sums, dtype: torch.dtype) -> Tensor:
-    """H(G) ``[R, M]`` of type ``dtype``: with S the sum of G and T that of G log G, ``log S - T / S``; 0 where S is."""
+    """H(G) ``[R, M]`` of type ``dtype``: with S the sum of G and T that of G log G, ``log S - T / S``; 0 where S is.
+
+    What could be rounding alone counts as 0: over the floor of H(A) it would make a large score of a unit that fires
+    for one class.
+    """
+    rounding = _ROUNDING[dtype]
     out = torch.empty(sums.sums.shape, dtype=dtype, device=sums.sums.device)
     step = max(1, BLOCK // 64 // max(1, out.shape[1]))
     for start in range(0, len(out), step):
         part = slice(start, start + step)
-        out[part] = _entropy(sums.sums[part], sums.logs[part])
+        entropy = _entropy(sums.sums[part], sums.logs[part])
+        noise = rounding * (1 + sums.sums[part].clamp_min(torch.finfo(torch.float64).tiny).log().abs())
+        out[part] = entropy.where(entropy > noise, 0.0)
     return out
 
 
