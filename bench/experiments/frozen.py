@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def image_features(model: nn.Module, images: Images, cache: Path | None, device:
         rows,
         cache=folder,
         device=device,
-        progress=False,
+        progress=sys.stderr.isatty(),
         names=images.names,
         group_names=images.group_names,
     )
