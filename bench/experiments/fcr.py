@@ -149,10 +149,12 @@ def _digit_tables(curves: Mapping[str, list[Tensor]], args: argparse.Namespace, 
         lines.append([method, *(f"{removed:.1f} / {retained:.1f}" for removed, retained, _ in shown)])
     print(f"{grid(lines)}\n", flush=True)
     if args.plot is not None:
-        for method, seeds in curves.items():
-            removed, retained, _ = torch.stack(seeds).mean(0).unbind(1)
-            lines_by_name = {"removed": (RATES, removed.tolist()), "retained": (RATES, retained.tolist())}
-            command.save(plots.rates(lines_by_name), args.plot, f"mnist-parity-{method.replace(' ', '-')}")
+        drawn = {
+            f"{method}, {name}": (RATES, torch.stack(curves[method])[:, :, part])
+            for method in SCORES
+            for part, name in enumerate(("removed", "retained"))
+        }
+        command.save(plots.rates(drawn, log=True), args.plot, "mnist-parity")
 
 
 # --------------------------------------------------------------------------------------------------- classes of images

@@ -25,7 +25,7 @@ class Table:
 
     Args:
         case: what is measured; the case of every row.
-        unit: of all numbers.
+        unit: of all numbers but rates, which have none.
     """
 
     def __init__(self, case: str, unit: str = "percent") -> None:
@@ -56,14 +56,15 @@ class Table:
                 note = f"{line.note}; seeds {', '.join(map(str, seeds[: len(values)]))}"
                 mean, spread = fmean(values), _spread(values)
                 row = (self.case, method, metric, mean)
-                results.add(*row, spread=spread, n=len(values), unit=self.unit, labels=line.labels, note=note)
+                unit = "" if metric.endswith("rate") else self.unit
+                results.add(*row, spread=spread, n=len(values), unit=unit, labels=line.labels, note=note)
 
     def show(self, metrics: Sequence[str] | None = None) -> None:
         """Prints the table; by default all metrics."""
         metrics = metrics or list(dict.fromkeys(metric for line in self.lines.values() for metric in line.values))
         lines = [[self.case, "labels", *(metric.replace("_", " ") for metric in metrics)]]
         for method, line in self.lines.items():
-            lines.append([method, line.labels, *(_cell(line.values.get(metric, ())) for metric in metrics)])
+            lines.append([method, line.labels, *(_cell(metric, line.values.get(metric, ())) for metric in metrics)])
         print(f"\n{grid(lines, left=2)}\n", flush=True)
 
 
@@ -71,8 +72,9 @@ def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(metric: str, values: Sequence[float]) -> str:
     if not values:
         return ""
+    digits = 3 if metric.endswith("rate") else 1
     spread = _spread(values)
-    return f"{fmean(values):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    return f"{fmean(values):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
