@@ -378,7 +378,7 @@ def test_what_is_refused(change, words):
     "change, words",
     [
         ({"features": torch.zeros(60, 7, dtype=torch.int64)}, "features: expected a floating tensor"),
-        ({"labels": torch.zeros(60)}, "labels: expected an int64 tensor"),
+        ({"labels": torch.zeros(60)}, "labels: expected a tensor of whole numbers"),
         ({"head": "fc"}, "head: expected a Head"),
     ],
 )

@@ -21,6 +21,7 @@ def checked_values(name: str, values: Any, width: int | None = None) -> Tensor:
     if values.dim() != 2 or not values.numel() or width not in (None, values.shape[1]):
         raise ValueError(f"{name}: expected shape [N, {width or 'M'}], got {tuple(values.shape)}")
     values = values.detach()
+    # A float64 sum of narrower finite numbers cannot overflow, and needs no mask as large as the values.
     for row in (~values.sum(1, dtype=torch.float64).isfinite()).nonzero()[:, 0].tolist():
         bad = (~values[row].isfinite()).nonzero()[:, 0]
         if len(bad):
@@ -46,8 +47,9 @@ def checked_labels(name: str, labels: Any, rows: int, below: int | None = None) 
     if labels.shape != (rows,) or not rows:
         raise ValueError(f"{name}: expected shape ({rows or 'N'},), got {tuple(labels.shape)}")
     labels = labels.detach().to(torch.int64)
-    for rule, wrong in ((f"below {below}", labels >= (below or 2**62)), ("from 0", labels < 0)):
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise ValueError(f"{name}: expected values {rule}, got {int(labels[row])} at row {row}")
+    wrong = labels < 0 if below is None else (labels < 0) | (labels >= below)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        rule = "from 0" if below is None or labels[row] < 0 else f"below {below}"
+        raise ValueError(f"{name}: expected values {rule}, got {int(labels[row])} at row {row}")
     return labels

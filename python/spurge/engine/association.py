@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spurge.engine.arrays import checked_labels
 from spurge.engine.association_stream import Job, activation_entropy, gradient_entropy, stream
 from spurge.engine.checks import integer
 from spurge.engine.features import Features
@@ -151,7 +152,8 @@ def association(
                 raise ValueError(f"logits: expected shape {(len(features), outputs)}, got {tuple(logits.shape)}")
     if not features.numel() or not outputs:
         raise ValueError(f"features: expected samples, units and outputs, got {tuple(features.shape)} to {outputs}")
-    labels = _labels(labels, features, outputs if layer is not None else None)
+    labels = checked_labels("labels", labels, len(features), outputs if layer is not None else None)
+    labels = labels.to(features.device)
     needed = int(labels.max()) + 1
     count = max(outputs if layer is not None else 0, needed) if classes is None else integer("classes", classes, 1)
     if count < needed:
@@ -219,21 +221,6 @@ def _layer(head: Any, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
         raise ValueError("head: cross-entropy needs at least 2 outputs, got 1; give the gradients of its own loss")
     bias = None if head.bias is None else head.bias.to(features.device, dtype)
     return head.weight.to(features.device, dtype), bias
-
-
-def _labels(labels: Any, features: Tensor, below: int | None) -> Tensor:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels: expected an int64 tensor, got {found}")
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"labels: expected shape ({len(features)},), got {tuple(labels.shape)}")
-    labels = labels.detach().to(features.device)
-    wrong = labels < 0 if below is None else (labels < 0) | (labels >= below)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        rule = "from 0" if below is None or labels[row] < 0 else f"below {below}"
-        raise ValueError(f"labels: expected values {rule}, got {int(labels[row])} at row {row}")
-    return labels
 
 
 def _rows(rows: Any, outputs: int) -> Tensor:

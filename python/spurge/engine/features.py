@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spurge.engine.arrays import checked_labels, checked_values
 from spurge.engine.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, write_tensors
 from spurge.engine.heads import Head
 from spurge.engine.records import check_names
@@ -45,15 +46,17 @@ class Features:
     def __post_init__(self) -> None:
         if not isinstance(self.head, Head):
             raise TypeError(f"head: expected a Head (see Head.of), got {type(self.head).__name__}")
-        values = _values(self.values, self.head.width)
+        values = checked_values("values", self.values, self.head.width)
         names = check_names(self.names or _numbers(self.head.outputs))
         if len(names) != self.head.outputs:
             raise ValueError(f"names: expected {self.head.outputs}, one for each output, got {len(names)}")
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "labels", _indices("labels", self.labels, len(values), len(names)).to(values.device))
+        object.__setattr__(
+            self, "labels", checked_labels("labels", self.labels, len(values), len(names)).to(values.device)
+        )
         object.__setattr__(self, "names", names)
         if self.groups is not None:
-            groups = _indices("groups", self.groups, len(values), len(self.group_names) or None).to(values.device)
+            groups = checked_labels("groups", self.groups, len(values), len(self.group_names) or None).to(values.device)
             object.__setattr__(self, "groups", groups)
             group_names = check_names(self.group_names or _numbers(int(groups.max()) + 1))
             object.__setattr__(self, "group_names", group_names)
@@ -97,7 +100,7 @@ class Features:
             index = index.nonzero()[:, 0]
         if not index.numel():
             raise ValueError("index: need at least 1 row, got 0")
-        index = _indices("index", index, index.numel(), len(self))
+        index = checked_labels("index", index, index.numel(), len(self))
         groups = None if self.groups is None else self.groups[index]
         return replace(self, values=self.values[index], labels=self.labels[index], groups=groups)
 
@@ -206,37 +209,6 @@ class Features:
         groups = "" if self.groups is None else f", groups {_sizes(self.group_names, self.group_counts())}"
         accuracy = 100 * float(self.right().double().mean())
         return f"Features({len(self)} x {self.head.width}, classes {classes}{groups}, accuracy {accuracy:.1f} %)"
-
-
-def _values(values: Any, width: int) -> Tensor:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values: expected a floating tensor, got {found}")
-    if values.dim() != 2 or values.shape[1] != width or not len(values):
-        raise ValueError(f"values: expected shape [N, {width}] as the head reads, got {tuple(values.shape)}")
-    values = values.detach()
-    # A float64 sum of narrower finite numbers cannot overflow, and needs no mask as large as the features.
-    for row in (~values.sum(1, dtype=torch.float64).isfinite()).nonzero()[:, 0].tolist():
-        bad = (~values[row].isfinite()).nonzero()[:, 0]
-        if len(bad):
-            raise ValueError(f"values: expected finite numbers, got {values[row, bad[0]]} at row {row}")
-    return values
-
-
-def _indices(name: str, value: Any, rows: int, below: int | None) -> Tensor:
-    """``value`` as int64 ``[rows]`` from 0, below ``below`` where given."""
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name}: expected a tensor of whole numbers, got {found}")
-    if value.shape != (rows,):
-        raise ValueError(f"{name}: expected shape ({rows},), got {tuple(value.shape)}")
-    value = value.detach().to(torch.int64)
-    wrong = value < 0 if below is None else (value < 0) | (value >= below)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        rule = "from 0" if below is None or value[row] < 0 else f"below {below}"
-        raise ValueError(f"{name}: expected values {rule}, got {int(value[row])} at row {row}")
-    return value
 
 
 def _numbers(count: int) -> tuple[str, ...]:

@@ -151,8 +151,8 @@ def associate_(
 
     Multiplies and adds short sums in float32 (float64 for float64), adds those up in float64. On the CPU bitwise the
     same for any number of threads, but not on every instruction set: here a fused multiply-add is worth its other last
-    bits. On a GPU the same from run to run. Products below 1.2e-38 may count as 0. From float32 sums the entropy is good
-    to about ``2e-7 * (1 + abs(log(sums)))``, however small it is. Not differentiable.
+    bits. On a GPU the same from run to run. Products below 1.2e-38 may count as 0. From float32 sums the entropy is
+    good to about ``2e-7 * (1 + abs(log(sums)))``, however small it is. Not differentiable.
 
     Args:
         sums, logs: float64 ``[O, M]``, changed; begin with zeros. ``logs`` takes 0 log 0 for 0.
