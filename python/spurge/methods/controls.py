@@ -84,7 +84,7 @@ def dfr(
     strengths: Sequence[float] = STRENGTHS,
     tunings: int = 1,
     retrains: int = 20,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     seed: int = 0,
     progress: bool = False,
 ) -> Head:
