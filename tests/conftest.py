@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy
 import pytest
 import torch
@@ -19,6 +21,13 @@ def pytest_report_header() -> list[str]:
         f"spurge {config['version']} ({config['compiler']}, {config['isa_selected']}, CUDA {config['cuda']}), {cuda}",
         f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {numpy.__version__}",
     ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """Ctrl-C raises also where the shell that started the tests ignores it, as it does for jobs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if CUDA else ["cpu"])
