@@ -259,6 +259,7 @@ def test_batches_and_samples_keep_the_rows(rows: list[tuple[str, int]], seed: in
     shuffled = examples.sample(len(examples), seed)
     assert sorted(shuffled, key=hash) == sorted(examples, key=hash)
     assert shuffled == examples.sample(len(examples), seed)
+    assert examples.subset(examples.draw(1, seed)) == examples.sample(1, seed)
     assert examples[0] == examples.subset([0])[0]
     assert examples.labels == shuffled.labels
     assert (shuffled.fingerprint() == examples.fingerprint()) == (list(shuffled) == list(examples))

@@ -33,6 +33,7 @@ from spurge.methods.located import Located
 from spurge.methods.macu import MacU
 from spurge.methods.proximity import Proximity
 from spurge.methods.search import Climb
+from spurge.methods.weighed import Weighed
 
 QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}
 SWARM = Swarm(particles=4, iterations=3)
@@ -143,7 +144,7 @@ def test_the_certificate_is_an_exact_ablation(located: Located) -> None:
     """Proximity is read again with a neuron switched off by an edit, in the certificate's own terms."""
     model, few = planted.model(), planted.train().sample(48, 0).sample(8, 0)
     macu = MacU(**QUICK)
-    ask = macu._questions(model, tiny_tokenizer(), planted.train(), planted.GOLDEN, few)[0][0]()
+    ask = macu._questions(model, tiny_tokenizer(), planted.train(), planted.GOLDEN, Weighed.of(few))[0][0]()
     cascade = Cascade(model, attention=True)
     record = located.certificate["neurons"][0]
     ref = next(ref for ref in located.causal.top(4) | located.spurious.top(4) if str(ref) == record["neuron"])
@@ -218,7 +219,7 @@ def test_other_token_scores(kind: str, located: Located) -> None:
     macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
     found = macu.locate(model, tiny_tokenizer(), planted.train(), planted.GOLDEN)
     assert any(vector.any() for vector in found.spurious.values.values())
-    ask = macu._questions(model, tiny_tokenizer(), planted.train(), planted.GOLDEN, few)[0][0]()
+    ask = macu._questions(model, tiny_tokenizer(), planted.train(), planted.GOLDEN, Weighed.of(few))[0][0]()
     one = NeuronSet({next(iter(located.causal.widths)): [0]})
     got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
     vocabulary = Vocabulary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -106,21 +105,10 @@ class Examples(Sequence[Example]):
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ValueError(f"limit: need at least 1 row, got {limit!r}")
         columns = {"text": text, "label": label, "pair": pair, "group": group}
-        found: list[tuple[int, Example | dict[str, Any]]] = []  # an Example's label needs no reading
-        splits: set[str] = set()
-        for number, row in enumerate(records.rows(source, split), 1):
-            if split is not None and not records.is_dataset_dict(source):
-                value = str(records.column(row, "split", number))
-                splits.add(value)
-                if value != split:
-                    continue
-            found.append((number, row if isinstance(row, Example) else records.fields(row, columns, number)))
-            if len(found) == limit:
-                break
-        if not found:
-            name = source if isinstance(source, (str, os.PathLike)) else "source"
-            seen = f" with split {split!r}, the splits are {sorted(splits)}" if splits else ""
-            raise ValueError(f"{name}: no rows{seen}")
+        found: list[tuple[int, Example | dict[str, Any]]] = [  # an Example's label needs no reading
+            (number, row if isinstance(row, Example) else records.fields(row, columns, number))
+            for number, row in records.chosen(source, split, limit)
+        ]
         values = [
             row.label if isinstance(row, Example) else records.label(row["label"], number) for number, row in found
         ]
@@ -199,9 +187,18 @@ class Examples(Sequence[Example]):
         Raises:
             ValueError: ``n`` below 1 or above the number of rows.
         """
+        return self.subset(self.draw(n, seed))
+
+    def draw(self, n: int, seed: int = 0) -> list[int]:
+        """Numbers of the rows that :meth:`sample` takes, in its order: for what else is known of them.
+
+        Raises:
+            ValueError: ``n`` below 1 or above the number of rows.
+        """
         if not 1 <= n <= len(self):
             raise ValueError(f"n: must lie in 1 to {len(self)}, got {n}")
-        return self.subset(np.random.default_rng(seed).permutation(len(self))[:n])
+        drawn: list[int] = np.random.default_rng(seed).permutation(len(self))[:n].tolist()
+        return drawn
 
     def batches(self, size: int) -> Iterator[Examples]:
         """Consecutive runs of ``size`` rows; the last may be shorter.

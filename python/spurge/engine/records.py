@@ -115,6 +115,33 @@ def rows(source: Any, split: str | None) -> Iterator[Any]:
         raise TypeError(f"source: expected {kinds}, got {type(source).__name__}")
 
 
+def chosen(source: Any, split: str | None, limit: int | None) -> Iterator[tuple[int, Any]]:
+    """Rows of one split, at most ``limit`` of them, each with its number in the source, from 1.
+
+    Args:
+        split: keep the rows whose column ``split`` has this value; of a ``DatasetDict``, this member.
+
+    Raises:
+        ValueError: a row without the column ``split``, or no rows.
+    """
+    splits: set[str] = set()
+    count = 0
+    for number, row in enumerate(rows(source, split), 1):
+        if split is not None and not is_dataset_dict(source):
+            value = str(column(row, "split", number))
+            splits.add(value)
+            if value != split:
+                continue
+        yield number, row
+        count += 1
+        if count == limit:
+            return
+    if not count:
+        name = source if isinstance(source, (str, os.PathLike)) else "source"
+        seen = f" with split {split!r}, the splits are {sorted(splits)}" if splits else ""
+        raise ValueError(f"{name}: no rows{seen}")
+
+
 def is_missing(value: Any) -> bool:
     """True for None, NaN, and the marks that pandas has for both."""
     if value is None or (isinstance(value, (float, np.floating)) and value != value):

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spurge.engine.cascade import Cascade
 from spurge.engine.data import Examples
@@ -31,6 +31,7 @@ from spurge.methods.proximity import proximity_jobs
 from spurge.methods.questions import Ask, counterfactual_questions, proximity_questions
 from spurge.methods.search import Climb, Found, swarm_search
 from spurge.methods.settings import LOCATING, Settings
+from spurge.methods.weighed import Weighed
 
 
 class MacU(Settings):
@@ -59,7 +60,14 @@ class MacU(Settings):
         return cls(**{**settings, "texts": 128, "climb": Climb(seed=changes.get("seed", 0)), **changes})
 
     def locate(
-        self, model: nn.Module, tokenizer: Any, train: Any, golden: GoldenTokens, *, resume: PathLike | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        golden: GoldenTokens,
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        resume: PathLike | None = None,
     ) -> Located:
         r"""Score every neuron and select those that carry causal and spurious correlations (section 3.1).
 
@@ -69,20 +77,29 @@ class MacU(Settings):
         unedited model predicts; with ``objective="counterfactual"``, agreement with the wanted answers on kept texts
         (causal) and disagreement with them on swapped and neutral texts (spurious).
 
+        Scores, completeness and certificate sum :math:`w_b F_b` over the texts b; with ``weights`` None, w = 1. A text
+        made from another takes its weight. In the choice of neurons (``share``) every batch has one vote, whatever its
+        texts weigh; phrases that go with a label are looked for without weights.
+
         Args:
             model: a ``transformers`` classifier; comes back as it was.
             tokenizer: its fast tokenizer.
             train: `Examples`, or whatever `Examples.load` takes.
             golden: golden words of the labels of ``train``.
+            weights: how much each text of ``train`` counts, ``[N]``, at least 0. Only their ratios matter: those of the
+                texts used are scaled to mean 1. A text of weight 0 is left out before anything is drawn or counted.
             resume: a folder for finished batches; a second call with the same arguments goes on where the first
                 stopped.
 
         Raises:
-            ValueError: labels that do not fit, a text without an answer, ``resume`` of another job.
+            TypeError: weights that are no numbers.
+            ValueError: labels that do not fit, a text without an answer, ``resume`` of another job, weights of another
+                length, negative, not finite or all 0.
         """
         train, golden = _matched(model, train, golden)
         sites = find_sites(model)
-        chosen = self._sample(train, self.texts)
+        counting = Weighed.of(train, weights)
+        chosen = counting.sample(self.texts, self.seed)
         cascade = Cascade(
             model,
             path=self.path,
@@ -92,21 +109,24 @@ class MacU(Settings):
             attention=self.objective == "proximity",
         )
         with frozen(model):
-            questions, facts = self._questions(model, tokenizer, train, golden, chosen)
+            questions, facts = self._questions(model, tokenizer, counting.examples, golden, chosen)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
         prints = {site.name: fingerprint(site.weight()) for site in sites}
-        mark = fingerprint(canonical_json([job, train.fingerprint(), golden.fingerprint(), prints]))
+        weighing = _weighing(train, counting, chosen)
+        parts = [job, train.fingerprint(), golden.fingerprint(), prints]
+        mark = fingerprint(canonical_json(parts if weighing is None else [*parts, weighing["fingerprint"]]))
         blocks = screening.screen(cascade, questions, resume=resume, fingerprint=mark, progress=self.progress)
         info = {
             "method": "MacU",
             "objective": self.objective,
             "settings": job,
             "data": train.fingerprint(),
+            "weights": weighing,
             "golden": golden.fingerprint(),
             "model": prints,
             "texts": len(chosen),
             "batches": len(blocks),
-            "labels": "none" if self.objective == "proximity" else "class",
+            "labels": "class" if self.objective == "counterfactual" else "none" if weighing is None else None,
             "seed": self.seed,
             **facts,
         }
@@ -116,9 +136,9 @@ class MacU(Settings):
         certificate: dict[str, Any] = {}
         if self.certify:
             short = scores["causal"].top(self.certify) | scores["spurious"].top(self.certify)
-            few = self._sample(chosen, self.certify_texts)
+            few = chosen.sample(self.certify_texts, self.seed)
             with frozen(model):
-                asked, _ = self._questions(model, tokenizer, train, golden, few)
+                asked, _ = self._questions(model, tokenizer, counting.examples, golden, few)
             certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
@@ -178,9 +198,6 @@ class MacU(Settings):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _sample(self, examples: Examples, count: int | None) -> Examples:
-        return examples if count is None or count >= len(examples) else examples.sample(count, self.seed)
-
     def _select(self, batches: Sequence[NeuronScores], whole: NeuronScores) -> NeuronSet:
         """Neurons that enough batches select; of too many, those of highest score."""
         often = frequent([scores.select(self.fraction, sign=self.sign) for scores in batches], self.share)
@@ -215,7 +232,7 @@ class MacU(Settings):
         resume: PathLike | None,
     ) -> Found:
         proximity = self.objective == "proximity"
-        chosen = self._sample(train, self.edit_texts)
+        chosen = Weighed.of(train).sample(self.edit_texts, self.seed).examples
         with frozen(model):
             if self.search == "pso":
                 jobs = self._jobs(model, tokenizer, train, golden, chosen)
@@ -248,7 +265,7 @@ class MacU(Settings):
             return self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=self.progress)
 
     def _questions(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Weighed
     ) -> tuple[list[Ask], dict[str, Any]]:
         """What to ask of each batch of ``chosen``, and what there is to say about how that came about."""
         size = self._size(model)
@@ -265,9 +282,9 @@ class MacU(Settings):
                 sharpness=self.sharpness,
                 **size,
             ), {}
-        made = self._counterfactuals(model, tokenizer, train, golden, chosen)
+        made = self._counterfactuals(model, tokenizer, train, golden, chosen.examples)
         phrases = [asdict(phrase) | {"label": golden.labels[phrase.label]} for phrase in made.phrases]
-        questions = counterfactual_questions(made, tokenizer, weights=self.weights, **size)
+        questions = counterfactual_questions(made, tokenizer, weights=self.weights, sources=chosen.weights, **size)
         return questions, {"counterfactual": made.counts(), "phrases": phrases}
 
     def _jobs(
@@ -303,6 +320,17 @@ class MacU(Settings):
     def _size(self, model: nn.Module) -> dict[str, Any]:
         device = next(model.parameters()).device
         return {"batch_size": self.batch_size, "max_length": self.max_length, "device": device}
+
+
+def _weighing(train: Examples, counting: Weighed, chosen: Weighed) -> dict[str, Any] | None:
+    """What there is to say about the weights; None where all texts count alike."""
+    if len(counting) == len(train) and counting.even:
+        return None
+    return {
+        "fingerprint": counting.fingerprint(),
+        "left_out": len(train) - len(counting),
+        "effective_texts": chosen.effective,
+    }
 
 
 def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:

@@ -111,9 +111,15 @@ class CounterfactualSet:
         batch_size: int,
         device: torch.device | str,
         weights: Weights | None = None,
+        sources: Tensor | None = None,
         max_length: int | None = None,
     ) -> list[Job]:
-        """Jobs of rows of similar length, so that little is padded, each with rows of all kinds."""
+        """Jobs of rows of similar length, so that little is padded, each with rows of all kinds.
+
+        Args:
+            weights: how much a row of each kind counts.
+            sources: how much each of the texts that rows were made from counts, by `Row.source`; None: all alike.
+        """
         order: list[int] = []
         pool = (
             _POOL * batch_size
@@ -122,7 +128,7 @@ class CounterfactualSet:
         for start in range(0, len(shuffled), pool):
             order += sorted(shuffled[start : start + pool], key=lambda i: (_length(self.rows[i].example), i))
         return [
-            self._job(tokenizer, order[start : start + batch_size], device, weights or Weights(), max_length)
+            self._job(tokenizer, order[start : start + batch_size], device, weights or Weights(), sources, max_length)
             for start in range(0, len(order), batch_size)
         ]
 
@@ -132,16 +138,18 @@ class CounterfactualSet:
         indices: Sequence[int],
         device: torch.device | str,
         weights: Weights,
+        sources: Tensor | None,
         max_length: int | None,
     ) -> Job:
         rows = [self.rows[i] for i in indices]
         inputs = encode(tokenizer, [row.example for row in rows], max_length=max_length, device=device)
         labels = [row.example.label if row.kind == "kept" else -1 for row in rows]
+        counts = [getattr(weights, row.kind) * (1.0 if sources is None else float(sources[row.source])) for row in rows]
         return Job(
             dict(inputs),
             Likelihood(self.wanted[torch.tensor(indices)].to(device)),
             torch.tensor(labels, device=device),
-            torch.tensor([getattr(weights, row.kind) for row in rows], device=device),
+            torch.tensor(counts, dtype=torch.float32, device=device),
         )
 
 

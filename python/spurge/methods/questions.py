@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.cascade import Rows
-from spurge.engine.data import Examples, encode
+from spurge.engine.data import encode
 from spurge.engine.probes import Score
 from spurge.engine.words import Vocabulary, split_units
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.objectives import CounterfactualSet, Job, Weights
 from spurge.methods.proximity import Form, Proximity, attention_scale
 from spurge.methods.screening import Question
+from spurge.methods.weighed import Weighed
 
 Ask = Callable[[], Question]
 
@@ -23,7 +24,7 @@ Ask = Callable[[], Question]
 def proximity_questions(
     model: nn.Module,
     tokenizer: Any,
-    examples: Examples,
+    texts: Weighed,
     golden: GoldenTokens,
     *,
     form: Form,
@@ -35,14 +36,14 @@ def proximity_questions(
     device: torch.device,
     max_length: int | None = None,
 ) -> list[Ask]:
-    """MacU Eq. 5 and 6: proximity to the causal and to the spurious sets, each summed over the texts.
+    """MacU Eq. 5 and 6: proximity to the causal and to the spurious sets, each a weighted sum over the texts.
 
     Both forms of proximity are certified, whichever is integrated.
     """
     settings: dict[str, Any] = {"top_k": top_k, "merge": merge, "sharpness": sharpness}
 
-    def question(batch: Examples) -> Question:
-        vocabulary = Vocabulary()
+    def question(part: Weighed) -> Question:
+        vocabulary, batch = Vocabulary(), part.examples
         inputs = encode(tokenizer, batch, max_length=max_length, device=device)
         units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
         bitmap = golden.bitmap(vocabulary).to(device)
@@ -56,13 +57,13 @@ def proximity_questions(
         return Question(
             inputs=dict(inputs),
             target=hard if form == "hard" else soft,
-            mix=_each(2, len(batch), device),
+            mix=_each(2, part.weights, device),
             exact=both,
-            exact_mix=_each(4, len(batch), device),
+            exact_mix=_each(4, part.weights, device),
             names=("causal soft", "spurious soft", "causal hard", "spurious hard"),
         )
 
-    return [lambda b=batch: question(b) for batch in examples.batches(batch_size)]  # type: ignore[misc]
+    return [lambda p=part: question(p) for part in texts.batches(batch_size)]  # type: ignore[misc]
 
 
 def counterfactual_questions(
@@ -70,13 +71,15 @@ def counterfactual_questions(
     tokenizer: Any,
     *,
     weights: Weights,
+    sources: Tensor,
     batch_size: int,
     device: torch.device,
     max_length: int | None = None,
 ) -> list[Ask]:
     """Agreement with the wanted answers: on kept texts causal, on swapped and neutral texts, negated, spurious.
 
-    A neuron with a high spurious score pulls changed texts away from the answer that their causal words give.
+    A neuron with a high spurious score pulls changed texts away from the answer that their causal words give. A row
+    counts as much as its kind, ``weights``, times the text it was made from, ``sources``.
     """
 
     def question(job: Job) -> Question:
@@ -91,10 +94,12 @@ def counterfactual_questions(
             names=("causal", "spurious"),
         )
 
-    jobs = made.jobs(tokenizer, batch_size=batch_size, device=device, weights=weights, max_length=max_length)
+    jobs = made.jobs(
+        tokenizer, batch_size=batch_size, device=device, weights=weights, sources=sources, max_length=max_length
+    )
     return [lambda j=job: question(j) for job in jobs]  # type: ignore[misc]
 
 
-def _each(targets: int, examples: int, device: torch.device) -> Tensor:
-    """``[Q, B, Q]``: target q of every text belongs to score q."""
-    return torch.eye(targets, device=device)[:, None].expand(targets, examples, targets)
+def _each(targets: int, weights: Tensor, device: torch.device) -> Tensor:
+    """``[Q, B, Q]``: target q of text b belongs to score q, as much as the text counts."""
+    return torch.eye(targets, device=device)[:, None] * weights.to(device, torch.float32)[:, None]

@@ -28,7 +28,7 @@ class Question:
     Attributes:
         inputs: what the model is called with, tensors ``[B, T]``.
         target: rows -> ``[R, Q]``, what is integrated.
-        mix: ``[Q, B, 2]``: share of target q of text b in the causal and the spurious score.
+        mix: ``[Q, B, 2]``: share of target q of text b in the causal and the spurious score, times the text's weight.
         exact: target of the certificate, rows -> ``[R, Q']``; ``names`` has one name for each.
         exact_mix: ``[Q', B, Q']``.
     """
@@ -134,7 +134,10 @@ def total(blocks: Sequence[Block], side: str, info: Mapping[str, Any]) -> Neuron
 
 
 def completeness(blocks: Sequence[Block]) -> dict[str, dict[str, float]]:
-    """By site and side: ``effect`` F(1) - F(0) over all texts, ``gap`` the share of its moves that the scores miss."""
+    """By site and side: ``effect`` F(1) - F(0) over all texts, ``gap`` the share of its moves that the scores miss.
+
+    Sums over the texts are weighted as the scores are.
+    """
     out: dict[str, dict[str, float]] = {}
     for key in blocks[0].completeness:
         summed = {name: sum(block.completeness[key][name] for block in blocks) for name in blocks[0].completeness[key]}
@@ -151,7 +154,8 @@ def certify(
 ) -> dict[str, Any]:
     """Exact effect of switching off each of ``neurons``, F(1) - F(unit off), a mean over the texts, beside its scores.
 
-    MacU Eq. 5 along the path of that unit alone, for the hard, set-valued proximity too.
+    The mean is weighted as the scores are. MacU Eq. 5 along the path of that unit alone, for the hard, set-valued
+    proximity too.
 
     Returns:
         ``{"neurons": [{"neuron", "<side> score", "<name> exact", ...}], "texts", "agreement": {name: Spearman's rank
