@@ -38,6 +38,7 @@ py::dict build_config() {
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Framework-free kernels. Use spurge.ops instead of this module.";
   spurge::bind_association(m);
+  spurge::bind_balance(m);
   spurge::bind_gate(m);
   spurge::bind_ig(m);
   spurge::bind_median(m);

@@ -6,6 +6,7 @@ namespace spurge {
 namespace py = pybind11;
 
 void bind_association(py::module_& m);
+void bind_balance(py::module_& m);
 void bind_gate(py::module_& m);
 void bind_ig(py::module_& m);
 void bind_median(py::module_& m);

@@ -26,6 +26,58 @@ def associate(
     stream: int | None = None,
 ) -> None: ...
 
+# balance
+def balance_sweep(
+    scores: Any,
+    mean: Any,
+    value: Any,
+    workspace: Any,
+    covariates: Any,
+    base: Any,
+    dual: Any,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+def balance_batch(
+    dual: Any,
+    means: Any,
+    report: Any,
+    status: Any,
+    workspace: Any,
+    covariates: Any,
+    base: Any,
+    targets: Any,
+    outcomes: Any,
+    start: Any,
+    tolerance: float,
+    steps: int,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+def balance_strata(
+    dual: Any,
+    averages: Any,
+    report: Any,
+    status: Any,
+    workspace: Any,
+    values: Any,
+    starts: Any,
+    base: Any,
+    masses: Any,
+    means: Any,
+    squares: Any | None,
+    outcomes: Any,
+    start: Any,
+    interact: bool,
+    tolerance: float,
+    steps: int,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+def balance_sweep_workspace(rows: int, columns: int) -> int: ...
+def balance_batch_workspace(problems: int, rows: int, columns: int) -> int: ...
+def balance_strata_workspace(units: int, rows: int, strata: int) -> int: ...
+
 # gate
 def open_rows(out: Any, x: Any, u: Any, alphas: list[float], threads: int = 1, stream: int | None = None) -> None: ...
 def gate_columns(z: Any, columns: Any, gates: Any, threads: int = 1, stream: int | None = None) -> None: ...

@@ -3,13 +3,13 @@
 The same names as in :mod:`spurge.ops`; in-place ops (trailing underscore there) return a new tensor here.
 Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
 D dimensions, U units, G golden sets, Y labels. Of a last layer: N samples, M features, O outputs, C classes,
-E edited outputs, S segments of samples.
+E edited outputs, S segments of samples. Of balancing: N rows, K covariates, P problems, S strata, U units, V outcomes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,6 +57,228 @@ def associate(
         elif target == -1 and c < len(picked):
             picked[c] = total[c]
     return sums, logs, carry, picked, activations
+
+
+# ---- balance -------------------------------------------------------------------------------------
+
+
+def balance_sweep(covariates: Tensor, base: Tensor, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """covariates ``[N, K]``, base ``[N]``, dual ``[K]`` -> scores ``[N]``, mean ``[K]``, value ``[2]``.
+
+    ``z = covariates @ dual``, the mean under weights ``base * exp(z)``, and (log of their sum, max z where base > 0).
+    """
+    c = covariates.double()
+    z = c @ dual
+    if bool(z.isnan().any() | c.isnan().any() | base.isnan().any()):
+        return z, torch.full_like(dual, torch.nan), z.new_full((2,), torch.nan)
+    inside = base > 0
+    if not bool(inside.any()):
+        return z, torch.full_like(dual, torch.nan), z.new_full((2,), -torch.inf)
+    top = z[inside].max()
+    w = base[inside] * (z[inside] - top).exp()
+    return z, w @ c[inside] / w.sum(), torch.stack([top + w.sum().log(), top])
+
+
+_CONVERGED, _INFEASIBLE, _UNFINISHED, _NOT_FINITE = range(4)
+_REACH = 4.0  # of a step: the square root of its Newton decrement
+_RIDGE = 1e-12  # of the direction only, beside the mean of the Hessian's diagonal
+_CONSTANT = 1e-13  # a standard deviation below this share of the largest value is rounding
+_EQUAL = 1e-10  # of two constants
+
+
+def _newton(
+    y: Tensor,
+    base: Tensor,
+    group: Tensor,
+    masses: Tensor,
+    start: Tensor,
+    worst: Callable[[Tensor], float],
+    tolerance: float,
+    steps: int,
+) -> tuple[Tensor, Tensor, float, int, int]:
+    """Minimises ``sum of masses * logsumexp of y @ x + log base in each group`` over x.
+
+    Centred covariates y ``[n, K]`` of rows with base > 0: where a minimum is, ``weights @ y`` is 0.
+    Returns x, the weights, the value, the steps taken and the status.
+    """
+
+    def at(x: Tensor) -> tuple[float, float, Tensor]:
+        z = y @ x
+        top = z.new_full((len(masses),), -torch.inf).scatter_reduce(0, group, z, "amax")
+        e = base * (z - top[group]).exp()
+        sums = torch.zeros_like(masses).index_add(0, group, e)
+        return float(masses @ (top + sums.log())), float(masses @ top), (masses / sums)[group] * e
+
+    x, taken = start, 0
+    value, top, w = at(x)
+    while True:
+        if top < -1e-12 * float(y.abs().amax(0) @ x.abs()):
+            return x, w, value, taken, _INFEASIBLE
+        if worst(w) <= tolerance:
+            return x, w, value, taken, _CONVERGED
+        if taken == steps:
+            return x, w, value, taken, _UNFINISHED
+        gradient = w @ y
+        means = y.new_zeros(len(masses), y.shape[1]).index_add(0, group, (w / masses[group])[:, None] * y)
+        apart = y - means[group]
+        hessian = (w[:, None] * apart).t() @ apart
+        ridge = _RIDGE * float(hessian.trace()) / len(x) + 1e-20
+        direction = -torch.linalg.solve(hessian + ridge * torch.eye(len(x), dtype=y.dtype, device=y.device), gradient)
+        slope = float(gradient @ direction)
+        t = min(1.0, _REACH / max(-slope, 1e-300) ** 0.5)
+        for _ in range(40):
+            trial = at(x + t * direction)
+            if trial[0] <= value + 1e-4 * t * slope + 1e-13 * (1 + abs(value)):
+                break
+            t *= min(0.5, max(0.1, -slope * t / (2 * (trial[0] - value - t * slope))))
+        x = x + t * direction
+        value, top, w = trial
+        taken += 1
+
+
+def _kish(w: Tensor) -> float:
+    return float(w.sum() ** 2 / (w @ w))
+
+
+def balance_batch(
+    covariates: Tensor,
+    base: Tensor,
+    targets: Tensor,
+    outcomes: Tensor,
+    start: Tensor,
+    tolerance: float = 1e-8,
+    steps: int = 100,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """covariates ``[P, N, K]``, base ``[N]`` or ``[P, N]``, targets and start ``[P, K]``, outcomes ``[N, V]``.
+
+    -> dual ``[P, K]``, means ``[P, V]``, report ``[P, 4]`` and status ``[P]`` as in :func:`spurge.ops.balance_batch`.
+    """
+    problems = covariates.shape[0]
+    dual = torch.full_like(targets, torch.nan)
+    means = targets.new_full((problems, outcomes.shape[1]), torch.nan)
+    report = targets.new_full((problems, 4), torch.nan)
+    status = torch.full((problems,), _INFEASIBLE, dtype=torch.int32, device=targets.device)
+    for p in range(problems):
+        b = base if base.dim() == 1 else base[p]
+        rows, report[p, 3] = b != 0, 0
+        c, b, t = covariates[p, rows].double(), b[rows], targets[p]
+        if not all(bool(x.isfinite().all()) for x in (c, b, t, start[p])):
+            status[p] = _NOT_FINITE
+            continue
+        if len(b) == 0:
+            continue
+        y, share = c - t, b / b.sum()
+        middle = share @ y
+        deviation = (share @ (y - middle) ** 2).sqrt()
+        varies = deviation > _CONSTANT * c.abs().amax(0)
+        if bool((~varies & (middle.abs() > _EQUAL * torch.maximum(c.abs().amax(0), t.abs()))).any()):
+            continue
+        y = (y / deviation)[:, varies]
+
+        def worst(w: Tensor, y: Tensor = y) -> float:
+            return float(torch.cat([w @ y, w.new_zeros(1)]).abs().max())
+
+        group = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+        begin = (start[p] * deviation)[varies]
+        x, w, value, taken, state = _newton(y, b, group, b.new_ones(1), begin, worst, tolerance, steps)
+        status[p], report[p, 3] = state, taken
+        if state == _INFEASIBLE:
+            continue
+        dual[p] = 0
+        dual[p, varies] = x / deviation[varies]
+        means[p] = w @ outcomes[rows]
+        report[p, :3] = report.new_tensor([worst(w), _kish(w), value])
+    return dual, means, report, status
+
+
+def balance_strata(
+    values: Tensor,
+    starts: Tensor,
+    base: Tensor,
+    masses: Tensor,
+    means: Tensor,
+    squares: Tensor | None,
+    outcomes: Tensor,
+    start: Tensor,
+    interact: bool = True,
+    tolerance: float = 1e-8,
+    steps: int = 100,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """values ``[U, N]``, starts ``[S + 1]``, base ``[N]``, masses ``[S]``, means ``[U, S]``, squares ``[U]``.
+
+    outcomes ``[N, V]``, start ``[U, S + 1]`` -> dual ``[U, S + 1]``, averages ``[U, V]``, report ``[U, 4]`` and status
+    ``[U]`` as in :func:`spurge.ops.balance_strata`.
+    """
+    units, strata = means.shape
+    dual = torch.full_like(start, torch.nan)
+    averages = means.new_full((units, outcomes.shape[1]), torch.nan)
+    report = means.new_full((units, 4), torch.nan)
+    status = torch.full((units,), _INFEASIBLE, dtype=torch.int32, device=means.device)
+    wanted = masses > 0
+    stratum = torch.repeat_interleave(torch.arange(strata, device=masses.device), starts.diff())
+    rows = (base != 0) & wanted[stratum]
+    here = stratum[rows]
+    present = torch.zeros_like(wanted).index_fill(0, here, True)
+    report[:, 3] = 0
+    for u in range(units):
+        v, b, m = values[u, rows].double(), base[rows], means[u].where(wanted, 0.0)
+        q = means.new_zeros(()) if squares is None else squares[u]
+        if not all(bool(x.isfinite().all()) for x in (v, b, masses, m, q, start[u])):
+            status[u] = _NOT_FINITE
+            continue
+        if not bool((present | ~wanted).all()) or len(b) == 0:
+            continue
+        if not interact:
+            m = (masses @ m).expand(strata)
+        share = b / b.sum()
+        middle = share @ v
+        deviation = (share @ (v - middle) ** 2).sqrt()
+        largest = v.abs().max()
+        flat = bool(deviation <= _CONSTANT * largest)
+        deviation = v.new_ones(()) if flat else deviation
+        x = (v - m[here]) / deviation
+        constant, off = torch.zeros_like(wanted), torch.zeros_like(m)
+        for j in wanted.nonzero().flatten().tolist():
+            inside = here == j
+            constant[j] = flat or (interact and bool(v[inside].max() - v[inside].min() <= _CONSTANT * largest))
+            off[j] = (v[inside] - m[j]).abs().max()
+        if bool((constant & (off > _EQUAL * torch.maximum(largest, m.abs()))).any()):
+            continue
+        kept = (wanted & ~constant).nonzero().flatten()
+        y = (here[:, None] == kept) * x[:, None]
+        if not interact:
+            kept, y = kept[:1], y.sum(1, keepdim=True)[:, : len(kept)]
+        spread, bent = v.new_zeros(()), False
+        if squares is not None:
+            spread = (share @ (v**2 - share @ v**2) ** 2).sqrt()
+            bent = bool(spread > _CONSTANT * largest**2)
+            if not bent and bool((v**2 - q).abs().max() > _EQUAL * torch.maximum(largest**2, q.abs())):
+                continue
+            if bent:
+                y = torch.cat([y, (x**2 - (q - masses @ m**2) / deviation**2)[:, None]], 1)
+
+        def worst(w: Tensor, x=x, v=v, q=q, kept=kept, spread=spread, bent=bent) -> float:  # type: ignore[no-untyped-def]
+            sums = torch.zeros_like(masses).index_add(0, here, w * x)
+            gaps = (sums / masses)[kept] if interact else sums.sum()[None][: len(kept)]
+            square = (w @ (v**2 - q) / spread)[None][: int(bent)]
+            return float(torch.cat([gaps, square, gaps.new_zeros(1)]).abs().max())
+
+        curvature = start[u, -1] * deviation**2 * bent
+        first = deviation * start[u, :-1][kept] + 2 * curvature * m[kept] / deviation
+        first = torch.cat([first, curvature[None]]) if bent else first
+        z, w, value, taken, state = _newton(y, b, here, masses, first, worst, tolerance, steps)
+        status[u], report[u, 3] = state, taken
+        if state == _INFEASIBLE:
+            continue
+        dual[u] = 0
+        if bent:
+            dual[u, -1] = z[-1] / deviation**2
+        dual[u, kept] = z[: len(kept)] / deviation - 2 * dual[u, -1] * m[kept]
+        if not interact and len(kept):
+            dual[u, :-1] = dual[u, kept]
+        averages[u] = w @ outcomes[rows]
+        report[u, :3] = report.new_tensor([worst(w), _kish(w), value])
+    return dual, averages, report, status
 
 
 # ---- gate ----------------------------------------------------------------------------------------

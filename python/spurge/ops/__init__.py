@@ -12,12 +12,15 @@ None of the ops is differentiable: autograd looks through them, and results do n
 
 Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
 D dimensions, U units, G golden sets, Y labels. Of a last layer: N samples, M features, O outputs, C classes,
-E edited outputs, S segments of samples.
+E edited outputs, S segments of samples. Of balancing: N rows, K covariates, P problems, S strata, U units, V outcomes.
 """
 
 from __future__ import annotations
 
 from spurge.ops._association import associate_ as associate_
+from spurge.ops._balance import balance_batch as balance_batch
+from spurge.ops._balance import balance_strata as balance_strata
+from spurge.ops._balance import balance_sweep as balance_sweep
 from spurge.ops._gate import gate_columns_ as gate_columns_
 from spurge.ops._gate import open_rows as open_rows
 from spurge.ops._gate import open_rows_ as open_rows_

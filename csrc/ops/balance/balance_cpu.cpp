@@ -1,0 +1,170 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/parallel.hpp"
+#include "ops/balance/balance.hpp"
+
+namespace spurge::balance {
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+void check_not_negative(const char* name, const double* x, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i)
+    SPURGE_CHECK(!(x[i] < 0), name, ": must not be negative, got ", x[i], " at ", i);
+}
+
+void fill(double* a, std::int64_t n, double x) { std::fill(a, a + n, x); }
+
+// Problems that nothing can be said of.
+void refuse(double* dual, std::int64_t duals, double* means, std::int64_t outcomes, double* report,
+            std::int32_t* status, Status what) {
+  fill(dual, duals, kNaN);
+  fill(means, outcomes, kNaN);
+  fill(report, 3, kNaN);
+  report[3] = 0;
+  *status = what;
+}
+
+}  // namespace
+
+std::int64_t sweep_workspace(const SweepShape& shape) {
+  return (shape.rows + kChunk - 1) / kChunk * (shape.columns + 2);
+}
+
+std::int64_t batch_workspace(const BatchShape& shape) { return shape.problems * shape.rows * (shape.columns + 1); }
+
+std::int64_t strata_workspace(const StrataShape& shape) {
+  return shape.units * (shape.rows + 6 * (shape.strata + 1));
+}
+
+void sweep_cpu(double* scores, double* mean, double* value, const void* covariates, const double* base,
+               const double* dual, const SweepShape& shape, DType dtype, int threads) {
+  check_not_negative("base", base, shape.rows);
+  const std::int64_t n = shape.rows, columns = shape.columns, chunks = (n + kChunk - 1) / kChunk;
+  std::vector<ChunkSums> parts(static_cast<std::size_t>(chunks));
+  std::vector<double> sums(static_cast<std::size_t>(chunks * columns));
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto chunk = SPURGE_SELECT(sweep_chunk<T>);
+    const auto body = [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t c = begin; c < end; ++c) {
+        const std::int64_t first = c * kChunk, some = std::min(kChunk, n - first);
+        parts[static_cast<std::size_t>(c)] =
+            chunk(scores + first, sums.data() + c * columns, static_cast<const T*>(covariates) + first * columns,
+                  base + first, dual, some, columns);
+      }
+    };
+    parallel_for(chunks, kStreamedPerThread / (kChunk * (columns + 1)) + 1, threads, body);
+  });
+  bool nan = false;
+  double top = -kInfinity, weight = 0;
+  for (const ChunkSums& part : parts) nan |= part.nan, top = std::max(top, part.top);
+  fill(mean, columns, 0.0);
+  for (std::int64_t c = 0; c < chunks; ++c) {
+    const ChunkSums& part = parts[static_cast<std::size_t>(c)];
+    if (part.top == -kInfinity) continue;
+    const double share = std::exp(part.top - top);
+    weight += share * part.weight;
+    for (std::int64_t k = 0; k < columns; ++k) mean[k] += share * sums[static_cast<std::size_t>(c * columns + k)];
+  }
+  const bool empty = !(weight > 0);
+  for (std::int64_t k = 0; k < columns; ++k) mean[k] = nan || empty ? kNaN : mean[k] / weight;
+  value[0] = nan ? kNaN : empty ? -kInfinity : top + std::log(weight);
+  value[1] = nan ? kNaN : top;
+}
+
+void batch_cpu(double* dual, double* means, double* report, std::int32_t* status, const void* covariates,
+               const double* base, const double* targets, const double* outcomes, const double* start,
+               const BatchShape& shape, const Newton& settings, DType dtype, int threads) {
+  const std::int64_t n = shape.rows, columns = shape.columns;
+  check_not_negative("base", base, shape.shared_base ? n : shape.problems * n);
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto solve = SPURGE_SELECT(solve_problem<T>);
+    const auto body = [&](std::int64_t begin, std::int64_t end) {
+      std::vector<double> scratch(static_cast<std::size_t>(batch_scratch(n, columns)));
+      std::vector<std::int64_t> rows;
+      std::vector<double> weights;
+      for (std::int64_t p = begin; p < end; ++p) {
+        if (p == begin || !shape.shared_base) {
+          const double* const own = shape.shared_base ? base : base + p * n;
+          rows.clear(), weights.clear();
+          for (std::int64_t i = 0; i < n; ++i)
+            if (own[i] != 0) rows.push_back(i), weights.push_back(own[i]);
+        }
+        const auto kept = static_cast<std::int64_t>(rows.size());
+        const BatchRows taken{kept == n ? nullptr : rows.data(), weights.data(), kept};
+        status[p] = solve(dual + p * columns, means + p * shape.outcomes, report + p * kReport, scratch.data(),
+                          static_cast<const T*>(covariates) + p * n * columns, taken, targets + p * columns, outcomes,
+                          start + p * columns, shape, settings);
+      }
+    };
+    parallel_for(shape.problems, kElementsPerThread / (10 * n * (columns + 4) + 1) + 1, threads, body);
+  });
+}
+
+void strata_cpu(double* dual, double* averages, double* report, std::int32_t* status, const void* values,
+                const std::int64_t* starts, const double* base, const double* masses, const double* means,
+                const double* squares, const double* outcomes, const double* start, const StrataShape& shape,
+                const Newton& settings, DType dtype, int threads) {
+  const std::int64_t n = shape.rows;
+  check_not_negative("base", base, n);
+  check_not_negative("masses", masses, shape.strata);
+  for (std::int64_t j = 0; j <= shape.strata; ++j) {
+    const std::int64_t least = j ? starts[j - 1] : 0, most = j ? n : 0;
+    SPURGE_CHECK(starts[j] >= least && starts[j] <= most && (j < shape.strata || starts[j] == n),
+                 "starts: must ascend from 0 to ", n, ", got ", starts[j], " at ", j);
+  }
+
+  std::vector<std::int64_t> rows, edges{0}, sizes, names;
+  std::vector<double> weights, wanted;
+  bool finite_input = true, present = true;
+  double total = 0;
+  for (std::int64_t j = 0; j < shape.strata; ++j) {
+    finite_input &= finite(masses[j]);
+    if (!(masses[j] > 0)) continue;
+    const std::size_t first = rows.size();
+    for (std::int64_t i = starts[j]; i < starts[j + 1]; ++i) {
+      if (base[i] == 0) continue;
+      finite_input &= finite(base[i]);
+      rows.push_back(i), weights.push_back(base[i]);
+      total += base[i];
+    }
+    const auto size = static_cast<std::int64_t>(rows.size() - first);
+    present &= size > 0;
+    rows.resize(first + static_cast<std::size_t>(padded(size)), size ? rows[first] : 0);
+    weights.resize(rows.size(), 0.0);
+    edges.push_back(static_cast<std::int64_t>(rows.size()));
+    sizes.push_back(size), names.push_back(j), wanted.push_back(masses[j]);
+  }
+  const StrataRows sorted{rows.data(),  weights.data(), edges.data(), sizes.data(), names.data(),
+                          wanted.data(), static_cast<std::int64_t>(names.size()), total};
+  const std::int64_t duals = shape.strata + 1, padding = edges.back();
+  dispatch_floating(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto solve = SPURGE_SELECT(solve_unit<T>);
+    const auto body = [&](std::int64_t begin, std::int64_t end) {
+      std::vector<double> scratch(static_cast<std::size_t>(strata_scratch(padding, sorted.strata)));
+      for (std::int64_t u = begin; u < end; ++u) {
+        double* const own = averages + u * shape.outcomes;
+        if (!finite_input || !present || sorted.strata == 0) {
+          refuse(dual + u * duals, duals, own, shape.outcomes, report + u * kReport, status + u,
+                 finite_input ? infeasible : not_finite);
+          continue;
+        }
+        status[u] = solve(dual + u * duals, own, report + u * kReport, scratch.data(),
+                          static_cast<const T*>(values) + u * n, sorted, means + u * shape.strata,
+                          squares ? squares + u : nullptr, outcomes, start + u * duals, shape, settings);
+      }
+    };
+    parallel_for(shape.units, kElementsPerThread / (30 * (n + shape.strata) + 1) + 1, threads, body);
+  });
+}
+
+}  // namespace spurge::balance
