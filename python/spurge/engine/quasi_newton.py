@@ -20,18 +20,20 @@ def minimise(
     *,
     finished: Callable[[Tensor], bool],
     evaluations: int,
+    known: tuple[float, Tensor] | None = None,
 ) -> tuple[Tensor, int]:
     """The place ``[K]`` where ``finished(gradient)`` first holds, or the best one found, and the evaluations it took.
 
     Args:
         function: place -> value and gradient ``[K]``; convex.
         start: where to begin.
+        known: value and gradient there, which then cost no evaluation.
         finished: stops the search; asked after every evaluation.
         evaluations: at most.
     """
     place = start.clone()
-    value, gradient = function(place)
-    used = 1
+    value, gradient = function(place) if known is None else known
+    used = 1 if known is None else 0
     moves: list[Tensor] = []
     changes: list[Tensor] = []
     while used < evaluations and not finished(gradient):
