@@ -90,15 +90,18 @@ def tiny(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     layers: int = LAYERS,
+    language: bool = False,
     **settings: Any,
 ) -> Any:
-    """A classifier of the family's real class, random weights, in evaluation mode.
+    """A classifier (a causal language model) of the family's real class, random weights, in evaluation mode.
 
     Weights are drawn wider than `transformers` would (deviation 0.2), so that predictions differ
     between inputs and an edited neuron moves them. `settings` go to the configuration.
     """
     name, sizes = _FAMILIES[family]
     task = "ForImageClassification" if family == "vit" else "ForSequenceClassification"
+    if language:
+        task = "LMHeadModel" if family == "gpt2" else "ForCausalLM"
     sizes = {k: layers if k in ("num_hidden_layers", "n_layers", "n_layer") else v for k, v in sizes.items()}
     if family != "vit":
         sizes |= {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}

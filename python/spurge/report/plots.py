@@ -216,6 +216,58 @@ def distribution(
     return figure
 
 
+def effects(found: Any, *, most: int = 200) -> Any:
+    """Average indirect effect of each unit, adjusted and unadjusted, with the intervals of both.
+
+    Neurons are summed up: the total of ``|AIE|`` of each site, whose intervals are those of the resamples.
+
+    Args:
+        found: what `spurge.Mediation` returns.
+        most: units that are drawn; of more, those of largest adjusted effect, in their order.
+
+    Raises:
+        ValueError: no unit has an estimate.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    neurons = found.level == "neuron"
+    names = list(found.widths)
+    units = list(range(len(names))) if neurons else sorted(found.ranking()[:most])
+    if not units or not found.ranking():
+        raise ValueError("found: no unit has an estimate")
+    figure, axes = _figure(
+        "average indirect effects" + (" by layer, neurons summed" if neurons else ""),
+        "layer" if found.level != "unit" else "unit",
+        "sum of |AIE|" if neurons else "AIE",
+    )
+    places = np.arange(len(units))
+    for shift, side in ((-0.15, "unadjusted"), (0.15, "adjusted")):
+        values, low, high = _by_site(found, side) if neurons else _by_unit(getattr(found, side), units)
+        error = np.maximum(np.stack([values - low, high - values]), 0)
+        axes.errorbar(places + shift, values, np.nan_to_num(error), fmt="o", markersize=3, capsize=2, label=side)
+    axes.axhline(0, color="black", linewidth=0.8)
+    step = max(1, len(units) // 30)
+    texts = [names[unit] for unit in units] if found.level == "unit" else [str(unit) for unit in units]
+    axes.set_xticks(places[::step], texts[::step], rotation=90 if found.level == "unit" else 0)
+    axes.legend()
+    return figure
+
+
+def _by_unit(side: Any, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    low, high = side.interval
+    return side.aie[units].numpy(), low[units].numpy(), high[units].numpy()
+
+
+def _by_site(found: Any, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    own, sizes = getattr(found, side), list(found.widths.values())
+    values = np.array([float(part.abs().nansum()) for part in own.aie.split(sizes)])
+    draws = np.stack([part.abs().nansum(1).numpy() for part in own.draws.double().split(sizes, 1)])
+    if not draws.shape[1]:
+        return values, values, values
+    share = 100 * (1 - own.confidence) / 2
+    low, high = np.percentile(draws, [share, 100 - share], axis=1)
+    return values, low, high
+
+
 def _lines(name: str, curve: Any) -> list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]]:
     """Label, style, rates, accuracies and their spread of each line of a curve."""
     if hasattr(curve, "average") and hasattr(curve, "worst"):
