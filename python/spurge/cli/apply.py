@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from spurge.cli.evaluate import edit_dtype
-from spurge.cli.inputs import prepare, read_model, write_results
+from spurge.cli.inputs import load_model, prepare, write_results
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.weight_edits import load_edit
 from spurge.report.results import Results
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"out: {str(target)!r} exists already; give a new folder")
     edit = load_edit(arguments.edit)
     dtype = arguments.dtype or edit_dtype(edit)
-    model, _ = read_model(arguments, dtype)
+    model, _ = load_model("model", arguments.model, arguments.device, dtype, "any")
     edit.fold(model, force=arguments.force)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{secrets.token_hex(4)}"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from spurge.cli.parser import given
+from spurge.engine import records
 from spurge.engine.data import Examples
 from spurge.methods.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.macu import MacU
 from spurge.report.results import Results
 
+Kind = Literal["classifier", "language", "encoder", "any"]
 _UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)
 _LOCATING = ("path", "nodes", "tolerance", "top_k", "fraction", "share", "cap", "texts", "certify")
 _EDITING = ("search", "neurons", "edit_texts", "guard")
@@ -43,28 +47,51 @@ def read_model(arguments: argparse.Namespace, dtype: str = "float32") -> tuple[A
     Raises:
         ValueError: not a folder of a fine-tuned classifier, or no such device.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    return load_model("model", arguments.model, arguments.device, arguments.dtype or dtype)
+
+
+def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "classifier") -> tuple[Any, Any]:
+    """A model of ``transformers`` in evaluation mode, and its tokenizer, with a padding token.
+
+    Args:
+        name: of the argument, for errors.
+        folder: of the model.
+        device, dtype: where and in what it is loaded.
+        kind: ``"classifier"``, ``"language"`` (causal), ``"encoder"``, or ``"any"``: what the folder's configuration
+            says, of the first two.
+
+    Raises:
+        ValueError: not a folder of such a model, weights that are missing, or no such device.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    folder = Path(arguments.model)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model: {str(folder)!r} is not a transformers folder: it has no config.json")
-    device = _device(arguments.device)
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{name}: {str(path)!r} is not a transformers folder: it has no config.json")
+    where = _device(device)
+    if kind == "any":
+        kind = "language" if _is_language(path) else "classifier"
+    loaders = {"classifier": AutoModelForSequenceClassification, "language": AutoModelForCausalLM, "encoder": AutoModel}
     logging.set_verbosity_error()  # what matters of it is checked below
     logging.disable_progress_bar()
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, arguments.dtype or dtype), local_files_only=True, output_loading_info=True
+    model, loading = loaders[kind].from_pretrained(
+        path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
     )
     missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"model: {str(folder)!r} has no weights for {', '.join(missing[:3])}: not a fine-tuned classifier"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if missing and kind != "encoder":  # an encoder's pooler, which nobody here reads, may well be missing
+        what = "a fine-tuned classifier" if kind == "classifier" else "a language model"
+        raise ValueError(f"{name}: {str(path)!r} has no weights for {', '.join(missing[:3])}: not {what}")
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.eos_token_id
-    return model.eval().to(device), tokenizer
+    return model.eval().to(where), tokenizer
+
+
+def _is_language(folder: Path) -> bool:
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    return any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in named)
 
 
 def _device(name: str) -> torch.device:
@@ -100,6 +127,26 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
             f"labels: the model does not name its outputs; give --labels with {', '.join(examples.labels)} in its order"
         )
     return examples
+
+
+def read_weights(arguments: argparse.Namespace, source: str) -> list[float] | None:
+    """The numbers of ``--weight-column`` in the rows that :func:`read_data` reads; None where it was not given.
+
+    Raises:
+        ValueError: no such column, or a weight that is no finite number of at least 0.
+    """
+    if arguments.weight_column is None:
+        return None
+    weights = []
+    for number, row in records.chosen(source, arguments.split, arguments.limit):
+        value = records.column(row, arguments.weight_column, number)
+        try:
+            weights.append(float(value))
+        except (TypeError, ValueError):
+            weights.append(math.nan)
+        if not 0 <= weights[-1] < math.inf:
+            raise ValueError(f"row {number}: its weight must be a finite number of at least 0, got {value!r:.40}")
+    return weights
 
 
 def model_labels(model: nn.Module) -> list[str] | None:

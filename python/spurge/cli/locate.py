@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
+from spurge.cli.inputs import prepare, read_data, read_golden, read_model, read_weights, settings, write_results
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
@@ -16,10 +16,11 @@ def run(arguments: argparse.Namespace) -> int:
     macu = settings(arguments)
     model, tokenizer = read_model(arguments)
     train = read_data(arguments, arguments.data, model)
+    weights = read_weights(arguments, arguments.data)
     golden = read_golden(arguments, train.labels)
     assert golden is not None  # the parser asks for one
     start = time.perf_counter()
-    located = macu.locate(model, tokenizer, train, golden)
+    located = macu.locate(model, tokenizer, train, golden, weights=weights)
     took = time.perf_counter() - start
     located.save(arguments.out)
     print(located)

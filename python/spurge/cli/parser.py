@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from spurge.cli.last_layer import fcr_arguments, features_arguments, neurontune_arguments
+from spurge.cli.mediation import mediate_arguments
 
 _Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -46,8 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     _evaluate(commands.add_parser("evaluate", help="accuracy with and without an edit, with controls"))
     _apply(commands.add_parser("apply", help="fold an edit into a copy of a model's folder"))
     _features(commands.add_parser("features", help="write what the last layer of a classifier reads"))
-    _last_layer(fcr_arguments, commands.add_parser("fcr", help="remove a class or feature by single weights"))
-    _last_layer(neurontune_arguments, commands.add_parser("neurontune", help="suppress spurious features, retrain"))
+    _with_common(mediate_arguments, commands.add_parser("mediate", help="effects of units, adjusted for the topic"))
+    _with_common(fcr_arguments, commands.add_parser("fcr", help="remove a class or feature by single weights"))
+    _with_common(neurontune_arguments, commands.add_parser("neurontune", help="suppress spurious features, retrain"))
     _doctor(commands.add_parser("doctor", help="what was built, what works, and what is wrong"))
     return parser
 
@@ -67,7 +69,7 @@ def _locate(parser: argparse.ArgumentParser) -> None:
         "Scores every neuron by MacU's Eq. 5; writes two score maps, the chosen sets and their overlap."
     )
     _model(parser)
-    _data(parser)
+    _data(parser, weights=True)
     _golden(parser, required=True)
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. located.safetensors")
     settings = _settings(parser)
@@ -133,7 +135,7 @@ def _features(parser: argparse.ArgumentParser) -> None:
     _common(parser)
 
 
-def _last_layer(arguments: Callable[[argparse.ArgumentParser], None], parser: argparse.ArgumentParser) -> None:
+def _with_common(arguments: Callable[[argparse.ArgumentParser], None], parser: argparse.ArgumentParser) -> None:
     arguments(parser)
     _common(parser)
 
@@ -153,7 +155,9 @@ def _model(parser: _Group) -> None:
     )
 
 
-def _data(parser: argparse.ArgumentParser, *, several: bool = False, groups: bool = False) -> None:
+def _data(
+    parser: argparse.ArgumentParser, *, several: bool = False, groups: bool = False, weights: bool = False
+) -> None:
     group = parser.add_argument_group("data", "CSV, TSV or JSONL, also .gz, .xz or .bz2")
     if several:
         help = "test set, as often as there are sets; without NAME= it is called by its file"
@@ -165,6 +169,8 @@ def _data(parser: argparse.ArgumentParser, *, several: bool = False, groups: boo
     group.add_argument("--label-column", default="label", metavar="NAME", help="column of the labels (%(default)s)")
     if several or groups:
         group.add_argument("--group-column", metavar="NAME", help="column of groups, for the worst group's accuracy")
+    if weights:
+        group.add_argument("--weight-column", metavar="NAME", help="column of how much each text counts, at least 0")
     group.add_argument("--split", metavar="NAME", help="only rows whose column 'split' has this value")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     group.add_argument("--labels", metavar="A,B", help="names of the labels in the order of the model's outputs")

@@ -1,0 +1,209 @@
+"""``spurge mediate``: average indirect effects of MLPs and neurons, adjusted for topics and not."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from spurge.cli.inputs import load_model, prepare, write_results
+from spurge.cli.parser import given
+from spurge.engine import records
+from spurge.engine.confounders import Confounders
+from spurge.engine.edits import NeuronEdit
+from spurge.engine.embedding import embed
+from spurge.engine.mediators import mlp_units, neuron_units
+from spurge.engine.outcomes import score_texts
+from spurge.engine.recording import Recording, record
+from spurge.engine.topics import find_topics
+from spurge.methods.effects import Effects
+from spurge.methods.masking import mask
+from spurge.methods.mediation import Mediation, binary
+from spurge.report import plots
+from spurge.report.results import Results
+from spurge.report.tables import grid, seconds
+
+_SETTINGS = ("estimator", "resamples", "least_arm", "memory", "seed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Records, scores, finds topics, estimates, prints, and writes the files that were asked for."""
+    prepare(arguments, "out", "plot", "neurons_out", "edit", "recording")
+    _check(arguments)
+    start = time.perf_counter()
+    table = _read(arguments)
+    prompts, treatment = table["text"], binary(table["treatment"], len(table["text"]), arguments.threshold)
+    confounders = _confounders(arguments, table)
+    model, tokenizer = load_model("model", arguments.model, arguments.device, arguments.dtype, "language")
+    recording = record(
+        model,
+        tokenizer,
+        prompts,
+        arguments.recording,
+        neurons=arguments.leading is not None,
+        position=arguments.position,
+        generate=0 if arguments.scorer is None else arguments.generate,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        memory=arguments.memory,
+        progress=not arguments.quiet,
+    )
+    scorer, reads = (None, None) if arguments.scorer is None else _scorer(arguments)
+    outcome = _outcome(arguments, table, recording, scorer, reads)
+    settings = Mediation(**given(arguments, _SETTINGS), progress=not arguments.quiet)
+    units = mlp_units(recording, treatment, reduction=arguments.reduction, seed=arguments.seed)
+    found = settings.effects(units, treatment, outcome, confounders)
+    found.save(arguments.out)
+    results = Results("mediate", {"model": str(arguments.model), "data": str(arguments.data), **found.info})
+    _say(found, "effects of the MLPs", arguments.out)
+    results.extend(found.rows())
+    if arguments.plot:
+        plots.effects(found).savefig(arguments.plot)
+        print(f"figure: {arguments.plot}")
+    if arguments.leading is not None:
+        sites = found.leading_sites(arguments.leading)
+        inner = settings.effects(neuron_units(recording, sites), treatment, outcome, confounders)
+        _say(inner, f"effects of the neurons of {len(sites)} MLPs", arguments.neurons_out)
+        results.extend(row | {"case": f"neurons: {row['case']}"} for row in inner.rows(most=100))
+        if arguments.neurons_out:
+            inner.save(arguments.neurons_out)
+        if arguments.mask is not None:
+            results.extend(_mask(arguments, inner, model, tokenizer, prompts, treatment, scorer, reads))
+    results.add("all", "Mediation", "seconds", time.perf_counter() - start, unit="s", n=1)
+    print(f"in {seconds(time.perf_counter() - start)}")
+    write_results(arguments, results)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before the long work."""
+    if not (arguments.topic_column or arguments.embedder or arguments.columns):
+        raise ValueError("confounders: give --topic-column, --embedder or --columns")
+    if arguments.topic_column and arguments.embedder:
+        raise ValueError("topic-column, embedder: give one of them, not both")
+    if arguments.mask is not None and (arguments.leading is None or arguments.scorer is None):
+        raise ValueError("mask: needs --leading and --scorer")
+    for name, needs in (("neurons_out", "leading"), ("edit", "mask")):
+        if getattr(arguments, name) and getattr(arguments, needs) is None:
+            raise ValueError(f"{name.replace('_', '-')}: needs --{needs}")
+    _clusters(arguments.clusters)
+
+
+def _clusters(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"clusters: expected whole numbers with commas between, got {text!r}") from None
+
+
+def _read(arguments: argparse.Namespace) -> dict[str, list[Any]]:
+    """The columns that are needed: ``text``, ``treatment``, ``outcome``, ``topic`` and those of ``--columns``."""
+    columns = {"text": arguments.text_column, "treatment": arguments.treatment_column}
+    if arguments.outcome_column:
+        columns["outcome"] = arguments.outcome_column
+    if arguments.topic_column:
+        columns["topic"] = arguments.topic_column
+    numbers = arguments.columns.split(",") if arguments.columns else []
+    table: dict[str, list[Any]] = {name: [] for name in (*columns, *(f"column {name}" for name in numbers))}
+    for number, row in enumerate(records.rows(arguments.data, arguments.split), 1):
+        if arguments.split is not None and str(records.column(row, "split", number)) != arguments.split:
+            continue
+        for name, column in columns.items():
+            value = records.column(row, column, number)
+            table[name].append(str(value) if name in ("text", "topic") else _number(value, column, number))
+        for name in numbers:
+            table[f"column {name}"].append(_number(records.column(row, name, number), name, number))
+        if len(table["text"]) == arguments.limit:
+            break
+    if not table["text"]:
+        raise ValueError(
+            f"data: {arguments.data} has no rows" + (f" of split {arguments.split!r}" * bool(arguments.split))
+        )
+    return table
+
+
+def _number(value: Any, column: str, row: int) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"row {row}: column {column!r}: expected a number, got {value!r:.40}") from None
+
+
+def _confounders(arguments: argparse.Namespace, table: dict[str, list[Any]]) -> Confounders:
+    topics: Any = table.get("topic")
+    if arguments.embedder:
+        encoder, tokenizer = load_model("embedder", arguments.embedder, arguments.device, "float32", "encoder")
+        places = embed(encoder, tokenizer, table["text"], progress=not arguments.quiet)
+        topics = find_topics(table["text"], places, clusters=_clusters(arguments.clusters), seed=arguments.seed)
+    names = [name for name in table if name.startswith("column ")]
+    columns = torch.tensor([table[name] for name in names], dtype=torch.float64).t() if names else None
+    named = [name.removeprefix("column ") for name in names]
+    return Confounders.of(topics, columns, column_names=named)
+
+
+def _scorer(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    return load_model("scorer", arguments.scorer, arguments.device, "float32")
+
+
+def _outcome(
+    arguments: argparse.Namespace, table: dict[str, list[Any]], recording: Recording, scorer: Any, reads: Any
+) -> torch.Tensor:
+    if scorer is None:
+        return torch.tensor(table["outcome"], dtype=torch.float64)
+    assert recording.continuations is not None  # generate was at least 1
+    return score_texts(
+        scorer,
+        list(recording.continuations),
+        label=arguments.scorer_label,
+        tokenizer=reads,
+        batch_size=arguments.batch_size,
+        progress=not arguments.quiet,
+    )
+
+
+def _say(found: Effects, title: str, path: str | None) -> None:
+    topics = [[*map(str, topic.values())] for topic in found.info["topics"]]
+    if topics and found.level == "mlp":
+        print(grid([["topic", "prompts", "treated"], *topics]))
+        print()
+    print(found)
+    if path:
+        print(f"{title}: {path}")
+    print()
+
+
+def _mask(
+    arguments: argparse.Namespace,
+    found: Effects,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    treatment: torch.Tensor,
+    scorer: Any,
+    reads: Any,
+) -> list[dict[str, Any]]:
+    """What the model says to the treated prompts without the leading neurons; positive effects only."""
+    neurons = found.neurons(arguments.mask, sign="positive")
+    answers = mask(
+        model,
+        tokenizer,
+        [prompt for prompt, own in zip(prompts, treatment.tolist(), strict=True) if own],
+        scorer,
+        neurons,
+        draws=arguments.draws,
+        generate=arguments.generate,
+        label=arguments.scorer_label,
+        scorer_tokenizer=reads,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+    print(answers)
+    if arguments.edit:
+        edit = NeuronEdit.build(model, neurons, 0.0, {"method": "Mediation", "labels": "none", "mediation": found.info})
+        edit.save(arguments.edit)
+        print(f"{edit}: {arguments.edit}")
+    return answers.rows()
