@@ -11,7 +11,7 @@ import torch
 
 from harness import Timing, compare, peak_of_call, peak_of_child
 
-Agreement = Callable[[Any], Mapping[str, tuple[float, str]]]
+Agreement = Callable[[Any], Mapping[str, tuple[float, str] | tuple[float, str, str]]]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Case:
-    """A job and its ways. ``agreement`` turns an answer into metric -> (value, unit); None: answers are not compared.
+    """A job and its ways. ``agreement`` turns an answer into metric -> (value, unit) or (value, unit, note); None:
+    answers are not compared. ``parts``: answers of a part of the work are, too.
 
-    ``limits``: name -> (seconds, note), what nobody can be faster than. ``weigh``: arguments of ``run.py child`` but
-    for the way's name, which weigh a way in a process of its own; of those in ``weighed``, or on a GPU of all.
+    ``limits``: name -> (seconds, note), what nobody can be faster than. ``weigh``: arguments of ``run.py child COMMAND
+    THREADS`` but for the way's name, which weigh a way in a process of its own; of those in ``weighed``, or on a GPU of
+    all.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Case:
     limits: dict[str, tuple[float, str]] = field(default_factory=dict)
     weigh: tuple[str, ...] = ()
     weighed: tuple[str, ...] = ()
+    command: str = "last-layer"
+    parts: bool = False
 
 
 def _first(way: Way, device: str) -> tuple[Any, Timing]:
@@ -77,12 +81,12 @@ def measure(
         if way.needs > free:
             note = f"does not run here: {free / 1e9:.1f} GB are free. {way.note}".strip()
             results.add(case.name, name, "needed_bytes", way.needs, unit="bytes", note=note)
-            print(f"    {name:18s} needs {way.needs / 1e9:.1f} GB, does not run", flush=True)
+            print(f"    {name:30s} needs {way.needs / 1e9:.1f} GB, does not run", flush=True)
             continue
         answer, first[name] = _first(way, device)
-        if case.agreement is not None and way.scale == 1:
-            for metric, (value, unit) in case.agreement(answer).items():
-                results.add(case.name, name, metric, value, unit=unit)
+        if case.agreement is not None and (case.parts or way.scale == 1):
+            for metric, (value, unit, *note) in case.agreement(answer).items():
+                results.add(case.name, name, metric, value, unit=unit, note=note[0] if note and note[0] else None)
         del answer
     turns = {name: case.ways[name].call for name in first if not case.ways[name].once}
     warm = {name: first[name].seconds for name in turns}
@@ -109,9 +113,9 @@ def _add_limits(case: Case, timings: Mapping[str, Timing], results: Any) -> None
         if ours is not None and name != "spurge":
             times = timing.seconds / ours.seconds
             results.add(case.name, "spurge", f"times_faster_than_{name}", times, unit="ratio")
-        print(f"    {name:18s} {timing.seconds * 1e3:12.3f} ms   cpu {timing.cpu_seconds * 1e3:12.3f} ms", flush=True)
+        print(f"    {name:30s} {timing.seconds * 1e3:12.3f} ms   cpu {timing.cpu_seconds * 1e3:12.3f} ms", flush=True)
     for name, (seconds, _) in case.limits.items():
-        print(f"    {name:18s} {seconds * 1e3:12.3f} ms", flush=True)
+        print(f"    {name:30s} {seconds * 1e3:12.3f} ms", flush=True)
 
 
 def _weigh(case: Case, timings: Mapping[str, Timing], results: Any, threads: int, device: str) -> None:
@@ -122,9 +126,9 @@ def _weigh(case: Case, timings: Mapping[str, Timing], results: Any, threads: int
         if on_gpu and not way.once:
             peak = peak_of_call(way.call, device)
         elif name in case.weighed and not on_gpu:
-            peak = peak_of_child(["last-layer", str(threads), *case.weigh, name])["peak_bytes"]
+            peak = peak_of_child([case.command, str(threads), *case.weigh, name])["peak_bytes"]
         else:
             continue
         extra = {"note": way.note} if way.note else {}
         results.add(case.name, name, "peak_bytes", peak, unit="bytes", **extra)
-        print(f"    {name:18s} {peak / 1e6:12.1f} MB at the peak", flush=True)
+        print(f"    {name:30s} {peak / 1e6:12.1f} MB at the peak", flush=True)

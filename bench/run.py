@@ -3,6 +3,8 @@
 python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captum, knowledge neurons, hand-written loops
 python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
 python bench/run.py last-layer --json FILE  scores of a last layer's edges, medians, accuracy at every rate
+python bench/run.py balance --json FILE     entropy-balancing weights: one problem, ten thousand, impossible ones
+python bench/run.py coverage --json FILE    do mediation's intervals hold effects that are known
 python bench/run.py memory  --json FILE     does the memory budget hold, and are the scores the same
 python bench/run.py limits  --json FILE     what the machine can do: copies and matrix products
 """
@@ -62,6 +64,20 @@ def parser() -> argparse.ArgumentParser:
     last.add_argument("--threads", type=_positive, default=1)
     last.add_argument("--only", type=_names, default=["*"], help="patterns of association, medians, sweeps")
 
+    balance = commands.add_parser("balance", parents=[common], help="entropy balancing against its peers")
+    balance.add_argument("--threads", type=_positive, default=1)
+    balance.add_argument(
+        "--only",
+        type=_names,
+        default=["*"],
+        help="patterns of att, correlated, hard, scaled, infeasible, beyond, batch",
+    )
+
+    coverage = commands.add_parser("coverage", parents=[common], help="do mediation's intervals hold the true effects")
+    coverage.add_argument("--threads", type=_positive, default=1)
+    coverage.add_argument("--repetitions", type=_positive, default=200)
+    coverage.add_argument("--rows", type=_positive, default=4000, help="prompts of a repetition")
+
     memory = commands.add_parser("memory", parents=[common], help="does the memory budget hold")
     memory.add_argument("--threads", type=_positive, default=1)
     memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
@@ -71,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--threads", type=_positive, default=1)
 
     child = commands.add_parser("child", help="used by the others: one method in a process of its own")
-    child.add_argument("what", choices=["locate", "swarm", "last-layer"])
+    child.add_argument("what", choices=["locate", "swarm", "last-layer", "balance"])
     child.add_argument("rest", nargs=argparse.REMAINDER)
     return top
 
@@ -86,6 +102,11 @@ def _child(what: str, rest: list[str]) -> None:
         from last_layer import child
 
         print(json.dumps(child(rest)))
+        return
+    if what == "balance":
+        from balancing import child as balancing_child
+
+        print(json.dumps(balancing_child(rest)))
         return
     import torch
     from safetensors.torch import save_file
@@ -126,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             results.write(args.json)
 
     try:
-        module = {"memory": "weigh", "last-layer": "last_layer"}.get(args.command, args.command)
+        module = {"memory": "weigh", "last-layer": "last_layer", "balance": "balancing"}.get(args.command, args.command)
         importlib.import_module(module).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)

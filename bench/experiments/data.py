@@ -132,6 +132,21 @@ def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
     return whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]
 
 
+def real_toxicity(folder: Path, most: int) -> tuple[list[str], Tensor]:
+    """RealToxicityPrompts: prompts, and the published toxicity of each, float64 ``[N]``; those without one left out.
+
+    At most `most`, half of them with a toxicity of at least 0.5 (or all there are), drawn and mixed with seed 0.
+    """
+    every = records.read_records(_file(folder, "realtoxicityprompts_5k.jsonl.xz"))
+    rows = [row for row in every if row["p_tox"] is not None]
+    scores = np.array([float(row["p_tox"]) for row in rows])
+    generator = np.random.default_rng(0)
+    toxic, other = (generator.permutation(np.flatnonzero(arm)) for arm in (scores >= 0.5, scores < 0.5))
+    half = min(most // 2, len(toxic))
+    chosen = generator.permutation(np.concatenate([toxic[:half], other[: most - half]]))
+    return [str(rows[row]["prompt"]) for row in chosen], torch.from_numpy(scores[chosen])
+
+
 def correlate(rows: Examples, share: float, seed: int = 0) -> Examples:
     """A part of `rows` in which `share` of the toxic comments, and 1 - `share` of the others, name an identity."""
     shuffled = rows.sample(len(rows), seed)

