@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def _over_seeds(results: Results, found: Sequence[tuple[Effects, Topics]], seeds
             cells = []
             for side in SIDES:
                 values = [row[side][0] for row in rows]
-                spread = stdev(values) if len(values) > 1 else None
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
                 cells.append(f"{fmean(values):.3g}" + ("" if spread is None else f" ± {spread:.2g}"))
                 name = measure + (" corrected" if corrected else "")
                 note = f"seeds {', '.join(map(str, seeds))}"
