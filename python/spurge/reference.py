@@ -107,7 +107,9 @@ def _newton(
         top = z.new_full((len(masses),), -torch.inf).scatter_reduce(0, group, z, "amax")
         e = base * (z - top[group]).exp()
         sums = torch.zeros_like(masses).index_add(0, group, e)
-        return float(masses @ (top + sums.log())), float(masses @ top), (masses / sums)[group] * e
+        held = masses > 0
+        value = masses[held] @ (top + sums.log())[held]
+        return float(value), float(masses[held] @ top[held]), (masses / sums)[group] * e
 
     x, taken = start, 0
     value, top, w = at(x)

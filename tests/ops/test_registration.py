@@ -16,6 +16,7 @@ from torch import Tensor
 from spurge import _core, ops
 
 Arguments = tuple[Any, ...]
+F64 = torch.float64
 
 # Arguments of every op, all on the CPU. Ops that end in an underscore change their first ones.
 CASES: dict[str, Callable[[], Arguments]] = {
@@ -32,6 +33,16 @@ CASES: dict[str, Callable[[], Arguments]] = {
         False,
         True,
         True,
+    ),
+    "balance_sweep": lambda: (torch.randn(9, 4), torch.rand(9, dtype=F64), torch.randn(4, dtype=F64)),
+    "balance_batch": lambda: (
+        torch.randn(2, 30, 3), torch.rand(30, dtype=F64), torch.full((2, 3), 0.1, dtype=F64),
+        torch.rand(30, 1, dtype=F64), torch.zeros(2, 3, dtype=F64), 1e-8, 50,
+    ),
+    "balance_strata": lambda: (
+        torch.randn(2, 60), torch.tensor([0, 30, 60]), torch.ones(60, dtype=F64), torch.tensor([0.5, 0.5], dtype=F64),
+        torch.full((2, 2), 0.1, dtype=F64), torch.ones(2, dtype=F64), torch.rand(60, 1, dtype=F64),
+        torch.zeros(2, 3, dtype=F64), True, 1e-8, 50,
     ),
     "open_rows": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "open_rows_": lambda: (torch.zeros(4, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
