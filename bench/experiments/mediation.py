@@ -41,6 +41,7 @@ from spurge.report.results import Results
 from spurge.report.tables import grid
 from toxicity import ToxicityScorer, minilm, toxicity_scorer
 
+LEAST_ARM = 20  # prompts of each arm that a topic needs: with fewer, most resamples lose the overlap of some unit
 LEADING = 5  # MLPs whose neurons are looked at
 MASKED = (50,)  # neurons switched off
 ESTIMATORS = ("binary_mediator", "continuous_unit")  # beside the balancing one
@@ -85,7 +86,7 @@ def realtoxicity(args: argparse.Namespace, results: Results) -> None:
 
 
 def _mediation(args: argparse.Namespace, seed: int, estimator: Any = "balancing") -> Mediation:
-    few = {"resamples": 5, "least_arm": 2} if args.quick else {"resamples": args.resamples}
+    few = {"resamples": 5, "least_arm": 2} if args.quick else {"resamples": args.resamples, "least_arm": LEAST_ARM}
     return Mediation(estimator=estimator, seed=seed, progress=sys.stderr.isatty(), **few)
 
 

@@ -97,17 +97,27 @@ class Side:
         columns = {name: marks.tolist() for name, marks in said.items()}
         return [tuple(name for name in said if columns[name][unit]) for unit in range(len(self.aie))]
 
-    def measures(self, *, corrected: bool = False) -> tuple[Tensor, Tensor]:
+    def measures(self, units: Tensor | None = None, *, corrected: bool = False) -> tuple[Tensor, Tensor]:
         """Localisation of ``aie`` and of its resamples: float64 ``[5]`` and ``[R, 5]``, see `localisation`.
 
         Noise alone spreads effects over units, and adjustment makes estimates noisier. ``corrected`` shrinks each
-        effect to ``sqrt(max(a² - e², 0))`` with its standard error e; a resample, whose noise comes on top, by 2 e².
+        effect to ``sqrt(max(a² - e², 0))`` with its standard error e; a resample, whose noise comes on top, by 2 e². A
+        unit that a resample cannot estimate keeps its estimate there: left out, it would pass for one without effect.
+
+        Args:
+            units: bool ``[U]``, those that count; by default all with an estimate.
+            corrected: take the noise off.
         """
-        effects, draws = self.aie, self.draws.double()
+        kept = ~self.aie.isnan() if units is None else units
+        effects = self.aie[kept]
+        draws = self.draws[:, kept].double()
+        draws = torch.where(draws.isnan(), effects, draws)
         if corrected:
-            noise = self.error.square()
+            noise = self.error[kept].square()
             effects = (effects.square() - noise).clamp_min(0).sqrt()
             draws = (draws.square() - 2 * noise).clamp_min(0).sqrt()
+        if not len(effects):
+            effects, draws = effects.new_full((1,), torch.nan), draws.new_full((len(draws), 1), torch.nan)
         return localisation(effects), localisation(draws)
 
 
@@ -210,7 +220,7 @@ class Effects:
         return NeuronScores(dict(zip(self.widths, parts, strict=True)), {"method": "Mediation", "side": side})
 
     def localisation(self, *, corrected: bool = False) -> list[dict[str, Any]]:
-        """Measures of both sides and of their paired difference, with intervals.
+        """Measures of both sides and of their paired difference, with intervals, over the units that both estimate.
 
         Args:
             corrected: for the estimates' noise, see :meth:`Side.measures`.
@@ -218,7 +228,8 @@ class Effects:
         Returns:
             Rows ``{"measure", "adjusted", "unadjusted", "difference"}``, each a triple (value, low, high).
         """
-        found = {side: getattr(self, side).measures(corrected=corrected) for side in SIDES}
+        both = ~(self.adjusted.aie.isnan() | self.unadjusted.aie.isnan())
+        found = {side: getattr(self, side).measures(both, corrected=corrected) for side in SIDES}
         found["difference"] = tuple(a - b for a, b in zip(found["adjusted"], found["unadjusted"], strict=True))
         rows = []
         for place, measure in enumerate(MEASURES):
