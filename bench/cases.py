@@ -302,6 +302,92 @@ def correct_interval(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("correct_interval", f"{rows}x{outputs}, 1 row", dtype, moved, (logits, shifts, labels), calls, usual)
 
 
+def balance_sweep(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """Value and gradient of one problem with 500 covariates; the peer computes in float32, Spurge in float64."""
+    from spurge import ops
+
+    columns = 500
+    rows = _examples(traffic, columns * dtype.itemsize)
+    x = _normal(rows, columns, dtype=dtype, device=device)
+    base, dual = torch.ones(rows, dtype=torch.float64, device=device), torch.randn(columns, device=device).double() / 50
+
+    def usual(x: Tensor, dual: Tensor) -> Tensor:
+        return x.t() @ (x @ dual.to(x.dtype)).softmax(0)
+
+    calls: dict[str, Function] = {
+        "spurge": lambda x, dual: ops.balance_sweep(x, base, dual)[1].to(dtype),
+        "torch": usual,
+    }
+    return Case("balance_sweep", f"{rows}x{columns}", dtype, _size(x), (x, dual), calls, usual)
+
+
+def balance_batch(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """Problems of 500 rows and 6 covariates, solved; the peer takes as many Newton steps, without a line search."""
+    from spurge import ops
+
+    rows, columns, steps = 500, 6, 5
+    problems = _examples(traffic, rows * columns * dtype.itemsize)
+    x = _normal(problems, rows, columns, dtype=dtype, device=device)
+    targets = x.double().mean(1) + 0.1
+    base = torch.ones(rows, dtype=torch.float64, device=device)
+    outcomes = torch.randn(rows, 1, device=device).double()
+
+    def spurge(x: Tensor, targets: Tensor) -> Tensor:
+        return ops.balance_batch(x, base, targets, outcomes, torch.zeros_like(targets))[1].to(dtype)
+
+    def usual(x: Tensor, targets: Tensor) -> Tensor:
+        y = x.double() - targets[:, None]
+        dual = torch.zeros_like(targets)
+        for _ in range(steps):
+            w = torch.einsum("pnk,pk->pn", y, dual).softmax(1)
+            gradient = torch.einsum("pn,pnk->pk", w, y)
+            hessian = torch.einsum("pn,pnj,pnk->pjk", w, y, y) - gradient[:, :, None] * gradient[:, None]
+            dual = dual - torch.linalg.solve(hessian, gradient)
+        return (torch.einsum("pnk,pk->pn", y, dual).softmax(1) @ outcomes).to(dtype)
+
+    calls: dict[str, Function] = {"spurge": spurge, "torch": usual}
+    return Case("balance_batch", f"{problems}x{rows}x{columns}", dtype, _size(x), (x, targets), calls, usual)
+
+
+def balance_strata(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """Units of 1,000 rows in ten strata; the peer is a dense Newton over the 21 moments, its arrays made beforehand."""
+    from spurge import ops
+
+    size, strata, steps = 100, 10, 4
+    rows = size * strata
+    units = max(1, _examples(traffic, rows * dtype.itemsize) // 8)  # an eighth: the peer's arrays are 22 times as large
+    x = _normal(units, rows, dtype=dtype, device=device)
+    starts = torch.arange(0, rows + 1, size, device=device)
+    base = torch.ones(rows, dtype=torch.float64, device=device)
+    masses = torch.full((strata,), 1 / strata, dtype=torch.float64, device=device)
+    parts = x.double().view(units, strata, size)
+    means, squares = parts.mean(2) + 0.1, parts.square().mean((1, 2)) + 0.05
+    outcomes, start = (
+        torch.randn(rows, 1, device=device).double(),
+        torch.zeros(units, strata + 1, device=device).double(),
+    )
+    marks = torch.eye(strata, dtype=torch.float64, device=device).repeat_interleave(size, 0)
+
+    def spurge(x: Tensor) -> Tensor:
+        return ops.balance_strata(x, starts, base, masses, means, squares, outcomes, start)[1].to(dtype)
+
+    def usual(x: Tensor) -> Tensor:
+        v = x.double()[..., None]
+        y = torch.cat([marks[:, :-1].expand(units, -1, -1), v * marks, v.square()], 2)
+        target = torch.cat([masses[:-1].expand(units, -1), masses * means, squares[:, None]], 1)
+        y = y - target[:, None]
+        dual = torch.zeros_like(target)
+        for _ in range(steps):
+            w = torch.einsum("pnk,pk->pn", y, dual).softmax(1)
+            gradient = torch.einsum("pn,pnk->pk", w, y)
+            hessian = (w[..., None] * y).transpose(1, 2) @ y - gradient[:, :, None] * gradient[:, None]
+            dual = dual - torch.linalg.solve(hessian, gradient)
+        return (torch.einsum("pnk,pk->pn", y, dual).softmax(1) @ outcomes).to(dtype)
+
+    calls: dict[str, Function] = {"spurge": spurge, "torch": usual}
+    return Case("balance_strata", f"{units}x{rows}, {strata} strata", dtype, _size(x), (x,), calls, usual)
+
+
 def associate(traffic: int, dtype: torch.dtype, device: str) -> Case:
     """Ten classes of equal size and a row for each."""
     from spurge import ops
@@ -357,8 +443,14 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "associate_": associate,
     "segment_medians": segment_medians,
     "correct_interval": correct_interval,
+    "balance_sweep": balance_sweep,
+    "balance_batch": balance_batch,
+    "balance_strata": balance_strata,
 }
 DTYPES = dict.fromkeys(KERNELS, (torch.float32, torch.bfloat16)) | {
     "proximity": (torch.float32,),
     "correct_interval": (torch.float32,),
+    "balance_sweep": (torch.float32,),
+    "balance_batch": (torch.float32,),
+    "balance_strata": (torch.float32,),
 }

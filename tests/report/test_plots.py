@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from spurge.demo.oracle import oracle
+from spurge.engine.mediators import Mediators
 from spurge.engine.scores import NeuronScores
 from spurge.engine.sweep import Sweep, sweep
+from spurge.methods.mediation import Mediation
 from spurge.report import plots
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -158,3 +162,42 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'spurge\[plots\]'"):
         plots.accuracies(ROWS)
+
+
+def mediated(level="mlp", widths=None):
+    """Effects of two MLPs, or of the neurons of two sites."""
+    made = oracle(0, rows=400)
+    widths = widths or {"layer.0": 1, "layer.1": 1}
+    rows = torch.cat([made.units, made.units])[: sum(widths.values())]
+    edges = dict(zip(widths, [0, *torch.tensor(list(widths.values())).cumsum(0).tolist()], strict=False))
+
+    def read(site, part):
+        return rows[edges[site] : edges[site] + widths[site]][part]
+
+    units = Mediators(level, widths, 400, 1, {}, read)
+    return Mediation(resamples=5, progress=False).effects(units, made.treatment, made.outcome, made.topics)
+
+
+def test_effects_of_both_sides_with_intervals():
+    found = mediated()
+    (axes,) = plots.effects(found).axes
+    bars = axes.containers
+    assert [bar.get_label() for bar in bars] == ["unadjusted", "adjusted"]
+    points = bars[1].lines[0].get_ydata()
+    assert points.tolist() == pytest.approx(found.adjusted.aie.tolist())
+    assert axes.get_ylabel() == "AIE"
+
+
+def test_effects_of_neurons_are_summed_by_layer():
+    found = mediated("neuron", {"layer.0": 3, "layer.1": 1})
+    (axes,) = plots.effects(found).axes
+    totals = axes.containers[1].lines[0].get_ydata()
+    want = [float(part.abs().nansum()) for part in found.adjusted.aie.split([3, 1])]
+    assert totals.tolist() == pytest.approx(want)
+
+
+def test_effects_need_an_estimate():
+    found = mediated()
+    side = replace(found.adjusted, aie=torch.full((2,), torch.nan).double())
+    with pytest.raises(ValueError, match="found: no unit has an estimate"):
+        plots.effects(replace(found, adjusted=side))
