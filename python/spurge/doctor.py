@@ -292,6 +292,20 @@ def _correct_interval(torch: Any, ops: Any, reference: Any, device: str) -> floa
     return _gap(torch, ops.correct_interval(*arguments), reference.correct_interval(*arguments))
 
 
+def _balance(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    x, base = _random(torch, device, 301, 5), torch.ones(301, dtype=torch.float64, device=device)
+    swept = base, torch.full((5,), 0.1, dtype=torch.float64, device=device)
+    gaps = [_gap(torch, ops.balance_sweep(x, *swept)[1], reference.balance_sweep(x, *swept)[1])]
+    y, targets = base[:, None] * x[:, :1].double(), x.double().mean(0)[None] + 0.05
+    batch = (x[None], base, targets, y, torch.zeros_like(targets))
+    gaps.append(_gap(torch, ops.balance_batch(*batch)[1], reference.balance_batch(*batch)[1]))
+    starts, masses = torch.tensor([0, 150, 301], device=device), base[:2] / 2
+    means, squares = x.double().mean() + 0.05 * base[None, :2], base[:1] * x[:, 0].double().square().mean()
+    strata = (x[:, 0][None].contiguous(), starts, base, masses, means, squares, y, torch.zeros_like(x[:1, :3]).double())
+    gaps.append(_gap(torch, ops.balance_strata(*strata)[1], reference.balance_strata(*strata)[1]))
+    return max(gaps)
+
+
 def _swarm(torch: Any, ops: Any, reference: Any, device: str) -> float:
     position, velocity, best = (_random(torch, device, 3, 35) for _ in range(3))
     rest = (0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 1)
@@ -318,5 +332,6 @@ _CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
     "proximity": _proximity,
     "medians": _segment_medians,
     "sweep": _correct_interval,
+    "balance": _balance,
     "swarm": _swarm,
 }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import planted
 from models import tiny_tokenizer
+from spurge.engine.adjustment import confounder_weights
 from spurge.engine.data import Examples
 from spurge.methods.located import Located
 from spurge.methods.macu import MacU
@@ -194,3 +195,17 @@ def test_weights_have_mean_1(weights: list[float], count: int, seed: int) -> Non
     parts = list(texts.batches(3))
     assert torch.equal(torch.cat([part.weights for part in parts]), texts.weights)
     assert [row for part in parts for row in part.examples] == list(texts.examples)
+
+
+def test_confounder_weights_part_the_label_from_a_topic() -> None:
+    """The planted phrase goes with one label; weighed, it does not, and the scores are other ones."""
+    phrase = torch.tensor([int(planted.PHRASE in row.text) for row in TRAIN])
+    weights = confounder_weights(TRAIN.targets, phrase)
+    shares = [
+        float(weights[(TRAIN.targets == label) & (phrase == 1)].sum() / weights[TRAIN.targets == label].sum())
+        for label in (0, 1)
+    ]
+    assert shares[0] == pytest.approx(shares[1])
+    plain, adjusted = locate(), locate(weights)
+    assert adjusted.info["weights"]["effective_texts"] < 40
+    assert any(not torch.equal(vector, adjusted.causal.values[site]) for site, vector in plain.causal.values.items())
