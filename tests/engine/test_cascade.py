@@ -21,6 +21,10 @@ SANDWICH = ("glm4",)  # a norm behind the down projection: invariant to its scal
 SMOOTH = tuple(family for family in FAMILIES if family not in SANDWICH)
 KINKED = {"distilbert": 0.03}  # a ReLU in the head: the rule converges like 1 / nodes
 
+# Another number of rows is another order of sums in a float32 product, on some processors more than on others; the
+# values are sums over tokens of terms about 1 that cancel.
+SPLIT = 1e-6
+
 
 def batch_for(family: str, examples: int = 4, tokens: int = 9) -> dict[str, Tensor]:
     """A batch with padding on the right (images: none)."""
@@ -132,7 +136,7 @@ def test_radau_keeps_to_the_memory_budget() -> None:
     want = Cascade(model, nodes=4, rule="radau").attribute(inputs, two_targets)
     got = Cascade(model, nodes=4, rule="radau", memory=200_000).attribute(inputs, two_targets)
     for name, value in want.values.items():
-        torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=SPLIT)
 
 
 def test_completeness_can_be_left_out() -> None:
@@ -269,7 +273,7 @@ def test_memory_budget_splits_without_changing_the_result() -> None:
         tight = Cascade(model, nodes=4, memory=budget)
         got = tight.attribute(inputs, two_targets)
         for name, value in want.values.items():
-            torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=SPLIT)
         torch.testing.assert_close(got.full, want.full)
         torch.testing.assert_close(
             tight.ablate(inputs, two_targets, neurons), whole.ablate(inputs, two_targets, neurons), rtol=1e-5, atol=1e-6

@@ -186,7 +186,9 @@ class MacU(Settings):
             "settings": {name: value for name, value in asdict(self).items() if name != "progress"},
             "data": train.fingerprint(),
             "golden": golden.fingerprint(),
-            "labels": located.info.get("labels") if self.objective == "proximity" and self.guard is None else "class",
+            "labels": located.info.get("labels", "none")
+            if self.objective == "proximity" and self.guard is None
+            else "class",
             "seed": self.seed,
             "erased": len(erased),
             "searched": len(free),
