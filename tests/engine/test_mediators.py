@@ -117,6 +117,9 @@ def test_folds_follow_the_seed():
 
 def test_says_what_is_wrong():
     recording = FakeRecording()
+    assert len(mlp_units(recording, torch.arange(60) < 2, reduction="norm")) == 2  # which needs no folds
+    with pytest.raises(ValueError, match="treatment: expected one for each of 60 prompts"):
+        mlp_units(recording, arms(50))
     with pytest.raises(ValueError, match="reduction: expected one of difference, norm, components, got 'sum'"):
         mlp_units(recording, arms(60), reduction="sum")
     with pytest.raises(ValueError, match="components: at most 10, got 11"):

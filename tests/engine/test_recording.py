@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
 from tokenizers import normalizers
 from torch import nn
 
@@ -38,7 +39,8 @@ def language(family: str = "llama", **settings) -> nn.Module:
 
 def decoder_tokenizer(side: str = "right", *, padding: bool = True) -> transformers.PreTrainedTokenizerFast:
     """One that nobody else has; without a padding token it has an end token, as GPT-2's has."""
-    core = tiny_tokenizer(decoder=True).backend_tokenizer
+    core = Tokenizer.from_str(tiny_tokenizer(decoder=True).backend_tokenizer.to_str())
+    core.no_padding()  # what it was last called with stays in it
     settings = {"pad_token": "[PAD]"} if padding else {"eos_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="[UNK]", padding_side=side, model_max_length=MAX_TOKENS, **settings

@@ -8,8 +8,8 @@ from spurge.demo.oracle import NIE, TE, oracle
 from spurge.engine.balancing import Unbalanced
 from spurge.engine.confounders import Confounders
 from spurge.engine.files import FileError
-from spurge.engine.mediators import units_of
-from spurge.methods.mediation import Mediation, binary
+from spurge.engine.mediators import Mediators, binary, units_of
+from spurge.methods.mediation import Mediation
 
 
 def mediation(**settings):
@@ -253,6 +253,18 @@ def test_resuming_another_job_or_from_a_damaged_block_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(FileError, match="truncated"):
         mediation().effects(made.units, made.treatment, made.outcome, made.topics, resume=tmp_path)
+
+
+def test_blocks_of_other_units_of_a_recording_are_not_taken(tmp_path):
+    """The recording is the same; only the names of the units tell them apart."""
+    made = oracle(19, rows=300)
+
+    def units(site):
+        return Mediators("neuron", {site: 2}, 300, 1, {"recording": "the same"}, lambda *_: made.units)
+
+    mediation().effects(units("layer.0"), made.treatment, made.outcome, made.topics, resume=tmp_path)
+    with pytest.raises(ValueError, match="was made with other settings or data"):
+        mediation().effects(units("layer.1"), made.treatment, made.outcome, made.topics, resume=tmp_path)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

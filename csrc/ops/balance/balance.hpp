@@ -10,13 +10,13 @@ constexpr std::int64_t kChunk = 1024;  // rows of a sweep whose sums are added u
 
 SPURGE_HD std::int64_t padded(std::int64_t n) { return (n + kLane - 1) / kLane * kLane; }
 
-// Sums of a chunk: of the weights and of the weighted covariates, both times exp(-top).
+// Of a chunk: its largest score, the sum of its weights times exp(-top), and whether a number is NaN.
 struct ChunkSums {
   double top, weight;
   bool nan;
 };
 
-// Rows of a problem that have a base, and memory to solve it in.
+// Rows of a problem that have a base.
 struct BatchRows {
   const std::int64_t* rows;  // numbers of the n rows, or null where they are 0 to n - 1
   const double* base;        // [n], above 0

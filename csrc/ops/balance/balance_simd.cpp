@@ -233,9 +233,10 @@ double dot(const double* a, const double* b, std::int64_t n) {
   return sum;
 }
 
-// Solves (a + ridge) x = b for a symmetric a [n, n] by Cholesky, in `factor`; more ridge where rounding left no root.
+// Solves (a + ridge) x = b for a symmetric a [n, n] by Cholesky, in `factor`; more ridge where rounding left no root. An
+// `a` that is not finite gives an x that is not, which no line search accepts.
 void solve(double* x, double* factor, const double* a, const double* b, double ridge, std::int64_t n) {
-  for (bool done = false; !done; ridge *= 100) {
+  for (bool done = false; !done && finite(ridge); ridge *= 100) {
     done = true;
     for (std::int64_t j = 0; done && j < n; ++j) {
       for (std::int64_t i = j; done && i < n; ++i) {
@@ -262,7 +263,7 @@ constexpr std::int64_t kBlock = 256;  // rows whose covariates stay in the neare
 struct Problem {
   const double *y, *base;
   double *scores, *weights;
-  std::int64_t rows, pad, columns;
+  std::int64_t pad, columns;
   double value = 0, top = 0, sum = 0;
 
   // value, largest score and weights (times their sum) at x.
@@ -384,6 +385,7 @@ Status solve_problem(double* dual, double* means, double* report, double* scratc
     }
     extent[k] = larger(largest(high), 0);
     deviation[k] = n ? __builtin_sqrt(squares.sum() / total) : 0.0;
+    if (!finite(deviation[k])) return not_finite;  // beyond the square root of the largest number
     if (deviation[k] > kConstant * extent[k]) {
       column[kept] = k;
       const Vec scale = Vec::all(1 / deviation[k]);
@@ -396,17 +398,15 @@ Status solve_problem(double* dual, double* means, double* report, double* scratc
   if (!possible) return infeasible;
   for (std::int64_t c = 0; c < kept; ++c) {
     x[c] = start[column[c]] * deviation[column[c]];
-    double most = 0;  // of the scaled column, for the rounding of scores
     Vec high = Vec::all(0);
     for (std::int64_t i = 0; i < pad; i += Vec::n) {
       const Vec v = Vec::load(y + c * pad + i);
       high = either(high, either(v, Vec::all(0) - v));
     }
-    most = largest(high);
-    extent[c] = most;
+    extent[c] = largest(high);  // of the scaled column, for the rounding of scores
   }
 
-  Problem problem{y, base, scores, weights, n, pad, kept};
+  Problem problem{y, base, scores, weights, pad, kept};
   problem.at(x);
   Status status = unfinished;
   std::int32_t taken = 0;
@@ -547,6 +547,7 @@ Status solve_unit(double* dual, double* averages, double* report, double* scratc
     square_variance += rows.base[i] * (x[i] * x[i] - square_mean) * (x[i] * x[i] - square_mean);
   double deviation = __builtin_sqrt(variance / rows.total);
   const double spread = __builtin_sqrt(square_variance / rows.total);
+  if (!finite(deviation) || !finite(spread)) return not_finite;  // too large to square
   const bool flat = deviation <= kConstant * extent;
   if (flat) deviation = 1;
   const bool bent = squares && spread > kConstant * extent * extent;
@@ -590,7 +591,7 @@ Status solve_unit(double* dual, double* averages, double* report, double* scratc
     // Gradient, and the Hessian: diagonal, border and corner of an arrow; without `interact` the diagonal is one number.
     double mean_gap = 0, square_gap = 0, corner = 0, bend = -shift, trace = 0, edge = 0, inside = 0;
     worst = 0;
-    std::int64_t unknowns = bent;
+    std::int64_t free = 0;  // strata whose slope moves
     for (std::int64_t j = 0; j < count; ++j) {
       const double m = rows.masses[j], e1 = unit.first[j], e2 = unit.second[j];
       gradient[j] = varies[j] != 0 ? m * e1 : 0.0;
@@ -602,7 +603,7 @@ Status solve_unit(double* dual, double* averages, double* report, double* scratc
       bend += m * e2;
       if (varies[j] == 0) continue;
       if (shape.interact) worst = larger(worst, size_of(e1));
-      unknowns += shape.interact || unknowns == bent;
+      ++free;
     }
     if (!shape.interact && !flat) {
       worst = size_of(mean_gap);
@@ -614,6 +615,7 @@ Status solve_unit(double* dual, double* averages, double* report, double* scratc
 
     for (std::int64_t j = 0; j < count; ++j) trace += diagonal[j];
     if (bent) trace += corner;
+    const std::int64_t unknowns = bent + (shape.interact ? free : free > 0);
     const double ridge = kRidge * trace / static_cast<double>(unknowns) + 1e-20;
     double schur = corner + ridge, rest = bend, slope = 0, turn = 0;
     if (shape.interact) {

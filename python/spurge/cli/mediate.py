@@ -14,13 +14,13 @@ from spurge.engine import records
 from spurge.engine.confounders import Confounders
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.embedding import embed
-from spurge.engine.mediators import mlp_units, neuron_units
+from spurge.engine.mediators import binary, mlp_units, neuron_units
 from spurge.engine.outcomes import score_texts
 from spurge.engine.recording import Recording, record
 from spurge.engine.topics import find_topics
 from spurge.methods.effects import Effects
 from spurge.methods.masking import mask
-from spurge.methods.mediation import Mediation, binary
+from spurge.methods.mediation import Mediation
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid, seconds

@@ -91,9 +91,12 @@ class Dual:
                 finished=lambda _: self.proved or self.balanced(),
                 evaluations=min(patience, evaluations - self.evaluations),
             )
-            if self.proved or self.balanced() or self.evaluations - begun < patience:
+            if self.proved or self.balanced():
                 return
-            value, gradient = self.at(origin + _times(basis, moved))
+            stuck = self.evaluations - begun < min(patience, evaluations - begun)
+            value, gradient = self.at(origin + _times(basis, moved))  # the last place tried need not be the best
+            if stuck or self.evaluations >= evaluations:
+                return
             basis = self.scale[:, None] * _inverse_root(self._hessian())
 
     def _hessian(self) -> Tensor:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from spurge.engine.checks import integer
+from spurge.engine.checks import integer, number
 from spurge.engine.files import canonical_json, fingerprint
 from spurge.engine.recording import Recording
 
@@ -70,7 +71,7 @@ class Mediators:
 
 def mlp_units(
     recording: Recording,
-    treatment: Tensor,
+    treatment: Any,
     *,
     reduction: Reduction = "difference",
     components: int = 5,
@@ -81,7 +82,7 @@ def mlp_units(
 
     Args:
         recording: with the MLPs' outputs ``[N, H]``.
-        treatment: bool ``[N]``; what ``difference`` looks at.
+        treatment: of each prompt, as `spurge.Mediation.effects` takes it; what ``difference`` looks at.
         reduction: ``"difference"``: the output along the difference of the arms' means. The direction for a prompt
             comes from the other folds: taken from the same prompts, H random numbers alone would part the arms by
             about ``sqrt(4 H / N)`` standard deviations. ``"norm"``: the output's length. ``"components"``: its first
@@ -97,15 +98,15 @@ def mlp_units(
         raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
     if not 1 <= integer("components", components, 1) <= 10:
         raise ValueError(f"components: at most 10, got {components}")
-    fold = _folds(treatment, integer("folds", folds, 2), integer("seed", seed, 0))
+    treated = binary(treatment, len(recording))
+    folds, seed = integer("folds", folds, 2), integer("seed", seed, 0)
+    fold = _folds(treated, folds, seed) if reduction == "difference" else None
 
     def read(site: str, _: slice) -> Tensor:
         outputs = recording.outputs(site)
-        if reduction == "norm":
-            return outputs.norm(dim=1)[None]
-        if reduction == "difference":
-            return along_difference(outputs, treatment, fold)[None]
-        return principal(outputs, components)[None]
+        if fold is not None:
+            return along_difference(outputs, treated, fold)[None]
+        return outputs.norm(dim=1)[None] if reduction == "norm" else principal(outputs, components)[None]
 
     info: dict[str, Any] = {"reduction": reduction, "recording": recording.fingerprint()}
     info |= {"folds": folds, "seed": seed} if reduction == "difference" else {}
@@ -144,11 +145,11 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
         raise TypeError(f"units: expected a floating tensor [U, N], got {found}")
     if values.dim() not in (2, 3) or not values.numel():
         raise ValueError(f"units: expected shape [U, N] or [U, N, p], got {tuple(values.shape)}")
-    names = [str(number) for number in range(len(values))] if names is None else list(names)
+    names = [str(unit) for unit in range(len(values))] if names is None else list(names)
     if len(names) != len(values) or len(set(names)) != len(names):
         raise ValueError(f"names: expected {len(values)} different ones, got {len(set(names))}")
     values = values.detach().cpu()
-    place = {name: number for number, name in enumerate(names)}
+    place = {name: unit for unit, name in enumerate(names)}
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         unit, row = bad[0, :2].tolist()
@@ -166,8 +167,8 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
 def along_difference(outputs: Tensor, treatment: Tensor, fold: Tensor) -> Tensor:
     """Outputs ``[N, H]`` along the unit vector between the arms' means in the other folds, ``[N]``."""
     found = outputs.new_zeros(len(outputs))
-    for number in fold.unique().tolist():
-        own, rest = fold == number, fold != number
+    for each in fold.unique().tolist():
+        own, rest = fold == each, fold != each
         means = [outputs[rest & arm].mean(0) for arm in (treatment, ~treatment)]
         direction = means[0] - means[1]
         length = direction.norm()
@@ -183,6 +184,24 @@ def principal(outputs: Tensor, count: int) -> Tensor:
     leading = vectors[:, -count:].flip(1)
     signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
     return (wide @ (leading * signs)).to(outputs.dtype)
+
+
+def binary(treatment: Any, rows: int, threshold: float = 0.5) -> Tensor:
+    """The treatment as bool ``[rows]``: as it is, 0 and 1, or scores from ``threshold`` on.
+
+    Raises:
+        ValueError: another length, or numbers that are not finite.
+    """
+    found = treatment if isinstance(treatment, Tensor) else torch.as_tensor(np.asarray(treatment))
+    if found.dim() != 1 or len(found) != rows:
+        raise ValueError(f"treatment: expected one for each of {rows} prompts, got shape {tuple(found.shape)}")
+    if found.dtype == torch.bool:
+        return found.cpu()
+    numbers = found.double().cpu()
+    if not bool(numbers.isfinite().all()):
+        row = int((~numbers.isfinite()).nonzero()[0])
+        raise ValueError(f"treatment: expected finite numbers, got {float(numbers[row])} at prompt {row}")
+    return numbers >= number("threshold", threshold)
 
 
 def _folds(treatment: Tensor, folds: int, seed: int) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
@@ -44,6 +46,23 @@ def free_bytes(device: torch.device | str) -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return 4 * 2**30  # no such file outside Linux: assume a small machine
+
+
+def in_parts(count: int, rows: int, run: Callable[[slice], Tensor]) -> tuple[Tensor, int]:
+    """``run`` over ``count`` rows, ``rows`` at a time and half as many whenever memory runs out.
+
+    Returns:
+        The results, joined, and how many rows fit.
+    """
+    while True:
+        try:
+            return torch.cat([run(slice(start, start + rows)) for start in range(0, count, rows)]), rows
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            if rows == 1:
+                raise
+            rows = (rows + 1) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def budget(memory: str | int | None, device: torch.device | str) -> int:

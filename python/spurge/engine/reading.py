@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.heads import Head
-from spurge.engine.memory import parse_bytes
+from spurge.engine.memory import in_parts, parse_bytes
 from spurge.engine.patches import hook, hook_before
 from spurge.engine.probes import probed_token
 from spurge.engine.sources import Batch
@@ -71,17 +71,7 @@ class Reader:
                 logits are not the model's.
         """
         batch = batch.to(self.device, self.dtype)
-        rows = self._rows(batch)
-        while True:
-            try:
-                parts = [self._read(batch.rows(slice(i, i + rows))) for i in range(0, len(batch), rows)]
-                return torch.cat(parts)
-            except (torch.cuda.OutOfMemoryError, MemoryError):
-                if rows == 1:
-                    raise
-                rows = (rows + 1) // 2
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+        return in_parts(len(batch), self._rows(batch), lambda part: self._read(batch.rows(part)))[0]
 
     def _read(self, batch: Batch) -> Tensor:
         calls: list[Tensor] = []

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from spurge.engine.calls import main_input, take
 from spurge.engine.checks import integer
 from spurge.engine.data import Inputs, encode
+from spurge.engine.memory import in_parts
 from spurge.engine.patches import frozen
 
 Read = Callable[[Any, Tensor], Tensor]
@@ -77,17 +78,11 @@ def read_texts(
             if not bool(mask.any(1).all()):
                 row = numbers[int((~mask.bool().any(1)).nonzero()[0])]
                 raise ValueError(f"texts: row {row} has no token, got {texts[row]!r}")
-            while True:
-                try:
-                    cuts = [slice(i, i + rows) for i in range(0, len(numbers), rows)]
-                    values = torch.cat([read(part(**take(inputs, cut)), mask[cut]) for cut in cuts])
-                    break
-                except (torch.cuda.OutOfMemoryError, MemoryError):
-                    if rows == 1:
-                        raise
-                    rows = (rows + 1) // 2
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
+
+            def run(cut: slice, inputs: Inputs = inputs, mask: Tensor = mask) -> Tensor:
+                return read(part(**take(inputs, cut)), mask[cut])
+
+            values, rows = in_parts(len(numbers), rows, run)
             bad = (~values.reshape(len(numbers), -1).isfinite().all(1)).nonzero()[:, 0]
             if len(bad):
                 raise ValueError(f"model: gives numbers that are not finite for the text at row {numbers[int(bad[0])]}")

@@ -112,6 +112,21 @@ class _Stratified:
         return means[0], means[1]
 
 
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """Values of one arm ``[U, n]``, for the kernel as they are and for means in float64, which every resample reads."""
+
+    values: Tensor
+    wide: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> _Values:
+        values = values.contiguous()
+        wide = values.double()
+        return cls(values, wide, wide.square())
+
+
 class BalancedStrata(_Stratified):
     r"""Entropy balancing within topics: the prompts of one arm weighted until its topics, the unit's mean within each,
     and its square overall are those of the other arm, whose topics are weighted to those of all prompts.
@@ -144,16 +159,16 @@ class BalancedStrata(_Stratified):
         self.interact, self.square, self.tolerance = interact, square, tolerance
 
     def unit_bytes(self) -> int:
-        return 40 * len(self.strata) + 64 * self.count
+        return 48 * len(self.strata) + 64 * self.count
 
-    def prepare(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        return values[:, self.treated.rows].contiguous(), values[:, self.control.rows].contiguous()
+    def prepare(self, values: Tensor) -> tuple[_Values, _Values]:
+        return _Values.of(values[:, self.treated.rows]), _Values.of(values[:, self.control.rows])
 
-    def estimate(self, prepared: tuple[Tensor, Tensor], counts: Tensor, warm: Any = None) -> Estimate:
+    def estimate(self, prepared: tuple[_Values, _Values], counts: Tensor, warm: Any = None) -> Estimate:
         masses = self.masses(counts)
         mu11, mu00 = self.total(counts)
         if math.isnan(mu11):
-            return _nothing(len(prepared[0]))
+            return _nothing(len(prepared[0].values))
         treated, control = prepared
         first, second = warm or (None, None)
         mu10, one = self._across(treated, self.treated, control, self.control, counts, masses, first)
@@ -162,9 +177,9 @@ class BalancedStrata(_Stratified):
 
     def _across(
         self,
-        values: Tensor,
+        own: _Values,
         arm: _Arm,
-        others: Tensor,
+        others: _Values,
         other: _Arm,
         counts: Tensor,
         masses: Tensor,
@@ -172,14 +187,13 @@ class BalancedStrata(_Stratified):
     ) -> tuple[Tensor, _Side]:
         """The outcome of ``arm`` with the units' values of ``other``."""
         shares = other.shares(counts, masses)
-        wide = others.double()
-        means = wide @ shares
-        squares = wide.square() @ (shares @ masses) if self.square else None
+        means = others.wide @ shares
+        squares = others.squares @ (shares @ masses) if self.square else None
         base = counts[arm.rows]
         if start is None:
-            start = values.new_zeros(len(values), self.count + 1, dtype=torch.float64)
+            start = means.new_zeros(len(means), self.count + 1)
         dual, found, report, status = ops.balance_strata(
-            values,
+            own.values,
             arm.starts,
             base,
             masses,

@@ -30,7 +30,7 @@ from spurge.engine.files import (
     spurge_version,
     write_tensors,
 )
-from spurge.engine.mediators import Mediators, units_of
+from spurge.engine.mediators import Mediators, binary, units_of
 from spurge.engine.memory import budget, parse_bytes
 from spurge.engine.significance import bootstrap_counts
 from spurge.methods.effects import SIDES, Effects, Side
@@ -143,7 +143,7 @@ class Mediation:
             [torch.ones(1, len(kept), dtype=torch.float64), bootstrap_counts(len(kept), self.resamples, self.seed)]
         )
         totals = {side: _totals(own, counts) for side, own in estimators.items()}
-        info = self._info(units, treated, answer, confounders, dropped, threshold)
+        info = self._info(units, kept, treated, answer, confounders, dropped, threshold)
         blocks = self._blocks(units, kept, estimators, counts, resume, fingerprint(canonical_json(info)))
         adjusted, unadjusted = (
             Side(
@@ -168,15 +168,15 @@ class Mediation:
             return torch.arange(len(treated)), []
         count = len(confounders.names)
         sizes = torch.bincount(confounders.topics, minlength=count)
-        both = torch.bincount(confounders.topics[treated], minlength=count)
-        thin = (sizes > 0) & (torch.minimum(both, sizes - both) < self.least_arm)
+        with_treatment = torch.bincount(confounders.topics[treated], minlength=count)
+        thin = (sizes > 0) & (torch.minimum(with_treatment, sizes - with_treatment) < self.least_arm)
         if bool((thin == (sizes > 0)).all()):
             raise ValueError(
                 f"treatment: every topic has fewer than {self.least_arm} prompts in one arm: the topic predicts the "
                 "treatment, and there is nothing to compare"
             )
         dropped = [
-            {"topic": confounders.names[topic], "prompts": int(sizes[topic]), "treated": int(both[topic])}
+            {"topic": confounders.names[topic], "prompts": int(sizes[topic]), "treated": int(with_treatment[topic])}
             for topic in thin.nonzero()[:, 0].tolist()
         ]
         return (~thin[confounders.topics]).nonzero()[:, 0], dropped
@@ -207,6 +207,7 @@ class Mediation:
     def _info(
         self,
         units: Mediators,
+        kept: Tensor,
         treated: Tensor,
         answer: Tensor,
         confounders: Confounders,
@@ -229,13 +230,20 @@ class Mediation:
             "method": "Mediation",
             "settings": settings,
             "threshold": float(threshold),
-            "units": units.info | {"level": units.level, "numbers": units.numbers},
+            "units": units.info
+            | {
+                "level": units.level,
+                "numbers": units.numbers,
+                "widths": [list(item) for item in units.widths.items()],
+            },
             "prompts": len(treated),
             "treated": int(treated.sum()),
             "topics": topics,
             "dropped": dropped,
             "columns": list(confounders.column_names),
-            "data": fingerprint(canonical_json([fingerprint(treated), fingerprint(answer), confounders.fingerprint()])),
+            "data": fingerprint(
+                canonical_json([*(fingerprint(x) for x in (kept, treated, answer)), confounders.fingerprint()])
+            ),
             "seed": self.seed,
         }
 
@@ -271,24 +279,6 @@ class Mediation:
         return found
 
 
-def binary(treatment: Any, rows: int, threshold: float = 0.5) -> Tensor:
-    """The treatment as bool ``[rows]``: as it is, 0 and 1, or scores from ``threshold`` on.
-
-    Raises:
-        ValueError: another length, or numbers that are not finite.
-    """
-    found = treatment if isinstance(treatment, Tensor) else torch.as_tensor(np.asarray(treatment))
-    if found.dim() != 1 or len(found) != rows:
-        raise ValueError(f"treatment: expected one for each of {rows} prompts, got shape {tuple(found.shape)}")
-    if found.dtype == torch.bool:
-        return found.cpu()
-    numbers = found.double().cpu()
-    if not bool(numbers.isfinite().all()):
-        row = int((~numbers.isfinite()).nonzero()[0])
-        raise ValueError(f"treatment: expected finite numbers, got {float(numbers[row])} at prompt {row}")
-    return numbers >= number("threshold", threshold)
-
-
 def _outcome(outcome: Any, rows: int) -> Tensor:
     found = outcome if isinstance(outcome, Tensor) else torch.as_tensor(np.asarray(outcome))
     if found.dim() != 1 or len(found) != rows:
@@ -317,8 +307,8 @@ def _side(estimator: Estimator, values: Tensor, counts: Tensor, bar: Any) -> dic
     whole = estimator.estimate(prepared, counts[0])
     bar.update(len(values))
     draws = torch.empty(len(counts) - 1, len(values), dtype=torch.float32)
-    for number_, count in enumerate(counts[1:]):
-        draws[number_] = estimator.estimate(prepared, count, whole.warm).aie
+    for own, count in zip(draws, counts[1:], strict=True):
+        own.copy_(estimator.estimate(prepared, count, whole.warm).aie)
         bar.update(len(values))
     constant = (values == values[:, :1]).flatten(1).all(1)
     return {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
