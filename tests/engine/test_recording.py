@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 from torch import nn
 
 from models import HIDDEN, LAYERS, MAX_TOKENS, WIDTH, WORDS, tiny, tiny_tokenizer, tokenizer_for

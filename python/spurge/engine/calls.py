@@ -62,10 +62,14 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def at(hidden: Tensor, position: Tensor) -> Tensor:
-    """``[R, T, H]`` -> ``[R, 1, H]``: each row's token ``position[r]``; a single token stays."""
-    if hidden.shape[1] == 1:
-        return hidden
-    return hidden[torch.arange(len(hidden), device=hidden.device), position][:, None]
+    """``[R, T, H]`` -> ``[R, 1, H]``: each row's token ``position[r]``; a single token stays.
+
+    With positions ``[R, K]``: ``[R, K, H]``.
+    """
+    row = torch.arange(len(hidden), device=hidden.device)
+    if position.dim() == 2:
+        return hidden[row[:, None], position]
+    return hidden if hidden.shape[1] == 1 else hidden[row, position][:, None]
 
 
 def main_input(inputs: Mapping[str, Any]) -> Tensor:
@@ -92,8 +96,13 @@ def logits_of(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     if not torch.is_tensor(logits) or logits.dim() != 2:
         found = tuple(logits.shape) if torch.is_tensor(logits) else type(output).__name__
-        raise ValueError(f"model: expected logits [rows, classes] in its output, got {found}")
+        advice = "; a language model classifies by label words: see spurge.Verbalizer" if _is_sequence(logits) else ""
+        raise ValueError(f"model: expected logits [rows, classes] in its output, got {found}{advice}")
     return logits
+
+
+def _is_sequence(logits: Any) -> bool:
+    return torch.is_tensor(logits) and logits.dim() == 3
 
 
 def split_call(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, tuple, dict[str, Any]]:

@@ -53,7 +53,7 @@ class Cascade:
     r"""Integrated gradients, exact ablations and gated runs of feed-forward neurons.
 
     Args:
-        model: a ``transformers`` classifier (encoder or decoder) or image classifier.
+        model: a ``transformers`` classifier (encoder or decoder), image classifier or causal language model.
         path: ``"layer"``: all units of a layer scaled together, layer by layer (knowledge neurons, DEPN);
             ``"joint"``: all layers scaled together, the cheapest, its sum is the whole network's effect;
             ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
@@ -73,6 +73,7 @@ class Cascade:
         attention: give targets the attention row of the probed token (first token of an encoder, last real token of a
             decoder).
         sites: restrict to these; all feed-forward sites by default.
+        read: how many of its last real tokens a language model is read at (`Rows.logits`).
         progress: show a progress bar over the parts of a call.
 
     Raises:
@@ -91,6 +92,7 @@ class Cascade:
         memory: str | int | None = None,
         attention: bool = False,
         sites: Sequence[Site] | None = None,
+        read: int = 1,
         progress: bool = False,
     ):
         if path not in get_args(Path):
@@ -108,7 +110,7 @@ class Cascade:
             raise ValueError("completeness: a tolerance needs it, got False")
         self.model, self.path, self.nodes, self.tolerance, self.progress = model, path, nodes, tolerance, progress
         self.rule, self.completeness = rule, completeness
-        self.relay = Relay(model, attention=attention, sites=sites)
+        self.relay = Relay(model, attention=attention, sites=sites, read=read)
         self.sites = self.relay.sites
         self.budget = budget(memory, next(model.parameters()).device)
         self._weights: dict[tuple[int, ...], Weight] = {}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.attention import AttentionRow
-from spurge.engine.calls import logits_of, main_input
+from spurge.engine.calls import main_input
 from spurge.engine.memory import budget
 from spurge.engine.patches import frozen, hook, hook_before
+from spurge.engine.readout import Readout, language_head
 from spurge.engine.sites import Site, find_sites
 
 __all__ = ["AttentionRow", "Score", "is_decoder", "probed_token", "token_scores"]
@@ -36,20 +37,30 @@ def is_decoder(model: nn.Module) -> bool:
 def probed_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """The token whose state the head reads, ``[B]`` int64: an encoder's first, a decoder's last real one.
 
-    Real is what ``attention_mask`` keeps (either padding side) and what is not the configuration's padding token;
-    transformers' classification heads look for the latter.
+    Real is what ``attention_mask`` keeps (either padding side) and, for a classifier, what is not the configuration's
+    padding token, which is what transformers' classification heads look for. A language model's end token often serves
+    as padding too, and a text may well hold it.
 
     Raises:
         ValueError: no main input, a mask that is not ``[B, T]``, or a decoder's example without a real token.
     """
+    return last_real_token(model, inputs) if is_decoder(model) else first_token(inputs)
+
+
+def first_token(inputs: Mapping[str, Any]) -> Tensor:
+    """Zeros, ``[B]`` int64."""
     main = main_input(inputs)
-    if not is_decoder(model):
-        return torch.zeros(len(main), dtype=torch.int64, device=main.device)
+    return torch.zeros(len(main), dtype=torch.int64, device=main.device)
+
+
+def last_real_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """As :func:`probed_token`, of a decoder."""
+    main = main_input(inputs)
     real = torch.ones(main.shape[:2], dtype=torch.bool, device=main.device)
     mask, padding = _mask(inputs), getattr(getattr(model, "config", None), "pad_token_id", None)
     if mask is not None:
         real &= mask
-    if padding is not None and torch.is_tensor(inputs.get("input_ids")):
+    if padding is not None and torch.is_tensor(inputs.get("input_ids")) and language_head(model) is None:
         real &= inputs["input_ids"] != padding
     if not real.any(1).all():
         raise ValueError(f"inputs: example {int((~real.any(1)).nonzero()[0])} has no real token")
@@ -85,7 +96,8 @@ def token_scores(
         model: a ``transformers`` model; the last two kinds need ``logits [B, Y]`` in its output.
         inputs: its keyword arguments; tensors lead with B.
         kind: which score.
-        target: F for the last two kinds, rows to ``[R]``: ``rows.logits`` is ``[R, Y]`` float32, ``rows.example``
+        target: F for the last two kinds, rows to ``[R]``: ``rows.logits`` is ``[R, Y]`` float32 (a language model's are
+            those of the probed token, ``[R, V]``), ``rows.example``
             ``[R]`` the example of each row, ``rows.predicted`` ``[R]`` the class the model predicts for that example.
             By default the logit of the predicted class.
         replace: vocabulary id for ``ablation``, for example that of the mask token.
@@ -231,8 +243,10 @@ def _token_embedding(model: nn.Module) -> nn.Embedding | None:
 
 def _run(model: nn.Module, inputs: dict[str, Any], sites: Sequence[Site], change: Callable[[Tensor], Tensor]) -> Tensor:
     """Logits ``[R, Y]`` in float32 of the model with its input embeddings ``[R, T, H]`` changed."""
+    readout, position = Readout(model), probed_token(model, inputs)
     if torch.is_tensor(inputs.get("inputs_embeds")):
-        return logits_of(model(**(inputs | {"inputs_embeds": change(inputs["inputs_embeds"])}))).float()
+        changed_inputs = inputs | {"inputs_embeds": change(inputs["inputs_embeds"])}
+        return readout.logits(lambda: model(**changed_inputs), position).float()
     changed: list[bool] = []
 
     def behind(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
@@ -248,7 +262,7 @@ def _run(model: nn.Module, inputs: dict[str, Any], sites: Sequence[Site], change
 
     table = _token_embedding(model)
     with hook_before(sites[0].block, before) if table is None else hook(table, behind):
-        return logits_of(model(**inputs)).float()
+        return readout.logits(lambda: model(**inputs), position).float()
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.calls import at, cut, first, leading, like, logits_of, main_input, repeat_rows, split_call, take
+from spurge.engine.calls import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.junctions import Anatomy, Junction, study
 from spurge.engine.patches import WideAttention, hook, hook_before, replaced_forward
-from spurge.engine.probes import AttentionRow, probed_token
+from spurge.engine.probes import AttentionRow, first_token, is_decoder, last_real_token
+from spurge.engine.readout import Readout
 from spurge.engine.sites import Site, find_sites
 
 
@@ -29,10 +30,11 @@ class Rows:
     """What a target sees of R rows of one forward pass.
 
     Attributes:
-        logits: ``[R, Y]``, float32.
+        logits: ``[R, Y]``, float32; of a language model over its vocabulary, after the probed token; ``[R, K, V]``
+            after the last K real tokens where more than one is read.
         attention: head-mean attention of the probed token over the positions, ``[R, T]`` float32, where asked for.
         example: which example of the batch each row belongs to, ``[R]``.
-        predicted: the class the unedited model predicts for that example, ``[R]``.
+        predicted: the class (the next token) the unedited model predicts for that example, ``[R]``.
     """
 
     logits: Tensor
@@ -46,7 +48,8 @@ Target = Callable[[Rows], Tensor]
 
 def predicted_logit(rows: Rows) -> Tensor:
     """The logit of the class that the unedited model predicts, ``[R]``: the usual target of integrated gradients."""
-    return rows.logits.gather(1, rows.predicted[:, None])[:, 0]
+    logits = rows.logits if rows.logits.dim() == 2 else rows.logits[:, -1]
+    return logits.gather(1, rows.predicted[:, None])[:, 0]
 
 
 @dataclass
@@ -93,17 +96,21 @@ class Relay:
         model: a ``transformers`` model whose output has ``logits``.
         attention: capture the attention row of the probed token in the last layer.
         sites: where rows may open; all sites of the model by default. Every block runs whether it has one or not.
+        read: how many of the last real tokens a language model is read at.
     """
 
-    def __init__(self, model: nn.Module, *, attention: bool = False, sites: Sequence[Site] | None = None):
-        self.model = model
+    def __init__(
+        self, model: nn.Module, *, attention: bool = False, sites: Sequence[Site] | None = None, read: int = 1
+    ):
+        self.model, self.readout, self.decoder = model, Readout(model, read), is_decoder(model)
         every = find_sites(model)
         self.sites = list(sites) if sites is not None else every
         self.blocks = list({id(site.block): site.block for site in every}.values())
         order = {id(block): i for i, block in enumerate(self.blocks)}
         self.place = [order[id(site.block)] for site in self.sites]  # block of each site
         self.attention = attention
-        self.pruned = False
+        self.pruned = False  # the last layer computes only the probed token
+        self.narrow = False  # and what follows it takes that token alone
         self._last = every[-1]
         weight = every[-1].weight()
         self._half_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
@@ -112,33 +119,49 @@ class Relay:
     def _study(self, inputs: Mapping[str, Any]) -> Anatomy:
         if self._anatomy is None:
             one = take(inputs, slice(0, 1))
-            self._anatomy = study(self.model, self.blocks, self.sites, one)
-            ends = self.sites[-1].block is self.blocks[-1] and self._anatomy.junctions[-1].kind == "replay"
-            self.pruned = not ends and self._head_reads_only_the_probed_token(one)
+            anatomy = study(self.model, self.blocks, self.sites, one)
+            if main_input(inputs).shape[1] == 1:  # one token says nothing about the others
+                return anatomy
+            self._anatomy = anatomy
+            ends = self.sites[-1].block is self.blocks[-1] and anatomy.junctions[-1].kind == "replay"
+            self._prune(one, possible=not ends and self.readout.tokens == 1)
         return self._anatomy
 
-    def _head_reads_only_the_probed_token(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether the logits stay, bit for bit, when every other token of the last layer's output is disturbed."""
-        position = probed_token(self.model, inputs)
+    def _prune(self, inputs: Mapping[str, Any], *, possible: bool) -> None:
+        """Find out whether the head reads the probed token alone: the logits stay, bit for bit, when others change."""
+        position = self.probed(inputs)
         outputs: list[Any] = []
         with ExitStack() as stack, torch.no_grad():
             for block in self.blocks:
                 stack.enter_context(hook(block, lambda module, args, output: outputs.append(output)))
-            before = self._logits(inputs)
+            before = self._logits(inputs, position)
+
+        def after(hidden: Tensor) -> Tensor:
+            ends = [*outputs[:-1], like(outputs[-1], hidden)]
+            with ExitStack() as stack, torch.no_grad():
+                for block, output in zip(self.blocks, ends, strict=True):
+                    stack.enter_context(replaced_forward(block, lambda *args, o=output, **kwargs: o))
+                return self._logits(inputs, position)
+
         hidden = first(outputs[-1])
         disturbed = hidden + 1
-        disturbed[torch.arange(len(hidden)), position] = hidden[torch.arange(len(hidden)), position]
-        outputs[-1] = like(outputs[-1], disturbed)
-        with ExitStack() as stack, torch.no_grad():
-            for block, output in zip(self.blocks, outputs, strict=True):
-                stack.enter_context(replaced_forward(block, lambda *args, o=output, **kwargs: o))
-            return torch.equal(before, self._logits(inputs))
+        disturbed[torch.arange(len(hidden)), position] = at(hidden, position)[:, 0]
+        self.pruned = possible and torch.equal(before, after(disturbed))
+        if self.pruned and self.readout.head is not None:
+            try:
+                alone = after(at(hidden, position))
+            except (RuntimeError, IndexError):  # GPT-2 restores the shape of its input first
+                return
+            slack = 64 * torch.finfo(before.dtype).eps * before.abs().max()
+            self.narrow = alone.shape == before.shape and bool((alone - before).abs().max() <= slack)
 
-    def _logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        if self._half_on_cpu:
-            with WideAttention():
-                return logits_of(self.model(**inputs))
-        return logits_of(self.model(**inputs))
+    def probed(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The token whose state the head reads, ``[B]`` (`spurge.engine.probes.probed_token`)."""
+        return last_real_token(self.model, inputs) if self.decoder else first_token(inputs)
+
+    def _logits(self, inputs: Mapping[str, Any], position: Tensor) -> Tensor:
+        with WideAttention() if self._half_on_cpu else nullcontext():
+            return self.readout.logits(lambda: self.model(**inputs), position)
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
 
@@ -154,7 +177,7 @@ class Relay:
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             inputs["use_cache"] = False  # a layer may run several times on different rows
         batch = len(main_input(inputs))
-        position = probed_token(self.model, inputs)
+        position = self.probed(inputs)
         anatomy = self._study(inputs)
         seen: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.sites))}
         calls: list[Call] = []
@@ -183,12 +206,13 @@ class Relay:
                     calls.append(Call(leading(args), leading(kwargs), hidden.detach() if keep else None))
 
                 stack.enter_context(hook_before(block, remember))
-            logits = self._logits(inputs)
+            logits = self._logits(inputs, position)
             attention = row.row() if row is not None else None
 
         if example is None:
             example = torch.arange(batch, device=logits.device)
-        rows = Rows(logits.float(), attention, example, logits.argmax(1))
+        predicted = (logits if logits.dim() == 2 else logits[:, -1]).argmax(1)
+        rows = Rows(logits.float(), attention, example, predicted)
         sites = [
             self._site_trace(site, joint, seen[i], position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
@@ -268,7 +292,7 @@ class Relay:
                 if index < end:
                     live.append(rows)
                     return wrap(index, hidden)
-                return wrap(index, rows.expand(-1, hidden.shape[1], -1))
+                return wrap(index, rows if self.narrow else rows.expand(-1, hidden.shape[1], -1))
 
             return behind
 
@@ -280,7 +304,8 @@ class Relay:
                 )
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
-            logits = self._logits({k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()})
+            repeated = {k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}
+            logits = self._logits(repeated, trace.position.repeat(times))
             attention = trace.rows.attention
             if (
                 row is not None and attention is not None
@@ -316,7 +341,8 @@ class Relay:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
             for site in self.sites:
                 stack.enter_context(hook(site.down, lambda m, args, o, s=site: scale(args[0], o, s.bias())))
-            logits = self._logits({k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()})
+            repeated = {k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()}
+            logits = self._logits(repeated, trace.position.repeat(times))
             attention = row.row() if row is not None else None
         return self._rows(trace, times, logits, attention), z, outputs
 
