@@ -79,8 +79,23 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
+_FAMILIES["gemma2"] = ("Gemma2", _GROUPED)
+_FAMILIES["bloom"] = ("Bloom", {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS})
 ENCODERS = ("bert", "distilbert", "roberta", "electra", "deberta_v2")
 DECODERS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "gemma", "phi", "glm4")
+
+# causal language models: name -> family, and what differs from its usual configuration
+LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in DECODERS},
+    "gemma2": ("gemma2", {"sliding_window": 4}),  # every other layer; logits and attention are capped
+    "mistral-window": ("mistral", {"sliding_window": 4}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "llama-all-heads": ("llama", {"num_key_value_heads": HEADS}),
+    "llama-one-key": ("llama", {"num_key_value_heads": 1}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
+    "bloom": ("bloom", {}),  # position biases that lead with rows times heads
+}
 
 
 def tiny(
@@ -117,6 +132,12 @@ def tiny(
     finally:
         torch.set_rng_state(state)
     return model.to(dtype).eval()
+
+
+def tiny_language(name: str, **settings: Any) -> Any:
+    """A causal language model of `LANGUAGE`; `settings` as for :func:`tiny`."""
+    family, own = LANGUAGE[name]
+    return tiny(family, language=True, **(own | settings))
 
 
 @cache

@@ -24,6 +24,7 @@ _HOME = {
     "GoldenTokens": "spurge.methods.golden",
     "Head": "spurge.engine.heads",
     "Located": "spurge.methods.located",
+    "Locator": "spurge.engine.locator",
     "MacU": "spurge.methods.macu",
     "Masking": "spurge.methods.masking",
     "Mediation": "spurge.methods.mediation",
@@ -33,6 +34,10 @@ _HOME = {
     "NeuronScores": "spurge.engine.scores",
     "NeuronSet": "spurge.engine.neurons",
     "NeuronTune": "spurge.methods.neurontune",
+    "RankError": "spurge.engine.ranks",
+    "RankFailed": "spurge.engine.ranks",
+    "RankLost": "spurge.engine.ranks",
+    "Ranks": "spurge.engine.distributed",
     "Recording": "spurge.engine.recording",
     "Removal": "spurge.methods.removal",
     "Report": "spurge.engine.measures",
@@ -42,6 +47,7 @@ _HOME = {
     "Topics": "spurge.engine.topics",
     "Tuned": "spurge.methods.tuned",
     "Unbalanced": "spurge.engine.balancing",
+    "Verbalizer": "spurge.engine.verbalizers",
     "WeightEdit": "spurge.engine.weight_edits",
     "accuracies": "spurge.engine.groups",
     "association": "spurge.engine.association",
@@ -85,6 +91,7 @@ if TYPE_CHECKING:
     from spurge.engine.confounders import Confounders as Confounders
     from spurge.engine.data import Example as Example
     from spurge.engine.data import Examples as Examples
+    from spurge.engine.distributed import Ranks as Ranks
     from spurge.engine.edits import EditMismatch as EditMismatch
     from spurge.engine.edits import NeuronEdit as NeuronEdit
     from spurge.engine.embedding import embed as embed
@@ -99,6 +106,7 @@ if TYPE_CHECKING:
     from spurge.engine.heads import Head as Head
     from spurge.engine.heads import find_head as find_head
     from spurge.engine.localisation import localisation as localisation
+    from spurge.engine.locator import Locator as Locator
     from spurge.engine.measures import Report as Report
     from spurge.engine.mediators import Mediators as Mediators
     from spurge.engine.mediators import mlp_units as mlp_units
@@ -106,6 +114,9 @@ if TYPE_CHECKING:
     from spurge.engine.mediators import units_of as units_of
     from spurge.engine.neurons import NeuronSet as NeuronSet
     from spurge.engine.outcomes import score_texts as score_texts
+    from spurge.engine.ranks import RankError as RankError
+    from spurge.engine.ranks import RankFailed as RankFailed
+    from spurge.engine.ranks import RankLost as RankLost
     from spurge.engine.recording import Recording as Recording
     from spurge.engine.recording import record as record
     from spurge.engine.scores import NeuronScores as NeuronScores
@@ -115,6 +126,7 @@ if TYPE_CHECKING:
     from spurge.engine.swarm import Swarm as Swarm
     from spurge.engine.topics import Topics as Topics
     from spurge.engine.topics import find_topics as find_topics
+    from spurge.engine.verbalizers import Verbalizer as Verbalizer
     from spurge.engine.weight_edits import WeightEdit as WeightEdit
     from spurge.engine.weight_edits import load_edit as load_edit
     from spurge.methods.controls import dfr as dfr

@@ -37,9 +37,10 @@ def test_cuts_cover_every_site_and_node_once_and_fit(limit: int, nodes: int, bat
             LIGHT.cuts(limit, nodes, batch, sites)
         return
     cuts = LIGHT.cuts(limit, nodes, batch, sites)
-    seen = [(i, s) for group, part in cuts for i in group for s in range(nodes)[part]]
-    assert sorted(seen) == [(i, s) for i in sites for s in range(nodes)]
-    assert all(LIGHT.backward(group, len(range(nodes)[part]), batch) <= limit for group, part in cuts)
+    seen = [(p, s) for group, part in cuts for p in group for s in range(nodes)[part]]
+    assert sorted(seen) == [(p, s) for p in range(count) for s in range(nodes)]
+    sizes = [([sites[p] for p in group], len(range(nodes)[part])) for group, part in cuts]
+    assert all(LIGHT.backward(group, own, batch) <= limit for group, own in sizes)
 
 
 @given(limit=st.integers(1, 40_000), batch=st.integers(1, 3))

@@ -32,6 +32,7 @@ from spurge.methods.golden import GoldenTokens
 from spurge.methods.located import Located
 from spurge.methods.macu import MacU
 from spurge.methods.proximity import Proximity
+from spurge.methods.screening import Block, Screened
 from spurge.methods.search import Climb
 from spurge.methods.weighed import Weighed
 
@@ -131,12 +132,19 @@ def test_completeness_holds_within_the_tolerance() -> None:
 def test_selection_is_the_share_rule(located: Located) -> None:
     maps = [NeuronScores({"mlp.0": torch.tensor(row)}) for row in ([1.0, 0.3, 0.1], [1.0, 0.1, 0.9], [0.5, 0.4, -1.0])]
     macu = MacU(fraction=0.25, share=0.6)
-    whole = NeuronScores({"mlp.0": torch.tensor([2.5, 0.8, 0.0])})
-    assert macu._select(maps, whole) == NeuronSet({"mlp.0": [0, 1]})
-    assert macu._select(maps, whole) == frequent([m.select(0.25) for m in maps], 0.6)
-    assert MacU(fraction=0.25, share=0.6, cap=1)._select(maps, whole) == NeuronSet({"mlp.0": [0]})
-    signed = NeuronScores({"mlp.0": torch.tensor([0.1, 0.8, -3.0])})
-    assert MacU(fraction=0.25, share=0.3, cap=1, sign="absolute")._select(maps, signed) == NeuronSet({"mlp.0": [2]})
+    screened = Screened()
+    for scores in maps:
+        screened.add(Block({"causal": scores, "spurious": scores * -1.0}, {}, 2), lambda scores: scores.select(0.25))
+    often = screened.frequent("causal", macu.share)
+    assert often == NeuronSet({"mlp.0": [0, 1]})
+    assert often == frequent([m.select(0.25) for m in maps], 0.6)
+    assert screened.frequent("spurious", 0.3) == frequent([(m * -1.0).select(0.25) for m in maps], 0.3)
+    whole = screened.total("causal", {})
+    torch.testing.assert_close(whole.values["mlp.0"], torch.tensor([2.5, 0.8, 0.0]))
+    assert macu._select(often, whole) == often
+    assert MacU(fraction=0.25, share=0.6, cap=1)._select(often, whole) == NeuronSet({"mlp.0": [0]})
+    signed, every = NeuronScores({"mlp.0": torch.tensor([0.1, 0.8, -3.0])}), NeuronSet({"mlp.0": [0, 1, 2]})
+    assert MacU(cap=1, sign="absolute")._select(every, signed) == NeuronSet({"mlp.0": [2]})
     assert len(located.causal_set) <= 200
 
 

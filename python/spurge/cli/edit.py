@@ -6,6 +6,8 @@ import argparse
 import time
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
+from spurge.engine.distributed import Ranks
+from spurge.engine.edits import NeuronEdit
 from spurge.methods.located import Located
 from spurge.report.results import Results
 from spurge.report.tables import seconds
@@ -13,16 +15,22 @@ from spurge.report.tables import seconds
 
 def run(arguments: argparse.Namespace) -> int:
     """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with."""
-    prepare(arguments, "out")
-    located = Located.load(arguments.located)
-    macu = settings(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
-    model, tokenizer = read_model(arguments)
-    train = read_data(arguments, arguments.data, model)
-    golden = read_golden(arguments, train.labels)
-    assert golden is not None  # the parser asks for one
-    start = time.perf_counter()
-    edit = macu.edit(model, tokenizer, train, located, golden)
-    took = time.perf_counter() - start
+    with Ranks.from_environment(arguments.device) as ranks:
+        prepare(arguments, "out")
+        located = Located.load(arguments.located)
+        macu = settings(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
+        model, tokenizer = read_model(arguments, device=str(ranks.device))
+        train = read_data(arguments, arguments.data, model)
+        golden = read_golden(arguments, train.labels)
+        assert golden is not None  # the parser asks for one
+        start = time.perf_counter()
+        edit = macu.edit(model, tokenizer, train, located, golden, resume=arguments.resume)
+        if ranks.rank == 0:
+            _tell(arguments, edit, time.perf_counter() - start)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, edit: NeuronEdit, took: float) -> None:
     edit.save(arguments.out)
     print(f"{edit}\nedited in {seconds(took)}: {arguments.out}")
     results = Results("edit", {"data": str(arguments.data), "model": str(arguments.model), **edit.info})
@@ -32,4 +40,3 @@ def run(arguments: argparse.Namespace) -> int:
     results.add("all", "MacU", "objective", edit.info.get("value"))
     results.add("all", "MacU", "seconds", took, unit="s", n=1)
     write_results(arguments, results)
-    return 0

@@ -15,6 +15,7 @@ from torch import nn
 from spurge.cli.parser import given
 from spurge.engine import records
 from spurge.engine.data import Examples
+from spurge.engine.verbalizers import Verbalizer
 from spurge.methods.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.macu import MacU
@@ -41,13 +42,23 @@ def prepare(arguments: argparse.Namespace, *files: str) -> None:
         torch.set_num_threads(arguments.threads)
 
 
-def read_model(arguments: argparse.Namespace, dtype: str = "float32") -> tuple[Any, Any]:
-    """The classifier of ``--model`` in evaluation mode on ``--device``, and its tokenizer; nothing is downloaded.
+def read_model(arguments: argparse.Namespace, dtype: str = "float32", device: str | None = None) -> tuple[Any, Any]:
+    """The classifier of ``--model`` in evaluation mode, and its tokenizer; nothing is downloaded.
+
+    With ``--verbalizer``, what its label words make of a causal language model and its tokenizer.
+
+    Args:
+        dtype: what it is loaded in where ``--dtype`` was not given.
+        device: where; by default ``--device``.
 
     Raises:
-        ValueError: not a folder of a fine-tuned classifier, or no such device.
+        ValueError: not a folder of such a model, no such device, or label words that the model cannot say.
     """
-    return load_model("model", arguments.model, arguments.device, arguments.dtype or dtype)
+    where = arguments.model, device or arguments.device, arguments.dtype or dtype
+    if getattr(arguments, "verbalizer", None) is None:
+        return load_model("model", *where)
+    verbalizer = Verbalizer.load(arguments.verbalizer)
+    return verbalizer.wrap(*load_model("model", *where, "language"))
 
 
 def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "classifier") -> tuple[Any, Any]:
@@ -81,6 +92,8 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "cl
     missing = sorted(loading["missing_keys"])
     if missing and kind != "encoder":  # an encoder's pooler, which nobody here reads, may well be missing
         what = "a fine-tuned classifier" if kind == "classifier" else "a language model"
+        if kind == "classifier" and _is_language(path):
+            what += " (a language model classifies by label words: --verbalizer)"
         raise ValueError(f"{name}: {str(path)!r} has no weights for {', '.join(missing[:3])}: not {what}")
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:

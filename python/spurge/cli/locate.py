@@ -6,22 +6,30 @@ import argparse
 import time
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, read_weights, settings, write_results
+from spurge.engine.distributed import Ranks
+from spurge.methods.located import Located
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Locates, prints the table of sites and writes the file of ``--out``."""
-    prepare(arguments, "out")
-    macu = settings(arguments)
-    model, tokenizer = read_model(arguments)
-    train = read_data(arguments, arguments.data, model)
-    weights = read_weights(arguments, arguments.data)
-    golden = read_golden(arguments, train.labels)
-    assert golden is not None  # the parser asks for one
-    start = time.perf_counter()
-    located = macu.locate(model, tokenizer, train, golden, weights=weights)
-    took = time.perf_counter() - start
+    with Ranks.from_environment(arguments.device) as ranks:
+        prepare(arguments, "out")
+        macu = settings(arguments)
+        model, tokenizer = read_model(arguments, device=str(ranks.device))
+        train = read_data(arguments, arguments.data, model)
+        weights = read_weights(arguments, arguments.data)
+        golden = read_golden(arguments, train.labels)
+        assert golden is not None  # the parser asks for one
+        start = time.perf_counter()
+        located = macu.locate(model, tokenizer, train, golden, weights=weights, resume=arguments.resume)
+        if ranks.rank == 0:
+            _tell(arguments, located, time.perf_counter() - start)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, located: Located, took: float) -> None:
     located.save(arguments.out)
     print(located)
     print(f"located in {seconds(took)}: {arguments.out}")
@@ -29,4 +37,3 @@ def run(arguments: argparse.Namespace) -> int:
     results.extend(located.rows())
     results.add("all", "MacU", "seconds", took, unit="s", n=1)
     write_results(arguments, results)
-    return 0

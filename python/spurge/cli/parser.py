@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from spurge.cli.last_layer import fcr_arguments, features_arguments, neurontune_arguments
 from spurge.cli.mediation import mediate_arguments
+from spurge.engine.ranks import Place
 
 _Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -18,7 +19,8 @@ class _Parser(argparse.ArgumentParser):
     """Errors in one line, in the words of all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"spurge: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        if Place.from_environment().rank == 0:
+            print(f"spurge: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -68,10 +70,11 @@ def _locate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Scores every neuron by MacU's Eq. 5; writes two score maps, the chosen sets and their overlap."
     )
-    _model(parser)
+    _model(parser, verbalizer=True)
     _data(parser, weights=True)
     _golden(parser, required=True)
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. located.safetensors")
+    parser.add_argument("--resume", metavar="DIR", help="keep finished batches here; a second run goes on from them")
     settings = _settings(parser)
     settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral")
     settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
@@ -87,11 +90,12 @@ def _locate(parser: argparse.ArgumentParser) -> None:
 
 def _edit(parser: argparse.ArgumentParser) -> None:
     parser.description = "Finds gates for located neurons and writes them as an edit file."
-    _model(parser)
+    _model(parser, verbalizer=True)
     parser.add_argument("--located", metavar="FILE", required=True, help="what spurge locate wrote")
     _data(parser)
     _golden(parser, required=True)
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
+    parser.add_argument("--resume", metavar="FILE", help="keep the swarm here; a second run goes on from it")
     settings = _settings(parser)
     settings.add_argument("--search", choices=("pso", "gradient"), help="particle swarm, or gradient")
     settings.add_argument("--neurons", choices=("located", "all"), help="which neurons the search may move")
@@ -105,7 +109,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "Accuracy on test sets: without an edit, with it, and for an edit of neurons with these erased and with random "
         "ones."
     )
-    _model(parser)
+    _model(parser, verbalizer=True)
     _data(parser, several=True)
     parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
     parser.add_argument("--located", metavar="FILE", help="erase its spurious neurons as a control, not the edit's own")
@@ -145,9 +149,14 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     _common(parser)
 
 
-def _model(parser: _Group) -> None:
+def _model(parser: _Group, *, verbalizer: bool = False) -> None:
     parser.add_argument("--model", metavar="FOLDER", required=True, help="transformers folder of a sequence classifier")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (%(default)s)")
+    if verbalizer:
+        help = "label words and prompt (JSON): the model is a causal language model that classifies by them"
+        parser.add_argument("--verbalizer", metavar="FILE", help=help)
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda (a rank: its own) or cuda:N (%(default)s)"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "float64"),

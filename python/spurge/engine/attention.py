@@ -114,6 +114,7 @@ class AttentionRow:
         window: int | None = None,
         softcap: float | None = None,
         bias: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor | None:
         """Compute and keep the row; the attention function's side of this class.
 
@@ -125,6 +126,7 @@ class AttentionRow:
             window: likewise, only that many keys up to the probed position.
             softcap: logits are squashed by ``c tanh(logit / c)``.
             bias: added to the logits, shaped as a mask.
+            sinks: ``[heads]``, logits of a key without a value: what it attends to is lost.
 
         Returns:
             The probed row of the attention output, ``[R, heads, D]``, if pruning.
@@ -154,7 +156,9 @@ class AttentionRow:
             if window is not None:
                 seen = seen & (keys > position[:, None] - window)
             logits = logits.masked_fill(~seen[:, None], hidden)
-        self.probabilities = torch.softmax(logits, dim=-1)
+        if sinks is not None:
+            logits = torch.cat([logits, sinks.to(wide)[None, :, None].expand(rows, -1, -1)], -1)
+        self.probabilities = torch.softmax(logits, dim=-1)[..., : key.shape[2]]
         self.values = value if self.keep_values else None
         if not self.prune:
             return None
@@ -247,9 +251,8 @@ def _attention_row(
             f"attention: a mask of type {type(attention_mask).__name__} is not supported; load the model with "
             "attn_implementation='sdpa'"
         )
-    for extra in ("head_mask", "s_aux"):
-        if kwargs.get(extra) is not None:
-            raise ValueError(f"attention: {extra} is not supported while an attention row is captured")
+    if kwargs.get("head_mask") is not None:
+        raise ValueError("attention: head_mask is not supported while an attention row is captured")
     config: Any = module.config
     name = config.spurge_original
     eager = name in (None, "eager")  # eager code knows no causality or window but the mask's
@@ -270,6 +273,7 @@ def _attention_row(
         window=None if eager else kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap"),
         bias=kwargs.get("position_bias"),
+        sinks=kwargs.get("s_aux"),  # GPT-OSS
     )
     if pruned is not None:
         return pruned[:, None].expand(-1, query.shape[2], -1, -1), None

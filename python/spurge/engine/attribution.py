@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spurge.engine.deferred import require
 from spurge.engine.relay import Rows, Target
 
 ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
@@ -25,7 +26,7 @@ class Attribution:
             Empty on the neuron path, where each value is itself an exact difference, and without ``completeness``.
         residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
         nodes: site -> quadrature nodes used.
-        change: site -> relative change of the values from half as many nodes; None where nodes were fixed.
+        change: site -> largest relative change of its values by halving an interval; None where nodes were fixed.
     """
 
     values: dict[str, Tensor]
@@ -50,8 +51,8 @@ def target_values(target: Target, rows: Rows) -> Tensor:
     if not torch.is_tensor(value) or value.dim() not in (1, 2) or value.shape[0] != len(rows.logits):
         came = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
         raise ValueError(f"target: expected [{len(rows.logits)}] or [{len(rows.logits)}, targets], got {came}")
-    if not torch.isfinite(value.detach()).all():
-        raise ValueError("target: is NaN or infinite on some row; check the model's logits and the target itself")
+    finite = torch.isfinite(value.detach()).all()
+    require(finite, lambda: "target: is NaN or infinite on some row; check the model's logits and the target itself")
     return value.float().reshape(len(rows.logits), -1)
 
 
@@ -68,21 +69,20 @@ def check_differentiable(target: Target, rows: Rows) -> None:
             raise ValueError("target: is not differentiable in the rows; it can be ablated, not integrated")
 
 
-def gradients(value: Tensor, leaves: Sequence[Tensor]) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
-    """For each target q of ``value`` ``[R, Q]``, its gradients in ``leaves``; None where it reads nothing of one."""
+def gradients(
+    value: Tensor, leaves: Sequence[Tensor], *, keep: bool = False
+) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
+    """For each target q of ``value`` ``[R, Q]``, its gradients in ``leaves``; None where it reads nothing of one.
+
+    Args:
+        keep: leave the graph as it was.
+    """
     for q in range(value.shape[1]):
         if not value.requires_grad:  # rows that open behind everything this target reads
             yield q, (None,) * len(leaves)
             continue
-        more = q + 1 < value.shape[1]
+        more = keep or q + 1 < value.shape[1]
         yield q, torch.autograd.grad(value[:, q].sum(), leaves, retain_graph=more, allow_unused=True)
-
-
-def relative_change(before: Tensor | None, after: Tensor) -> float | None:
-    if before is None:
-        return None
-    norm = float(after.norm())
-    return float((after - before).norm()) / norm if norm else 0.0
 
 
 def residuals(full: Tensor, erased: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ and since ``z`` is the same for all nodes they are summed in the model's width b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -29,7 +29,6 @@ from spurge.engine.attribution import (
     check_differentiable,
     gradients,
     join,
-    relative_change,
     residuals,
     target_values,
 )
@@ -37,7 +36,9 @@ from spurge.engine.calls import main_input, take
 from spurge.engine.memory import budget
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
-from spurge.engine.quadrature import MOST_NODES, gauss_legendre, gauss_radau
+from spurge.engine.projections import RowGates
+from spurge.engine.quadrature import Nodes, gauss_legendre, gauss_radau
+from spurge.engine.refine import Piece, integrate
 from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
 from spurge.engine.sites import Site
 from spurge.engine.weight import Weight, weigh
@@ -47,6 +48,19 @@ __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"
 Path = Literal["layer", "joint", "neuron"]
 Rule = Literal["legendre", "radau"]
 Ends = dict[int, tuple[Tensor | None, ...]]  # per target, the unedited model's gradient at each site's output
+KEPT_SHARE = 0.25  # of the budget, for the unedited pass of a prompt that is asked about again
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A batch to ask about more than once: its unedited pass is kept where a quarter of the memory budget holds it.
+
+    Valid while the model's weights and applied edits stay as they were when it was read.
+    """
+
+    inputs: Mapping[str, Any]
+    traces: list[Trace]  # empty where they did not fit: then each question runs them again
+    kept: int  # bytes of these and of those that were read with them
 
 
 class Cascade:
@@ -62,10 +76,11 @@ class Cascade:
         rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
             which a single backward pass over the examples gives for all layers.
             A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
-            are a step at 0 and converge slowly; the residual says so, and the neuron path is the one to use.
-        tolerance: refine each layer, doubling its nodes, until its completeness residual is at most ``tolerance``
-            times the example's largest layer effect ``|F(1) - F(0)|`` *and* its values change by at most ``tolerance``
-            (relative L2) from half as many nodes. None: ``nodes`` as they are.
+            are a step at 0 and converge slowly; the residual says so, and the neuron path is the one to use. In a
+            mixture of experts the routers of later layers jump along a path, and what jumps is in no integral.
+        tolerance: refine each layer's path, halving intervals with ``nodes`` in each, until halving one changes the
+            layer's values by at most ``tolerance`` (relative 2-norm) *and* its completeness residual is at most
+            ``tolerance`` times the example's largest layer effect ``|F(1) - F(0)|``. None: ``nodes`` as they are.
         completeness: measure F(0) and with it the residual, one more forward row per layer and example (a fifth to a
             sixth of the work with two nodes). False leaves both out of the result; a tolerance needs them.
         memory: budget in bytes or as text (``"256MiB"``) for what is needed beyond the model itself; a share of what
@@ -101,7 +116,7 @@ class Cascade:
             raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
         if rule == "radau" and path != "layer":
             raise ValueError(f"rule: radau belongs to the layer path, got path {path!r}")
-        gauss_legendre(nodes)
+        self._rules = gauss_legendre(nodes), gauss_radau(nodes)
         if tolerance is not None and not 0 < tolerance < 1:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
         if tolerance is not None and path == "neuron":
@@ -117,11 +132,32 @@ class Cascade:
 
     # ---- public calls ------------------------------------------------------------------------------------------
 
-    def attribute(self, inputs: Mapping[str, Any], target: Target) -> Attribution:
+    def read(self, inputs: Mapping[str, Any]) -> Prompt:
+        """The unedited pass over a batch, kept for the calls below: the questions asked of it share that pass.
+
+        Raises:
+            ValueError: empty batch.
+        """
+        return self.read_all([inputs])[0]
+
+    def read_all(self, batches: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+        """As :meth:`read`, of several batches that are asked in turn: as many as fit together are kept."""
+        differentiable, total, fitting = self.rule == "radau", 0, []
+        for inputs in batches:
+            kept = self._weigh(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
+            fitting.append(total + kept <= KEPT_SHARE * self.budget)
+            total += kept if fitting[-1] else 0
+        with frozen(self.model), torch.set_grad_enabled(differentiable):
+            return [
+                Prompt(inputs, list(self._traces(inputs, differentiable=differentiable)) if fits else [], total)
+                for inputs, fits in zip(batches, fitting, strict=True)
+            ]
+
+    def attribute(self, inputs: Mapping[str, Any] | Prompt, target: Target) -> Attribution:
         """Attribution of every neuron to ``target`` on a batch.
 
         Args:
-            inputs: keyword arguments of the model, tensors ``[B, ...]``.
+            inputs: keyword arguments of the model, tensors ``[B, ...]``, or what :meth:`read` made of them.
             target: rows -> ``[R]`` or ``[R, Q]``, differentiable in the rows' logits and attention; it indexes its own
                 per-example data with ``rows.example``.
 
@@ -130,10 +166,10 @@ class Cascade:
         """
         with frozen(self.model):
             traces = self._traces(inputs, differentiable=self.rule == "radau")
-            parts = [self._attribute(trace, target) for trace in traces]
+            parts = [self._attribute(trace, target, self._room(inputs)) for trace in traces]
         return join(parts)
 
-    def ablate(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet) -> Tensor:
+    def ablate(self, inputs: Mapping[str, Any] | Prompt, target: Target, neurons: NeuronSet) -> Tensor:
         """Exact effect of switching single units off, ``F(1) - F(unit off)``: ``[Q, B, n]`` in order of ``neurons``.
 
         Equals MacU Eq. 5 on the path of that unit alone, for any target, differentiable or not.
@@ -143,10 +179,10 @@ class Cascade:
         """
         units = self._units(neurons)
         with frozen(self.model), torch.no_grad():
-            parts = [self._ablate(trace, target, units) for trace in self._traces(inputs)]
+            parts = [self._ablate(trace, target, units, self._room(inputs)) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
-    def gated(self, inputs: Mapping[str, Any], target: Target, neurons: NeuronSet, gates: Tensor) -> Tensor:
+    def gated(self, inputs: Mapping[str, Any] | Prompt, target: Target, neurons: NeuronSet, gates: Tensor) -> Tensor:
         """Targets of the model under P settings of the gates of ``neurons``, without gradients: ``[P, B, Q]``.
 
         The layers below the first gated one run once for all settings.
@@ -164,13 +200,22 @@ class Cascade:
         if not torch.isfinite(gates).all():
             raise ValueError("gates: must be finite")
         with frozen(self.model), torch.no_grad():
-            parts = [self._gated(trace, target, units, gates) for trace in self._traces(inputs)]
+            parts = [self._gated(trace, target, units, gates, self._room(inputs)) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
     # ---- splitting ---------------------------------------------------------------------------------------------
 
-    def _traces(self, inputs: Mapping[str, Any], *, differentiable: bool = False) -> Iterator[Trace]:
+    def _room(self, inputs: Mapping[str, Any] | Prompt) -> int:
+        """Bytes for a question, beside what a prompt keeps."""
+        return self.budget - inputs.kept if isinstance(inputs, Prompt) else self.budget
+
+    def _traces(self, inputs: Mapping[str, Any] | Prompt, *, differentiable: bool = False) -> Iterator[Trace]:
         """The unedited pass, a block of examples at a time."""
+        if isinstance(inputs, Prompt):
+            if inputs.traces:
+                yield from inputs.traces
+                return
+            inputs = inputs.inputs
         batch = len(main_input(inputs))
         size = min(batch, self._weigh(inputs).examples(self.budget, self.nodes))
         starts = range(0, batch, size)
@@ -199,43 +244,42 @@ class Cascade:
 
     # ---- the paths ---------------------------------------------------------------------------------------------
 
-    def _attribute(self, trace: Trace, target: Target) -> Attribution:
+    def _attribute(self, trace: Trace, target: Target, room: int) -> Attribution:
         trace, ends = self._ends(trace, target)
         with torch.no_grad():
             full = target_values(target, trace.rows).t()
         if self.path == "neuron":
-            return self._neuron_path(trace, target, full)
+            return self._neuron_path(trace, target, full, room)
         check_differentiable(target, trace.rows)
         measure = self._joint_path if self.path == "joint" else partial(self._layer_path, ends)
-        erased = self._erased(trace, target) if self.completeness else {}
+        erased = self._erased(trace, target, room) if self.completeness else {}
         effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0) if erased else full
+        keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
+
+        def complete(key: str, values: dict[str, Tensor]) -> bool:
+            gap = residuals(full, {key: erased[key]}, values)[key]
+            return not bool((gap.abs() > (self.tolerance or 1) * effect).any())
+
+        found = integrate(
+            keys, partial(measure, trace, target, room), self.nodes, tolerance=self.tolerance, complete=complete
+        )
         values: dict[str, Tensor] = {}
-        nodes = dict.fromkeys((site.name for site in self.sites), self.nodes)
-        change: dict[str, float | None] = dict.fromkeys(nodes)
-        pending, count, tolerance = list(range(len(self.sites))), self.nodes, self.tolerance
-
-        def settled(name: str, within: float) -> bool:
-            moved, gap = change[name], residual[name if name in residual else ALL].abs()
-            return moved is not None and moved <= within and not bool((gap > within * effect).any())
-
-        while pending:
-            new = measure(trace, target, count, pending)
-            change |= {name: relative_change(values.get(name), value) for name, value in new.items()}
-            values |= new
-            nodes |= dict.fromkeys(new, count)
-            residual = residuals(full, erased, values)
-            if tolerance is None:
-                break
-            late = [i for i in pending if not settled(self.sites[i].name, tolerance)]
-            pending = pending if self.path == "joint" and late else late
-            count *= 2
-            if pending and count > MOST_NODES:
-                worst = max(float((residual[key].abs() / effect).nan_to_num().max()) for key in residual)
-                warnings.warn(
-                    f"tolerance {tolerance:g} not reached with {count // 2} nodes: relative residual {worst:.2g}",
-                    stacklevel=4,
-                )
-                break
+        nodes: dict[str, int] = {}
+        change: dict[str, float | None] = {}
+        for integral in found.values():
+            total = integral.total()
+            values |= total
+            nodes |= dict.fromkeys(total, integral.nodes)
+            change |= dict.fromkeys(total, integral.change)
+        residual = residuals(full, erased, values)
+        late = [key for key, integral in found.items() if not integral.reached]
+        if late:
+            worst = max(float((residual[key].abs() / effect).nan_to_num().max()) for key in late)
+            warnings.warn(
+                f"tolerance {self.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
+                f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}",
+                stacklevel=4,
+            )
         return Attribution(values, full, erased, residual, nodes, change)
 
     def _ends(self, trace: Trace, target: Target) -> tuple[Trace, Ends]:
@@ -244,90 +288,106 @@ class Cascade:
             return trace, {}
         with torch.enable_grad():
             value = target_values(target, trace.rows)
-        ends = dict(gradients(value, trace.outputs))
+        ends = dict(gradients(value, trace.outputs, keep=True))  # a prompt's next question wants the graph too
         rows = trace.rows
         attention = None if rows.attention is None else rows.attention.detach()
         rows = replace(rows, logits=rows.logits.detach(), attention=attention)
         return replace(trace, rows=rows, outputs=[]), ends
 
     def _layer_path(
-        self, ends: Ends, trace: Trace, target: Target, nodes: int, pending: list[int]
-    ) -> dict[str, Tensor]:
-        end = 0.0
-        if self.rule == "radau":
-            alphas, weights, end = gauss_radau(nodes)
-        else:
-            alphas, weights = gauss_legendre(nodes)
-        values: dict[str, Tensor] = {}
-        for group, s in self._weigh(trace.inputs).cuts(self.budget, nodes, trace.batch, pending):
+        self, ends: Ends, trace: Trace, target: Target, room: int, pieces: Sequence[Piece]
+    ) -> list[dict[str, Tensor]]:
+        number = {site.name: i for i, site in enumerate(self.sites)}
+        sites = [number[piece.key] for piece in pieces]
+        rules = [self._rule(piece) for piece in pieces]
+        found: list[dict[str, Tensor]] = [{} for _ in pieces]
+        for group, s in self._weigh(trace.inputs).cuts(room, self.nodes, trace.batch, sites):
+            members: dict[int, list[int]] = {}  # site -> its pieces in this block
+            for p in group:
+                members.setdefault(sites[p], []).append(p)
             with torch.enable_grad():
-                opened = [ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, alphas[s]) for i in group]
-                leaves = [rows.requires_grad_() for rows in opened]
-                value = target_values(target, self.relay.run(trace, dict(zip(group, leaves, strict=True))))
-            for q, grads in gradients(value, leaves):
-                for i, grad in zip(group, grads, strict=True):
-                    whole = ops.node_sum(grad, weights[s]) if grad is not None else None
-                    last = ends[q][i] if ends and s.start == 0 else None
-                    if last is not None:
-                        whole = end * last.float() if whole is None else whole.add_(last, alpha=end)
-                    part = self._collect(i, trace, whole)
-                    total = values.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
-                    total[q] += part
-        return {self.sites[i].name: values[self.sites[i].name] for i in pending}
+                leaves = {
+                    i: ops.open_rows(
+                        trace.sites[i].anchor, trace.sites[i].u, torch.cat([rules[p].alphas[s] for p in own])
+                    ).requires_grad_()
+                    for i, own in members.items()
+                }
+                value = target_values(target, self.relay.run(trace, leaves))
+            for q, grads in gradients(value, list(leaves.values())):
+                for (i, own), grad in zip(members.items(), grads, strict=True):
+                    parts = [None] * len(own) if grad is None else grad.chunk(len(own))
+                    for p, part in zip(own, parts, strict=True):
+                        whole = ops.node_sum(part, rules[p].weights[s]) if part is not None else None
+                        last = ends[q][i] if rules[p].end and s.start == 0 else None
+                        if last is not None:
+                            whole = _plus(whole, last, rules[p].end)
+                        score = self._collect(i, trace, whole)
+                        total = found[p].setdefault(pieces[p].key, score.new_zeros(value.shape[1], *score.shape))
+                        total[q] += score
+        return found
+
+    def _rule(self, piece: Piece) -> Nodes:
+        """The nodes of one interval; a rule with a node at 1 is of use where the interval ends there."""
+        legendre, radau = self._rules
+        alphas, weights, end = radau if self.rule == "radau" and piece.high == 1 else (*legendre, 0.0)
+        width = piece.high - piece.low
+        return Nodes(piece.low + width * alphas, width * weights, width * end)
 
     def _collect(self, i: int, trace: Trace, pulled: Tensor | None) -> Tensor:
         """``[B, F]`` from the weighted gradient sum ``[B, T, H]``: through W2, times z, summed over tokens."""
         z = trace.sites[i].z
         if pulled is None:  # the target does not read this layer
             return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
-        return ops.multiply_sum(pulled.to(z.dtype) @ self.sites[i].weight(), z, _mask(trace, z)).float()
+        return ops.multiply_sum(self.sites[i].projection.pull(pulled.to(z.dtype)), z, _mask(trace, z)).float()
 
-    def _joint_path(self, trace: Trace, target: Target, nodes: int, pending: list[int]) -> dict[str, Tensor]:
-        alphas, weights = gauss_legendre(nodes)
+    def _joint_path(self, trace: Trace, target: Target, room: int, pieces: Sequence[Piece]) -> list[dict[str, Tensor]]:
+        return [self._joint_piece(trace, target, room, self._rule(piece)) for piece in pieces]
+
+    def _joint_piece(self, trace: Trace, target: Target, room: int, rule: Nodes) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        for s in self._weigh(trace.inputs).node_slices(self.budget, nodes, trace.batch):
+        for s in self._weigh(trace.inputs).node_slices(room, self.nodes, trace.batch):
             with torch.enable_grad():
-                rows, z, scaled = self.relay.scaled(trace, alphas[s])
+                rows, z, scaled = self.relay.scaled(trace, rule.alphas[s])
                 value = target_values(target, rows)
             for q, grads in gradients(value, scaled):
-                share = weights[s].repeat_interleave(trace.batch)[:, None]
+                share = rule.weights[s].repeat_interleave(trace.batch)[:, None]
                 for site, active, grad in zip(self.sites, z, grads, strict=True):
                     part = active.new_zeros(trace.batch, site.width, dtype=torch.float32)
                     if grad is not None:
                         mask = _mask(trace, active)
-                        mask = mask.repeat(len(alphas[s]), 1) if mask is not None else None
-                        each = ops.multiply_sum(grad @ site.weight(), active, mask).float()
+                        mask = mask.repeat(len(share) // trace.batch, 1) if mask is not None else None
+                        each = ops.multiply_sum(site.projection.pull(grad), active, mask).float()
                         part = (each * share.to(each)).unflatten(0, (-1, trace.batch)).sum(0)
                     whole = total.setdefault(site.name, part.new_zeros(value.shape[1], *part.shape))
                     whole[q] += part
         return total
 
-    def _neuron_path(self, trace: Trace, target: Target, full: Tensor) -> Attribution:
+    def _neuron_path(self, trace: Trace, target: Target, full: Tensor, room: int) -> Attribution:
         units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]
         with torch.no_grad():
-            effects = self._ablate(trace, target, units)
+            effects = self._ablate(trace, target, units, room)
         values = dict(
             zip((site.name for site in self.sites), effects.split([site.width for site in self.sites], 2), strict=True)
         )
         return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), dict.fromkeys(values))
 
-    def _erased(self, trace: Trace, target: Target) -> dict[str, Tensor]:
+    def _erased(self, trace: Trace, target: Target, room: int) -> dict[str, Tensor]:
         """F(0) of every path, ``[Q, B]``."""
         zero = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             if self.path == "joint":
                 return {ALL: target_values(target, self.relay.scaled(trace, zero)[0]).t()}
             erased: dict[str, Tensor] = {}
-            sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
+            sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(room, trace.batch)
             for group in (sites[start : start + size] for start in range(0, len(sites), size)):
                 opened = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, zero) for i in group}
                 value = target_values(target, self.relay.run(trace, opened)).unflatten(0, (len(group), trace.batch))
                 erased |= {self.sites[i].name: value[j].t() for j, i in enumerate(group)}
             return erased
 
-    def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]]) -> Tensor:
+    def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]], room: int) -> Tensor:
         order = sorted(range(len(units)), key=units.__getitem__)
-        at_once = self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)
+        at_once = self._weigh(trace.inputs).rows_forward(room, trace.batch)
         full = target_values(target, trace.rows)
         effects = full.new_empty(len(units), *full.shape)
         blocks = range(0, len(order), at_once)
@@ -346,39 +406,43 @@ class Cascade:
         seen = trace.sites[i]
         columns = columns.to(seen.z.device)
         z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
-        w = self.sites[i].weight()[:, columns].t()[:, None, None]  # [n, 1, 1, H]
+        w = self.sites[i].projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
         return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
 
-    def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor) -> Tensor:
+    def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor, room: int) -> Tensor:
         device = trace.sites[0].z.device
         gates = gates.to(device, torch.float32)
         members: dict[int, list[int]] = {}  # site -> positions in `units`
         for j, (i, _) in enumerate(units):
             members.setdefault(i, []).append(j)
         columns = {i: torch.tensor([units[j][1] for j in js], device=device) for i, js in members.items()}
-        entry = min(members)
-
-        def gated_at(i: int, values: Tensor) -> Callable[[Tensor], Tensor]:
-            def gate(z: Tensor) -> Tensor:
-                z = z.clone() if z._is_view() else z  # a view may share memory with what the layer still needs
-                ops.gate_columns_(z, columns[i], values)
-                return z
-
-            return gate
-
+        entries = self._entries(trace, sorted(members))
         results = []
-        for setting in gates.split(self._weigh(trace.inputs).rows_forward(self.budget, trace.batch)):
-            opened = self._moved(entry, trace, columns[entry], setting[:, members[entry]])
-            inside = {i: gated_at(i, setting[:, js].contiguous()) for i, js in members.items() if i != entry}
-            value = target_values(target, self.relay.run(trace, {entry: opened}, inside=inside))
+        for setting in gates.split(self._weigh(trace.inputs).rows_forward(room, trace.batch)):
+            on = {i: RowGates(columns[i], setting[:, js].contiguous()) for i, js in members.items()}
+            opened = self._moved(trace, {i: on.pop(i) for i in entries})
+            value = target_values(target, self.relay.run(trace, {entries[0]: opened}, inside=on))
             results.append(value.unflatten(0, (len(setting), trace.batch)))
         return torch.cat(results)
 
-    def _moved(self, i: int, trace: Trace, columns: Tensor, gates: Tensor) -> Tensor:
-        """Rows ``[P * B, T, H]`` in the place of the site's anchor, each with some units gated: ``[P, n]``."""
-        seen = trace.sites[i]
-        change = seen.z[..., columns] * (gates[:, None, None] - 1).to(seen.z.dtype)
-        return (seen.anchor + change @ self.sites[i].weight()[:, columns].t()).flatten(0, 1)
+    def _entries(self, trace: Trace, sites: list[int]) -> list[int]:
+        """Which gated sites of the first block open the rows: one that runs the block again, gated inside, else all."""
+        place = self.relay.place
+        first = [i for i in sites if place[i] == place[sites[0]]]
+        return [i for i in first if trace.anatomy.junctions[i].kind == "replay"][:1] or first
+
+    def _moved(self, trace: Trace, gates: Mapping[int, RowGates]) -> Tensor:
+        """Rows ``[P * B, T, H]`` in the place of the sites' common anchor, each with some of their units gated."""
+        rows = trace.sites[min(gates)].anchor
+        for i, on in gates.items():
+            z = trace.sites[i].z
+            change = z[..., on.columns] * (on.values[:, None, None] - 1).to(z.dtype)
+            rows = rows + change @ self.sites[i].projection.columns(on.columns).t()
+        return rows.flatten(0, 1)
+
+
+def _plus(whole: Tensor | None, last: Tensor, weight: float) -> Tensor:
+    return weight * last.float() if whole is None else whole.add_(last, alpha=weight)
 
 
 def _mask(trace: Trace, z: Tensor) -> Tensor | None:

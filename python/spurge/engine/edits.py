@@ -224,7 +224,7 @@ def _sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
 
 
 def _fingerprint(site: Site) -> dict[str, Any]:
-    weight: Tensor = site.down.weight  # type: ignore[assignment]
+    weight = site.parameter
     if weight.is_meta:
         raise EditMismatch(f"model: the weight of {site.name!r} is on the meta device (offloaded or not loaded)")
     return {

@@ -265,7 +265,7 @@ def _cascade(model: nn.Module, sites: Mapping[str, Site], memory: Any, attention
         own = {site.name for site in find_sites(model)}
     except ValueError:
         return None
-    weights = [site.weight() for site in sites.values()]
+    weights = [site.parameter for site in sites.values()]
     plain = all(weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta for weight in weights)
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     if not sites.keys() <= own or not plain or spread:

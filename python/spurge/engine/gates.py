@@ -1,7 +1,7 @@
 """Gates on a running model: hooks that multiply neurons, and the same numbers folded into the weights.
 
 With gates ``g`` ``[F]`` a site computes ``u = W2 (g * z) + b`` instead of ``u = W2 z + b``. A hook multiplies
-``z``; folding multiplies the columns of ``W2``. Both can be undone exactly.
+``z`` (`spurge.engine.projections`); folding multiplies the columns of ``W2``. Both can be undone exactly.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.parameters import oddity, same_bits, sharer
+from spurge.engine.projections import RowGates, hooked
 from spurge.engine.sites import Site
 
 
 class _Gate:
-    """Forward pre-hook of a down projection: its input ``z`` ``[..., F]`` times the gates ``[F]``, at all positions.
-
-    Never in place: whoever computed ``z`` may still hold it. Half precision is multiplied in float32 and rounded
-    once.
-    """
+    """Gates ``[F]`` of one site, the same at all positions, while they are active."""
 
     def __init__(self, gates: Tensor, info: Mapping[str, Any]) -> None:
         self.gates, self.info, self.active = gates, info, True
+        columns = (gates != 1).nonzero()[:, 0]
+        self._rows = RowGates(columns, gates[columns][None])
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not self.active:
-            return args
-        z, *rest = args
-        gates = self.gates if self.gates.device == z.device else self.gates.to(z.device)
-        return ((z * gates).to(z.dtype), *rest)
+    def __call__(self) -> RowGates | None:
+        return self._rows if self.active else None
 
 
 class _Eager:
@@ -79,11 +74,11 @@ class Attached:
             _EAGER.hold()
             self._holding = True
             for name, vector in gates.items():
-                down = sites[name].down
-                weight: Tensor = down.weight  # type: ignore[assignment]
+                projection = sites[name].projection
+                weight = projection.parameter
                 place = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
                 gate = _Gate(vector.to(place, torch.float32), info if info is not None else {})
-                self._handles.append(down.register_forward_pre_hook(gate))
+                self._handles.append(projection.gate(gate))
         except BaseException:
             self.undo()
             raise
@@ -111,7 +106,7 @@ def attached(
 
 
 def _gates(module: nn.Module) -> list[_Gate]:
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _Gate)]
+    return [hook.gates for hook in hooked(module) if isinstance(hook.gates, _Gate)]
 
 
 def is_gated(model: nn.Module) -> bool:
@@ -166,16 +161,17 @@ class Folded:
         columns = []
         with torch.no_grad():
             for name, (indices, values) in gates.items():
-                weight = sites[name].weight()
-                indices, values = indices.to(weight.device), values.to(weight.device)
-                old = weight[:, indices].clone()
+                projection = sites[name].projection
+                device = projection.parameter.device
+                indices, values = indices.to(device), values.to(device)
+                old = projection.columns(indices)
                 columns.append((sites[name], indices, old, (old * values).to(old.dtype)))
             try:
                 for site, indices, _, new in columns:
-                    site.weight()[:, indices] = new
+                    site.projection.write(indices, new)
             except BaseException:
                 for site, indices, old, _ in columns:
-                    site.weight()[:, indices] = old
+                    site.projection.write(indices, old)
                 raise
         self._columns = columns
         torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends
@@ -188,22 +184,24 @@ class Folded:
         """
         with torch.no_grad():
             for site, indices, _, new in self._columns:
-                weight = site.weight()
-                if weight.dtype != new.dtype or not same_bits(weight[:, indices.to(weight.device)], new):
+                projection = site.projection
+                weight = projection.parameter
+                if weight.dtype != new.dtype or not same_bits(projection.columns(indices.to(weight.device)), new):
                     raise ValueError(
                         f"undo: the folded columns of {site.name!r} have changed since the fold "
                         "(another fold, training, a cast); undo that first"
                     )
             for site, indices, old, _ in self._columns:
-                weight = site.weight()
-                weight[:, indices.to(weight.device)] = old.to(weight.device)
+                device = site.parameter.device
+                site.projection.write(indices.to(device), old.to(device))
         self._columns = []
         torch.clear_autocast_cache()
 
 
 def _foldable(model: nn.Module, site: Site) -> None:
     """Raises ValueError unless the site's weight is a plain float tensor that nothing else uses."""
-    weight = site.down._parameters.get("weight")
+    key = site.projection.key
+    weight = site.down._parameters.get(key)
     if odd := oddity(weight):
         raise ValueError(
             f"fold: the weight of {site.name!r} must be a plain float parameter, got {odd} "
@@ -212,7 +210,7 @@ def _foldable(model: nn.Module, site: Site) -> None:
     assert weight is not None
     if weight.is_meta:
         raise ValueError(f"fold: the weight of {site.name!r} is on the meta device (offloaded or not loaded)")
-    if other := sharer(model, site.down, "weight"):
+    if other := sharer(model, site.down, key):
         raise ValueError(
             f"fold: the weight of {site.name!r} is shared with {other!r}, "
             "which folding would change too; use applied() instead"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,7 +42,8 @@ def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], 
     """Find the junction of every site from one pass over ``inputs``.
 
     Raises:
-        ValueError: the model does something to the hidden states between two blocks.
+        ValueError: the model does something to the hidden states between two blocks, or has experts whose output is
+            not what their activations and down projections give.
     """
     outputs: list[Any] = []
     starts: list[tuple[tuple, dict]] = []
@@ -51,7 +53,7 @@ def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], 
             stack.enter_context(hook_before(block, lambda m, args, kwargs: starts.append((args, kwargs))))
             stack.enter_context(hook(block, lambda m, args, output: outputs.append(output)))
         for site, keep in zip(sites, seen, strict=True):
-            stack.enter_context(hook(site.down, lambda m, args, output, k=keep: k.update(o=output)))
+            stack.enter_context(site.projection.watch(partial(_keep, keep)))
             for module in site.block.modules():
                 if not any(module.children()) and module is not site.down:
                     leaves = keep["leaves"]
@@ -70,18 +72,31 @@ def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], 
     with torch.no_grad():
         for site, keep in zip(sites, seen, strict=True):
             index = order[id(site.block)]
-            junctions.append(_junction(site, starts[index], first(outputs[index]), keep["o"], keep["leaves"]))
+            site.projection.verify(site.name, keep["z"], keep["o"], keep["rest"])
+            junctions.append(
+                _junction(site, starts[index], first(outputs[index]), keep["o"], keep["rest"], keep["leaves"])
+            )
     return Anatomy(junctions, [len(output) if isinstance(output, tuple) else 0 for output in outputs])
 
 
+def _keep(seen: dict[str, Any], z: Tensor, o: Tensor, rest: Tensor | None) -> None:
+    seen.update(z=z, o=o, rest=rest)
+
+
 def _junction(
-    site: Site, start: tuple[tuple, dict], out: Tensor, o: Tensor, leaves: list[tuple[nn.Module, tuple, Tensor]]
+    site: Site,
+    start: tuple[tuple, dict],
+    out: Tensor,
+    o: Tensor,
+    rest: Tensor | None,
+    leaves: list[tuple[nn.Module, tuple, Tensor]],
 ) -> Junction:
     """How a layer joins ``o``, the output of its down projection, to its own output ``out``."""
-    bias = site.bias()
-    erased = torch.zeros_like(o) if bias is None else bias.expand_as(o)
+    erased = torch.zeros_like(o) if rest is None else rest.to(o.dtype).expand_as(o)
     with hook(site.down, lambda module, args, output: erased):
         truth = first(site.block(*start[0], **start[1]))
+    if o.dim() == 2:  # tokens of all rows in one dimension
+        o, erased = o.view_as(out), erased.view_as(out)
 
     guesses: list[tuple[Kind, nn.Module, Tensor]] = []
     for module, args, made in leaves:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_locks: Any = WeakTensorKeyDictionary()  # a model's first parameter -> its lock: a wrapper has the same one
+_locks_guard = threading.Lock()
+
+
+def _lock(model: nn.Module) -> Any:
+    first = next(model.parameters(), None)
+    if first is None:
+        return nullcontext()
+    with _locks_guard:
+        return _locks.setdefault(first, threading.RLock())
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without parameter gradients; both are put back on the way out."""
+    """The model in evaluation mode, without parameter gradients and for one thread alone; all is put back after."""
+    with _lock(model), _frozen(model):
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -271,4 +271,4 @@ def _row_bytes(model: nn.Module, tokens: int) -> int:
     site = max(find_sites(model), key=lambda site: site.width)
     heads = int(getattr(getattr(model, "config", None), "num_attention_heads", 1))
     numbers = tokens * (12 * site.hidden + 4 * site.width + 3 * heads * tokens)
-    return numbers * site.weight().element_size()
+    return numbers * site.parameter.element_size()

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.attention import AttentionRow
 from spurge.engine.calls import main_input
+from spurge.engine.deferred import require
 from spurge.engine.memory import budget
 from spurge.engine.patches import frozen, hook, hook_before
 from spurge.engine.readout import Readout, language_head
@@ -25,13 +26,19 @@ _MOST_ROWS = 128  # a taller batch is no faster, and on a CPU it leaves the cach
 
 
 def is_decoder(model: nn.Module) -> bool:
-    """Whether tokens of ``model`` see only what came before them (GPT-2, LLaMA), by its last layer's attention."""
+    """Whether tokens of ``model`` see only what came before them (GPT-2, LLaMA).
+
+    Its last layer's attention says so, or the configuration, or that it generates without an encoder (Bloom).
+    """
     try:
         attention = find_sites(model)[-1].attention
     except ValueError:
         attention = None
     config = getattr(model, "config", None)
-    return any(bool(getattr(part, flag, False)) for part in (attention, config) for flag in ("is_causal", "is_decoder"))
+    if any(bool(getattr(part, flag, False)) for part in (attention, config) for flag in ("is_causal", "is_decoder")):
+        return True
+    generates: Callable[[], bool] = getattr(model, "can_generate", lambda: False)
+    return generates() and not getattr(config, "is_encoder_decoder", False)
 
 
 def probed_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -62,9 +69,14 @@ def last_real_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         real &= mask
     if padding is not None and torch.is_tensor(inputs.get("input_ids")) and language_head(model) is None:
         real &= inputs["input_ids"] != padding
-    if not real.any(1).all():
-        raise ValueError(f"inputs: example {int((~real.any(1)).nonzero()[0])} has no real token")
+    some = real.any(1)
+    require(some.all(), lambda: _tokenless(some))
     return (real * torch.arange(real.shape[1], device=real.device)).argmax(1)
+
+
+def _tokenless(some: Tensor) -> str:
+    without = (~some).nonzero()  # none, where the check is looked at late and its memory was used again
+    return f"inputs: {f'example {int(without[0])}' if len(without) else 'an example'} has no real token"
 
 
 def token_scores(
@@ -303,5 +315,5 @@ def _rows_at_once(
     heads = int(getattr(config, "num_attention_heads", 1))
     numbers = tokens * (12 * site.hidden + 4 * site.width + 3 * heads * tokens)
     layers = 2 * len(sites) if kind == "gradient_x_input" else 1
-    fits = budget(memory, main.device) // (numbers * layers * site.weight().element_size())
+    fits = budget(memory, main.device) // (numbers * layers * site.parameter.element_size())
     return max(1, min(int(fits), _MOST_ROWS))

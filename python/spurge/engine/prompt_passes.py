@@ -15,7 +15,6 @@ from spurge.engine.data import Inputs, encode
 from spurge.engine.files import canonical_json, fingerprint
 from spurge.engine.generation import continuations
 from spurge.engine.memory import budget
-from spurge.engine.patches import hook
 from spurge.engine.sites import Site
 
 Position = Literal["last", "mean"]
@@ -52,7 +51,7 @@ class PromptPass:
         kept: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
         with ExitStack() as stack:
             for site in self.sites:
-                stack.enter_context(hook(site.down, self._keeper(kept[site.name], mask)))
+                stack.enter_context(site.projection.watch(self._keeper(kept[site.name], mask)))
             self.part(**inputs, **self.settings)
         found: dict[str, Tensor] = {}
         for name, values in kept.items():
@@ -71,8 +70,8 @@ class PromptPass:
         return continuations(self.model, self.tokenizer, texts, count, batch_size=rows, max_length=longest)
 
     def _keeper(self, kept: list[Tensor], mask: Tensor) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            kept.extend(_pooled(values, mask, self.made["position"]) for values in (args[0], output))
+        def keep(z: Tensor, output: Tensor, rest: Tensor | None) -> None:
+            kept.extend(_pooled(values, mask, self.made["position"]) for values in (z, output))
 
         return keep
 
@@ -89,7 +88,9 @@ class PromptPass:
 
 
 def _pooled(values: Tensor, mask: Tensor, position: Position) -> Tensor:
-    """One vector a prompt, ``[n, D]``, of values ``[n, T, D]``."""
+    """One vector a prompt, ``[n, D]``, of values ``[n, T, D]`` or ``[n * T, D]``."""
+    if values.dim() == 2 and len(values) == mask.numel():
+        values = values.unflatten(0, mask.shape)
     if values.shape[:-1] != mask.shape:
         raise ValueError(f"sites: expected values {(*mask.shape, 'D')}, one vector a token, got {tuple(values.shape)}")
     if position == "last":
@@ -144,7 +145,7 @@ def fitting(
     every token to every other. Generation adds keys and values of all layers, and two rows of logits.
     """
     config: Any = getattr(model, "config", None)
-    size, hidden = sites[0].weight().element_size(), max(site.hidden for site in sites)
+    size, hidden = sites[0].parameter.element_size(), max(site.hidden for site in sites)
     heads, layers = getattr(config, "num_attention_heads", 1), getattr(config, "num_hidden_layers", len(sites))
     each = longest * (3 * max(site.width for site in sites) + 8 * hidden + heads * longest)
     if generate:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 MOST_NODES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """A rule on part of [0, 1]: nodes and weights float64 ``[S]``, and the weight of f(1), 0 where it is no node."""
+
+    alphas: Tensor
+    weights: Tensor
+    end: float
 
 
 def gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:

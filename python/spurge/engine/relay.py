@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from spurge.engine.calls import at, cut, first, leading, like, main_input, repea
 from spurge.engine.junctions import Anatomy, Junction, study
 from spurge.engine.patches import WideAttention, hook, hook_before, replaced_forward
 from spurge.engine.probes import AttentionRow, first_token, is_decoder, last_real_token
+from spurge.engine.projections import RowGates
 from spurge.engine.readout import Readout
 from spurge.engine.sites import Site, find_sites
 
@@ -112,7 +114,9 @@ class Relay:
         self.pruned = False  # the last layer computes only the probed token
         self.narrow = False  # and what follows it takes that token alone
         self._last = every[-1]
-        weight = every[-1].weight()
+        reads = {site.ffn for site in every if site.block is self.blocks[-1]}
+        self._reads_once = len(reads) == 1 and None not in reads
+        weight = every[-1].parameter
         self._half_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
         self._anatomy: Anatomy | None = None
 
@@ -123,9 +127,15 @@ class Relay:
             if main_input(inputs).shape[1] == 1:  # one token says nothing about the others
                 return anatomy
             self._anatomy = anatomy
-            ends = self.sites[-1].block is self.blocks[-1] and anatomy.junctions[-1].kind == "replay"
-            self._prune(one, possible=not ends and self.readout.tokens == 1)
+            self._prune(one, possible=self._prunable(anatomy) and self.readout.tokens == 1)
         return self._anatomy
+
+    def _prunable(self, anatomy: Anatomy) -> bool:
+        """Whether the feed-forward layer of the last block can compute one token: all its sites read one input."""
+        ends = [
+            joint for site, joint in zip(self.sites, anatomy.junctions, strict=True) if site.block is self.blocks[-1]
+        ]
+        return self._reads_once and not any(joint.kind == "replay" for joint in ends)
 
     def _prune(self, inputs: Mapping[str, Any], *, possible: bool) -> None:
         """Find out whether the head reads the probed token alone: the logits stay, bit for bit, when others change."""
@@ -146,7 +156,7 @@ class Relay:
         hidden = first(outputs[-1])
         disturbed = hidden + 1
         disturbed[torch.arange(len(hidden)), position] = at(hidden, position)[:, 0]
-        self.pruned = possible and torch.equal(before, after(disturbed))
+        self.pruned = possible and torch.equal(before, after(disturbed)) and self._shows_attention(inputs, position)
         if self.pruned and self.readout.head is not None:
             try:
                 alone = after(at(hidden, position))
@@ -154,6 +164,17 @@ class Relay:
                 return
             slack = 64 * torch.finfo(before.dtype).eps * before.abs().max()
             self.narrow = alone.shape == before.shape and bool((alone - before).abs().max() <= slack)
+
+    def _shows_attention(self, inputs: Mapping[str, Any], position: Tensor) -> bool:
+        """Whether the last layer's attention can be cut to one row (none: there is nothing to cut)."""
+        if self._last.attention is None:
+            return True
+        try:
+            with AttentionRow(self._last.attention, lambda rows: position, prune=True), torch.no_grad():
+                self._logits(inputs, position)
+        except ValueError:
+            return False
+        return True
 
     def probed(self, inputs: Mapping[str, Any]) -> Tensor:
         """The token whose state the head reads, ``[B]`` (`spurge.engine.probes.probed_token`)."""
@@ -183,19 +204,21 @@ class Relay:
         calls: list[Call] = []
         replays = {self.place[i] for i, joint in enumerate(anatomy.junctions) if joint.kind == "replay"}
 
-        outputs: list[Tensor] = []
+        outputs: dict[int, Tensor] = {}
 
-        def watch(keep: dict[str, Tensor], z: Tensor, o: Tensor) -> Tensor:
-            keep.update(z=z.detach(), o=o.detach())
+        def watch(i: int, z: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
+            rows, still = _by_row(o, batch), o.detach()
+            u = still if rest is None else still - rest.detach()
+            seen[i].update(z=_by_row(z.detach(), batch), o=_by_row(still, batch), u=_by_row(u, batch))
             if differentiable:
-                outputs.append(o if o.requires_grad else o.requires_grad_())
-            return o
+                outputs[i] = rows if rows.requires_grad else rows.requires_grad_()
+            return rows.view_as(o)
 
         with ExitStack() as stack, torch.set_grad_enabled(differentiable):
             row = self._last_layer(stack, lambda rows: position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True)):
                 keep = seen[i]
-                stack.enter_context(hook(site.down, lambda m, a, o, k=keep: watch(k, a[0], o)))
+                stack.enter_context(site.projection.watch(partial(watch, i)))
                 stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o).detach())))
                 if joint.kind == "post_norm":
                     stack.enter_context(hook(joint.norm, lambda m, a, o, k=keep: k.update(s=a[0].detach())))
@@ -217,12 +240,10 @@ class Relay:
             self._site_trace(site, joint, seen[i], position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
         ]
-        return Trace(inputs, batch, position, rows, sites, calls, anatomy, outputs)
+        return Trace(inputs, batch, position, rows, sites, calls, anatomy, [outputs[i] for i in sorted(outputs)])
 
     def _site_trace(self, site: Site, joint: Junction, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
-        bias = site.bias()
-        o, out = seen["o"], seen["out"]
-        u = o - bias if bias is not None else o
+        o, u, out = seen["o"], seen["u"], seen["out"]
 
         def pick(hidden: Tensor) -> Tensor:
             return at(hidden, position) if self.pruned and site.block is self.blocks[-1] else hidden
@@ -243,19 +264,20 @@ class Relay:
         trace: Trace,
         openings: Mapping[int, Tensor],
         *,
-        inside: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        inside: Mapping[int, RowGates] | None = None,
     ) -> Rows:
         """Run the model from the first opening on.
 
         Args:
             trace: the unedited pass over the same batch.
             openings: site index -> rows that open there, ``[m * B, T, H]``, in the place of the site's anchor.
-            inside: site index -> what happens to that site's activations ``[R, T, F]`` in rows opened below it.
+            inside: site index -> what multiplies that site's activations in rows opened below it (and in those that
+                run its own block again).
 
         Returns:
             All rows after the head, those of earlier sites first; gradients flow back to ``openings``.
         """
-        batch = trace.batch
+        batch, gates = trace.batch, dict(inside or {})
         total = sum(rows.shape[0] for rows in openings.values())
         times = total // batch
         opened: dict[int, list[int]] = {}
@@ -298,10 +320,8 @@ class Relay:
 
         with ExitStack() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // batch))
-            for i, change in (inside or {}).items():
-                stack.enter_context(
-                    hook_before(self.sites[i].down, lambda m, args, kwargs, f=change: ((f(args[0]), *args[1:]), kwargs))
-                )
+            for i in gates:
+                stack.enter_context(self.sites[i].projection.gate(partial(gates.get, i)))
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
             repeated = {k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}
@@ -325,26 +345,27 @@ class Relay:
             The rows (node-major), each site's activations ``[S * B, T, F]`` before scaling, and each down projection's
             output after it, ``[S * B, T, H]``: differentiable, the first one a leaf.
         """
-        times = len(alphas)
+        times, count = len(alphas), len(alphas) * trace.batch
         shift = (alphas - 1).repeat_interleave(trace.batch)[:, None, None]
-        z: list[Tensor] = []
-        outputs: list[Tensor] = []
+        z: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
-        def scale(active: Tensor, o: Tensor, bias: Tensor | None) -> Tensor:
-            z.append(active.detach())
-            u = o - bias if bias is not None else o
-            o = torch.addcmul(o, u, shift.to(o))
-            outputs.append(o if o.requires_grad or not torch.is_grad_enabled() else o.requires_grad_())
-            return outputs[-1]
+        def scale(i: int, active: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
+            z[i] = _by_row(active.detach(), count)
+            u = o if rest is None else o - rest
+            rows = torch.addcmul(_by_row(o, count), _by_row(u, count), shift.to(o))
+            outputs[i] = rows if rows.requires_grad or not torch.is_grad_enabled() else rows.requires_grad_()
+            return outputs[i].view_as(o)
 
         with ExitStack() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
-            for site in self.sites:
-                stack.enter_context(hook(site.down, lambda m, args, o, s=site: scale(args[0], o, s.bias())))
+            for i, site in enumerate(self.sites):
+                stack.enter_context(site.projection.watch(partial(scale, i)))
             repeated = {k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()}
             logits = self._logits(repeated, trace.position.repeat(times))
             attention = row.row() if row is not None else None
-        return self._rows(trace, times, logits, attention), z, outputs
+        order = range(len(self.sites))
+        return self._rows(trace, times, logits, attention), [z[i] for i in order], [outputs[i] for i in order]
 
     def _rows(self, trace: Trace, times: int, logits: Tensor, attention: Tensor | None) -> Rows:
         return Rows(logits.float(), attention, trace.rows.example.repeat(times), trace.rows.predicted.repeat(times))
@@ -353,7 +374,7 @@ class Relay:
         """Carry rows from their site's anchor to the output of its block."""
         joint, seen, times = trace.anatomy.junctions[i], trace.sites[i], rows.shape[0] // trace.batch
         if call.hidden is not None and joint.kind == "replay":
-            with hook(self.sites[i].down, lambda module, args, output: rows):
+            with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape)):
                 return step(call.hidden.repeat(times, 1, 1))
         rows = joint.norm(rows)
         return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
@@ -378,3 +399,8 @@ class Relay:
                 if module is not None:
                     stack.enter_context(hook_before(module, only_probed))
         return row if self.attention else None
+
+
+def _by_row(values: Tensor, rows: int) -> Tensor:
+    """``[R, T, ...]`` of what a module sees with the tokens of all rows in one dimension; anything else as it is."""
+    return values.unflatten(0, (rows, -1)) if values.dim() == 2 else values

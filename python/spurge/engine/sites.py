@@ -1,7 +1,8 @@
 """Sites: where a model keeps its feed-forward neurons, found from the module tree.
 
 A site is the input of a layer's down projection ``u = z W2' + b``, ``z`` ``[R, T, F]``. One coordinate of ``z`` is a
-neuron; in a gated layer ``z = act(gate(x)) * up(x)``, so the neuron is counted after the product.
+neuron; in a gated layer ``z = act(gate(x)) * up(x)``, so the neuron is counted after the product. The routed experts
+of a layer are one site (`spurge.engine.experts`), beside that of a shared expert.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from spurge.engine.experts import SUPPORTED, Experts, is_routed, refusal
+from spurge.engine.projections import Linear, Projection
 
 # Names that transformers' model families use. Shapes decide first; a name decides where shapes leave a choice, which
 # they do only when F = H. A pattern matches the end of a module path.
@@ -61,14 +65,16 @@ class Site:
     """One feed-forward layer, as the model's own modules; holds references and copies nothing.
 
     Attributes:
-        name: module path of the down projection, ``"bert.encoder.layer.3.output.dense"``.
+        name: module path of the down projection, ``"bert.encoder.layer.3.output.dense"``, or of the module that holds
+            the routed experts, ``"model.layers.3.mlp.experts"``.
         layer: position of its block, from 0 (an encoder-decoder counts on from the encoder's last).
-        width: F, the neurons of the site.
+        width: F, the neurons of the site; of E experts, neuron ``e * F / E + k`` is neuron k of expert e.
         hidden: H, the model's width.
-        down: the down projection, ``nn.Linear`` or transformers' ``Conv1D``.
+        projection: the down projection.
         block: the transformer layer that holds it (a hand-named site outside all layers: ``down`` itself).
         block_name: module path of ``block``.
-        ffn: the module that receives the feed-forward layer's input ``[R, T, H]`` as its first argument.
+        ffn: the module that receives the feed-forward layer's input ``[R, T, H]`` as its first argument, and that of
+            the experts beside it; None where experts stand in the block itself.
         attention: the module that computes (self-)attention: the one transformers hands to its attention function.
         query: the separate query projection; None where query, key and value are one matrix.
         attention_output: the projection of the joined heads.
@@ -78,22 +84,31 @@ class Site:
     layer: int
     width: int
     hidden: int
-    down: nn.Module
+    projection: Projection
     block: nn.Module
     block_name: str
-    ffn: nn.Module
+    ffn: nn.Module | None
     attention: nn.Module | None
     query: nn.Linear | None
     attention_output: nn.Module | None
 
+    @property
+    def down(self) -> nn.Module:
+        """The down projection's module: ``nn.Linear``, transformers' ``Conv1D``, or an experts module."""
+        return self.projection.module
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter that holds W2, in its own shape."""
+        return self.projection.parameter
+
     def weight(self) -> Tensor:
-        """W2 as ``[H, F]``, a view of the parameter: column k belongs to neuron k."""
-        weight: Tensor = self.down.weight  # type: ignore[assignment]
-        return weight.t() if isinstance(self.down, Conv1D) else weight
+        """W2 as ``[H, F]``: column k belongs to neuron k. A view of the parameter; of experts, it may be a copy."""
+        return self.projection.weight()
 
     def bias(self) -> Tensor | None:
-        """The down projection's bias ``[H]``, or None."""
-        return self.down.bias  # type: ignore[return-value]
+        """The down projection's bias ``[H]`` (of experts ``[E, H]``), or None."""
+        return self.projection.bias()
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, layer={self.layer}, width={self.width}, hidden={self.hidden})"
@@ -103,16 +118,17 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     """The sites of ``model``, ordered by layer.
 
     Blocks are the children of the longest ``ModuleList`` whose children hold attention beside a feed-forward pair
-    (up: H to F or 2F, down: F to H); an encoder-decoder has two such lists. Routed experts are not sites yet.
+    (up: H to F or 2F, down: F to H) or routed experts; an encoder-decoder has two such lists.
 
     Args:
         model: any ``transformers`` model, bare or with a head, or a ``torch.nn.TransformerEncoder``.
-        names: module paths of down projections, to take these instead of what would be found (a projection outside
-            all blocks, such as a classifier, is allowed). They come back ordered by layer.
+        names: module paths of down projections or experts modules, to take these instead of what would be found (a
+            projection outside all blocks, such as a classifier, is allowed). They come back ordered by layer.
 
     Raises:
         TypeError: ``model`` is no module, or ``names`` is one string or holds something else than strings.
-        ValueError: nothing was found, or a name is unknown, repeated or no linear projection.
+        ValueError: nothing was found, experts are held in a form that is not supported, or a name is unknown,
+            repeated or no such module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -125,7 +141,7 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     if not sites:
         raise ValueError(
             f"model: found no feed-forward layers beside attention in {type(model).__name__}; name the down "
-            f"projections by hand, names=[...]{_advice(_linears(model))} (experts of a mixture are not supported)"
+            f"projections by hand, names=[...]{_advice(_linears(model))}"
         )
     return sites
 
@@ -139,11 +155,17 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def _projection(module: nn.Module) -> Projection | None:
+    """What can be a site's down projection, or None."""
+    if _is_linear(module):
+        return Linear(module)
+    return Experts(module) if refusal(module) is None else None
+
+
 def _shape(linear: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a projection."""
-    if isinstance(linear, Conv1D):
-        return linear.nx, linear.nf
-    return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
+    """(inputs, outputs) of a linear layer."""
+    outputs, inputs = Linear(linear).shape
+    return inputs, outputs
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Module]:
@@ -196,13 +218,22 @@ def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
     yield from known or found
 
 
+def _routed(block: nn.Module) -> list[str]:
+    """Paths of the routed experts of one block, in whatever form they are held."""
+    if not _split(block)[0]:
+        return []
+    return [path for path, module in block.named_modules() if is_routed(path, module)]
+
+
 def _block_lists(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     """Every innermost ``ModuleList`` with transformer layers in it, as (path, block) of the children that are such."""
     lists = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             prefix = f"{name}." if name else ""
-            blocks = [(prefix + key, child) for key, child in module.named_children() if any(_pairs(child))]
+            blocks = [
+                (prefix + key, child) for key, child in module.named_children() if any(_pairs(child)) or _routed(child)
+            ]
             if blocks:
                 lists[name] = blocks
     inner = [a for a in lists if not any(b != a and b.startswith(f"{a}." if a else "") for b in lists)]
@@ -210,26 +241,47 @@ def _block_lists(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
 
 
 def _sites_in(block: nn.Module, block_name: str, layer: int) -> list[Site]:
-    return [_site(block, block_name, layer, up, down) for up, down in _pairs(block)]
+    routed = _routed(block)
+    for path in routed:
+        experts = block.get_submodule(path)
+        if refusal(experts) is not None:
+            raise ValueError(f"model: {_refused(f'{block_name}.{path}', experts)}")
+    pairs = [*((None, path) for path in routed), *_pairs(block)]
+    return [_site(block, block_name, layer, up, down) for up, down in pairs]
+
+
+def _refused(name: str, experts: nn.Module) -> str:
+    return f"the experts {name!r} are {refusal(experts)}; expected {SUPPORTED}"
 
 
 def _site(block: nn.Module, block_name: str, layer: int, up: str | None, down: str) -> Site:
-    projection = block.get_submodule(down)
-    width, hidden = _shape(projection)
+    projection = _projection(block.get_submodule(down))
+    assert projection is not None
+    hidden, width = projection.shape
     attention, query, heads_out = _attention_parts(block)
     return Site(
         name=f"{block_name}.{down}",
         layer=layer,
         width=width,
         hidden=hidden,
-        down=projection,
+        projection=projection,
         block=block,
         block_name=block_name,
-        ffn=projection if up is None else block.get_submodule(_ffn_path(up, down)),
+        ffn=_ffn(block, up, down),
         attention=attention,
         query=query,
         attention_output=heads_out,
     )
+
+
+def _ffn(block: nn.Module, up: str | None, down: str) -> nn.Module | None:
+    routed = _routed(block)
+    for mixture in (path.rpartition(".")[0] for path in routed):
+        if mixture and down.startswith(f"{mixture}."):
+            return block.get_submodule(mixture)
+    if down in routed:
+        return None
+    return block.get_submodule(down if up is None else _ffn_path(up, down))
 
 
 def _ffn_path(up: str, down: str) -> str:
@@ -270,8 +322,10 @@ def _named(model: nn.Module, lists: list[list[tuple[str, nn.Module]]], names: Se
     for name in names:
         if name not in modules:
             raise ValueError(f"names: the model has no module {name!r}{_advice(_linears(model), name)}")
-        if not _is_linear(modules[name]):
+        if _projection(modules[name]) is None:
             below = [path for path in _linears(model) if path.startswith(f"{name}.")]
+            if is_routed(name, modules[name]):
+                raise ValueError(f"names: {_refused(name, modules[name])}")
             raise ValueError(
                 f"names: {name!r} must be a linear projection, got {type(modules[name]).__name__}{_advice(below, name)}"
             )
@@ -285,8 +339,10 @@ def _site_of(name: str, module: nn.Module, blocks: list[tuple[str, nn.Module]]) 
             down = name[len(block_name) + 1 :]
             ups = {d: u for u, d in _pairs(block)}
             return _site(block, block_name, layer, ups.get(down), down)
-    width, hidden = _shape(module)
-    return Site(name, len(blocks), width, hidden, module, module, name, module, None, None, None)
+    projection = _projection(module)
+    assert projection is not None
+    hidden, width = projection.shape
+    return Site(name, len(blocks), width, hidden, projection, module, name, module, None, None, None)
 
 
 def _advice(paths: Sequence[str] | dict[str, nn.Module], name: str | None = None) -> str:

@@ -136,6 +136,7 @@ class Swarm:
         device: torch.device | str | None = None,
         checkpoint: files.PathLike | None = None,
         fingerprint: str = "",
+        keep: bool = True,
     ) -> SwarmResult:
         """Search the box for the largest ``fitness``.
 
@@ -152,6 +153,7 @@ class Swarm:
             checkpoint: a file that holds the swarm after each iteration. Where it exists, the search goes on from
                 it, with the same result as if it had never stopped; ``iterations`` may have grown.
             fingerprint: what the fitness is made of, in any words; a checkpoint with another one is refused.
+            keep: write the checkpoint; False where another process, with the same swarm, does.
 
         Raises:
             ValueError: ``start`` or ``dimensions`` do not fit; the fitness has the wrong shape, changed the
@@ -173,7 +175,7 @@ class Swarm:
             with tqdm(total=self.iterations, initial=done, desc="swarm", unit="iteration", disable=not progress) as bar:
                 for iteration in range(done, self.iterations):
                     search.advance(fitness, iteration)
-                    if path is not None:
+                    if path is not None and keep:
                         search.save(path, fingerprint)
                     bar.set_postfix(best=f"{search.history[-1][0]:.4g}", refresh=False)
                     bar.update()

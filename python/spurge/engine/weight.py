@@ -58,6 +58,10 @@ class Weight:
         """Bytes of a pass without gradients with ``rows`` rows per example."""
         return self.fixed + int(MARGIN * batch * (self.trace + rows * (3 * self.row + self.passing)))
 
+    def kept(self, batch: int, *, differentiable: bool) -> int:
+        """Bytes of the unedited pass over ``batch`` examples while it is kept."""
+        return int(MARGIN * batch * (self.trace + (self.blocks * self.saved if differentiable else 0)))
+
     def examples(self, limit: int, nodes: int) -> int:
         """Examples that go into one cascade over all sites; at least one."""
         sites = range(len(self.place))
@@ -66,19 +70,20 @@ class Weight:
             fitting = min(fitting, CPU_TOKENS // (self.tokens * nodes * len(sites)))
         return max(1, fitting)
 
-    def cuts(self, limit: int, nodes: int, batch: int, sites: Sequence[int]) -> list[tuple[list[int], slice]]:
-        """Blocks of sites, each with a slice of the nodes, that fit ``limit``: few and large.
+    def cuts(self, limit: int, nodes: int, batch: int, sites: Sequence[int]) -> list[tuple[range, slice]]:
+        """Blocks of the openings at ``sites`` (by place in that list), each with a slice of the nodes, few and large.
 
         Raises:
-            ValueError: when one node of one site does not fit.
+            ValueError: when one node of one opening does not fit ``limit``.
         """
-        remaining, cuts = list(sites), []
-        while remaining:
-            take = len(remaining)
-            while take > 1 and self.backward(remaining[-take:], nodes, batch) > limit:
-                take -= 1
-            group, remaining = remaining[-take:], remaining[:-take]
-            cuts += [(group, part) for part in self.node_slices(limit, nodes, batch, group)]
+        end, cuts = len(sites), []
+        while end:
+            start = 0
+            while start < end - 1 and self.backward(sites[start:end], nodes, batch) > limit:
+                start += 1
+            parts = self.node_slices(limit, nodes, batch, sites[start:end])
+            cuts += [(range(start, end), part) for part in parts]
+            end = start
         return cuts
 
     def node_slices(self, limit: int, nodes: int, batch: int, group: Sequence[int] = (0,)) -> list[slice]:
@@ -137,7 +142,7 @@ def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
             opened = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64)).requires_grad_()
             relay.run(trace, {0: opened})
     cpu = seen.z.device.type == "cpu"
-    largest = max(_bytes(site.weight()) for site in relay.sites)
+    largest = max(_bytes(site.parameter) for site in relay.sites)
     behind = max(1, len(relay.blocks) - 1 - relay.place[0])
     return Weight(
         place=tuple(relay.place),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from spurge.engine.attention import AttentionRow
 from spurge.engine.calls import logits_of
 from spurge.engine.cascade import Rows
 from spurge.engine.neurons import NeuronSet
-from spurge.engine.patches import hook_before
 from spurge.engine.probes import probed_token
+from spurge.engine.projections import RowGates
 from spurge.engine.sites import Site
 from spurge.methods.objectives import Job
 
@@ -32,15 +33,11 @@ class GatedPass:
         self._indices = {site: neurons.indices(site) for site in self._slices}
         self._predicted: dict[int, Tensor] = {}
 
-    def multiply(self, site: Site, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def on(self, site: Site) -> RowGates | None:
+        """The gates of one site now; None in the unedited model."""
         if self.gates is None:
             return None
-        z = args[0]
-        ones = torch.ones(site.width, device=z.device)
-        full = ones.index_put(
-            (self._indices[site.name].to(z.device),), self.gates[self._slices[site.name]].to(z.device)
-        )
-        return ((z * full).to(z.dtype), *args[1:]), kwargs
+        return RowGates(self._indices[site.name], self.gates[self._slices[site.name]][None])
 
     def rows(self, job: Job, gates: Tensor | None, predicted: Tensor) -> Rows:
         self.gates = gates
@@ -85,5 +82,5 @@ def gated_pass(
         chosen = set(neurons.sites)
         for site in sites:
             if site.name in chosen:
-                stack.enter_context(hook_before(site.down, lambda m, a, k, s=site: run.multiply(s, a, k)))
+                stack.enter_context(site.projection.gate(partial(run.on, site)))
         yield run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,13 +17,18 @@ from torch import Tensor, nn
 
 from spurge.engine.cascade import Cascade
 from spurge.engine.data import Examples
+from spurge.engine.distributed import Message, Ranks
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.files import PathLike, canonical_json, fingerprint
-from spurge.engine.neurons import NeuronSet, frequent
+from spurge.engine.memory import budget
+from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
+from spurge.engine.placement import input_device
+from spurge.engine.readout import language_head
 from spurge.engine.scores import NeuronScores
 from spurge.engine.sites import Site, find_sites, widths
 from spurge.engine.swarm import Swarm
+from spurge.engine.verbalizers import Verbalized
 from spurge.methods import screening
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.located import Located
@@ -36,6 +42,9 @@ from spurge.methods.weighed import Weighed
 
 class MacU(Settings):
     """Locate and edit: :meth:`locate` scores and selects neurons, :meth:`edit` finds gates for them.
+
+    Under torchrun both share their work between the ranks of `spurge.engine.distributed.Ranks`: every rank calls them
+    with the same arguments and gets the same result, whatever the number of ranks.
 
     The settings are those of `spurge.methods.settings.Settings`, by name; :meth:`paper` and :meth:`best` are presets.
     """
@@ -89,13 +98,27 @@ class MacU(Settings):
             weights: how much each text of ``train`` counts, ``[N]``, at least 0. Only their ratios matter: those of the
                 texts used are scaled to mean 1. A text of weight 0 is left out before anything is drawn or counted.
             resume: a folder for finished batches; a second call with the same arguments goes on where the first
-                stopped.
+                stopped, with as many ranks as it likes. All ranks must see the folder.
 
         Raises:
             TypeError: weights that are no numbers.
             ValueError: labels that do not fit, a text without an answer, ``resume`` of another job, weights of another
-                length, negative, not finite or all 0.
+                length, negative, not finite or all 0, or ranks with different jobs.
+            RankError: another rank was lost or raised an error.
         """
+        with Ranks.current() as ranks:
+            return self._locate(ranks, model, tokenizer, train, golden, weights, resume)
+
+    def _locate(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        golden: GoldenTokens,
+        weights: Tensor | Sequence[float] | None,
+        resume: PathLike | None,
+    ) -> Located:
         train, golden = _matched(model, train, golden)
         sites = find_sites(model)
         counting = Weighed.of(train, weights)
@@ -105,17 +128,25 @@ class MacU(Settings):
             path=self.path,
             nodes=self.nodes,
             tolerance=self.tolerance,
-            memory=self.memory,
+            memory=self._memory(model, ranks),
             attention=self.objective == "proximity",
         )
         with frozen(model):
             questions, facts = self._questions(model, tokenizer, counting.examples, golden, chosen)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
-        prints = {site.name: fingerprint(site.weight()) for site in sites}
+        prints = {site.name: fingerprint(site.parameter) for site in sites}
         weighing = _weighing(train, counting, chosen)
-        parts = [job, train.fingerprint(), golden.fingerprint(), prints]
+        parts = [job, train.fingerprint(), golden.fingerprint(), prints, *_asked(model, tokenizer)]
         mark = fingerprint(canonical_json(parts if weighing is None else [*parts, weighing["fingerprint"]]))
-        blocks = screening.screen(cascade, questions, resume=resume, fingerprint=mark, progress=self.progress)
+        found = screening.screen(
+            cascade,
+            questions,
+            partial(NeuronScores.select, fraction=self.fraction, sign=self.sign),
+            ranks=ranks,
+            resume=resume,
+            fingerprint=mark,
+            progress=self.progress,
+        )
         info = {
             "method": "MacU",
             "objective": self.objective,
@@ -125,21 +156,23 @@ class MacU(Settings):
             "golden": golden.fingerprint(),
             "model": prints,
             "texts": len(chosen),
-            "batches": len(blocks),
+            "batches": found.blocks,
             "labels": "class" if self.objective == "counterfactual" else "none" if weighing is None else None,
             "seed": self.seed,
             **facts,
         }
-        scores = {side: screening.total(blocks, side, info | {"side": side}) for side in screening.SIDES}
-        sets = {side: self._select([block.scores[side] for block in blocks], scores[side]) for side in screening.SIDES}
-        info |= {"nodes": max(block.nodes for block in blocks), "completeness": screening.completeness(blocks)}
+        scores = {side: found.total(side, info | {"side": side}) for side in screening.SIDES}
+        sets = {side: self._select(found.frequent(side, self.share), scores[side]) for side in screening.SIDES}
+        info |= {"nodes": found.nodes, "completeness": found.gaps()}
         certificate: dict[str, Any] = {}
         if self.certify:
             short = scores["causal"].top(self.certify) | scores["spurious"].top(self.certify)
             few = chosen.sample(self.certify_texts, self.seed)
             with frozen(model):
                 asked, _ = self._questions(model, tokenizer, counting.examples, golden, few)
+            # Short: every rank computes it, so that none waits, and all take that of rank 0.
             certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
+            certificate = ranks.broadcast(Message(certificate)).facts
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
     def edit(
@@ -161,18 +194,33 @@ class MacU(Settings):
             model, tokenizer, train, golden: as for :meth:`locate`.
             located: what it found.
             resume: a file for the swarm after each iteration; a second call with the same arguments goes on from it.
-                The gradient search is short and begins anew.
+                All ranks must see it, the first writes it. The gradient search is short and begins anew.
 
         Raises:
-            ValueError: no spurious neuron was located, labels that do not fit, or a target that is not finite.
+            ValueError: no spurious neuron was located, labels that do not fit, a target that is not finite, or ranks
+                with different jobs.
+            RankError: another rank was lost or raised an error.
         """
+        with Ranks.current() as ranks:
+            return self._edit(ranks, model, tokenizer, train, located, golden, resume)
+
+    def _edit(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        located: Located,
+        golden: GoldenTokens,
+        resume: PathLike | None,
+    ) -> NeuronEdit:
         train, golden = _matched(model, train, golden)
         sites = find_sites(model)
         if located.causal.widths != widths(sites):
             raise ValueError("located: its sites are not those of this model")
         free, erased = self._split(located, sites)
         if len(free) or self.search == "gradient":
-            found = self._search(model, tokenizer, train, golden, sites, free, erased, resume)
+            found = self._search(ranks, model, tokenizer, train, golden, sites, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
@@ -200,9 +248,8 @@ class MacU(Settings):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _select(self, batches: Sequence[NeuronScores], whole: NeuronScores) -> NeuronSet:
+    def _select(self, often: NeuronSet, whole: NeuronScores) -> NeuronSet:
         """Neurons that enough batches select; of too many, those of highest score."""
-        often = frequent([scores.select(self.fraction, sign=self.sign) for scores in batches], self.share)
         if len(often) <= self.cap:
             return often
         if self.sign == "absolute":
@@ -224,6 +271,7 @@ class MacU(Settings):
 
     def _search(
         self,
+        ranks: Ranks,
         model: nn.Module,
         tokenizer: Any,
         train: Examples,
@@ -238,8 +286,8 @@ class MacU(Settings):
         with frozen(model):
             if self.search == "pso":
                 jobs = self._jobs(model, tokenizer, train, golden, chosen)
-                cascade = Cascade(model, memory=self.memory, attention=proximity)
-                prints = {site.name: fingerprint(site.weight()) for site in sites} if resume is not None else {}
+                cascade = Cascade(model, memory=self._memory(model, ranks), attention=proximity)
+                prints = {site.name: fingerprint(site.parameter) for site in sites} if resume is not None else {}
                 job = [
                     asdict(self),
                     train.fingerprint(),
@@ -247,6 +295,7 @@ class MacU(Settings):
                     prints,
                     free.to_dict(),
                     erased.to_dict(),
+                    *_asked(model, tokenizer),
                 ]
                 return swarm_search(
                     cascade,
@@ -254,6 +303,7 @@ class MacU(Settings):
                     free,
                     erased,
                     self.swarm,
+                    ranks=ranks,
                     guard=self.guard,
                     checkpoint=resume,
                     fingerprint=fingerprint(canonical_json(job)),
@@ -264,7 +314,11 @@ class MacU(Settings):
             kept = max(1, min(len(chosen) - 1, round(self.held_out * len(chosen))))
             held = self._jobs(model, tokenizer, train, golden, chosen[:kept])
             jobs = self._jobs(model, tokenizer, train, golden, chosen[kept:])
-            return self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=self.progress)
+            ranks.doing = "gates were searched"
+            # Short and one step after the other: every rank takes them all, and the gates of rank 0 count.
+            shown = self.progress and ranks.rank == 0
+            climbed = self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=shown)
+            return Found.of_message(ranks.broadcast(climbed.message()))
 
     def _questions(
         self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Weighed
@@ -320,8 +374,21 @@ class MacU(Settings):
         )
 
     def _size(self, model: nn.Module) -> dict[str, Any]:
-        device = next(model.parameters()).device
-        return {"batch_size": self.batch_size, "max_length": self.max_length, "device": device}
+        return {"batch_size": self.batch_size, "max_length": self.max_length, "device": input_device(model)}
+
+    def _memory(self, model: nn.Module, ranks: Ranks) -> str | int | None:
+        """The budget of a cascade: ranks on one machine's CPUs share what is free there."""
+        device = input_device(model)
+        if self.memory is not None or ranks.local_size == 1 or device.type != "cpu":
+            return self.memory
+        return budget(None, device) // ranks.local_size
+
+
+def _asked(model: nn.Module, tokenizer: Any) -> list[Any]:
+    """How a language model is asked for a label, where it is one."""
+    if not isinstance(model, Verbalized):
+        return []
+    return [{"tokens": model.tokens, "pool": model.pool, "template": getattr(tokenizer, "template", None)}]
 
 
 def _weighing(train: Examples, counting: Weighed, chosen: Weighed) -> dict[str, Any] | None:
@@ -339,6 +406,11 @@ def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Exampl
     """Training texts and golden sets under the same labels, as many as the model has."""
     if not isinstance(golden, GoldenTokens):
         raise TypeError(f"golden: expected GoldenTokens, got {type(golden).__name__}")
+    if language_head(model) is not None and not isinstance(model, Verbalized):
+        raise ValueError(
+            f"model: {type(model).__name__} gives the next token, not a label; classify by label words: "
+            "see spurge.Verbalizer"
+        )
     examples = train if isinstance(train, Examples) else Examples.load(train)
     golden = golden.for_labels(examples.labels)
     outputs = getattr(getattr(model, "config", None), "num_labels", None)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.calls import logits_of
 from spurge.engine.cascade import Rows, Target
 from spurge.engine.data import Example, Examples, encode
+from spurge.engine.placement import input_device
 from spurge.methods.counterfactual import Counterfactuals, Kind, Row, nearest_words
 from spurge.methods.golden import GoldenTokens
 from spurge.methods.phrases import TellingPhrase, telling_phrases
@@ -57,7 +59,7 @@ class Likelihood:
     wanted: Tensor
 
     def __call__(self, rows: Rows) -> Tensor:
-        wanted = self.wanted[rows.example]
+        wanted = self.wanted[rows.example].to(rows.logits.device)
         return (wanted * rows.logits.log_softmax(1)).sum(1) + torch.special.entr(wanted).sum(1)
 
 
@@ -120,6 +122,11 @@ class CounterfactualSet:
             weights: how much a row of each kind counts.
             sources: how much each of the texts that rows were made from counts, by `Row.source`; None: all alike.
         """
+        settings: dict[str, Any] = {"device": device, "weights": weights, "sources": sources, "max_length": max_length}
+        return [part.job(tokenizer, **settings) for part in self.batches(batch_size)]
+
+    def batches(self, batch_size: int) -> list[CounterfactualSet]:
+        """The rows of each of :meth:`jobs`."""
         order: list[int] = []
         pool = (
             _POOL * batch_size
@@ -127,27 +134,27 @@ class CounterfactualSet:
         shuffled = random.Random(len(self.rows)).sample(range(len(self.rows)), len(self.rows))
         for start in range(0, len(shuffled), pool):
             order += sorted(shuffled[start : start + pool], key=lambda i: (_length(self.rows[i].example), i))
-        return [
-            self._job(tokenizer, order[start : start + batch_size], device, weights or Weights(), sources, max_length)
-            for start in range(0, len(order), batch_size)
-        ]
+        return [self.take(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
-    def _job(
+    def job(
         self,
         tokenizer: Any,
-        indices: Sequence[int],
+        *,
         device: torch.device | str,
-        weights: Weights,
-        sources: Tensor | None,
-        max_length: int | None,
+        weights: Weights | None = None,
+        sources: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Job:
-        rows = [self.rows[i] for i in indices]
-        inputs = encode(tokenizer, [row.example for row in rows], max_length=max_length, device=device)
-        labels = [row.example.label if row.kind == "kept" else -1 for row in rows]
-        counts = [getattr(weights, row.kind) * (1.0 if sources is None else float(sources[row.source])) for row in rows]
+        """All rows as one job; arguments as for :meth:`jobs`."""
+        kinds = weights or Weights()
+        inputs = encode(tokenizer, [row.example for row in self.rows], max_length=max_length, device=device)
+        labels = [row.example.label if row.kind == "kept" else -1 for row in self.rows]
+        counts = [
+            getattr(kinds, row.kind) * (1.0 if sources is None else float(sources[row.source])) for row in self.rows
+        ]
         return Job(
             dict(inputs),
-            Likelihood(self.wanted[torch.tensor(indices)].to(device)),
+            Likelihood(self.wanted.to(device)),
             torch.tensor(labels, device=device),
             torch.tensor(counts, dtype=torch.float32, device=device),
         )
@@ -216,12 +223,12 @@ def _answers(
     model: nn.Module, tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int | None
 ) -> list[Tensor]:
     """The unedited model's distribution over labels for each text, ``[Y]`` float32 on the CPU."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
     answers: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         inputs = encode(tokenizer, [examples[i] for i in batch], max_length=max_length, device=device)
-        logits = model(**inputs).logits
+        logits = logits_of(model(**inputs))
         answers.update(zip(batch, logits.float().softmax(1).cpu(), strict=True))
     return [answers[i] for i in range(len(examples))]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge import ops
+from spurge.engine.calls import logits_of
 from spurge.engine.cascade import Rows
 from spurge.engine.data import Examples, encode
 from spurge.engine.probes import Score, token_scores
@@ -48,9 +49,16 @@ class Proximity:
     _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Rows) -> Tensor:
-        units = self._units(rows.example)
-        predicted = rows.predicted if self.labels is None else self.labels[rows.example]
-        attention = _attention(rows) if self.scale is None else _attention(rows) * self.scale[rows.example]
+        if self.labels is None and rows.logits.shape[1:] != self.bitmap.shape[1:2]:
+            raise ValueError(
+                f"model: expected logits [rows, {self.bitmap.shape[1]}] in its output, got {tuple(rows.logits.shape)}; "
+                "a language model classifies by label words: see spurge.Verbalizer"
+            )
+        units, device = self._units(rows.example), self.units.ids.device  # attention may be read on another one
+        predicted = rows.predicted.to(device) if self.labels is None else self.labels[rows.example]
+        attention = _attention(rows).to(device)
+        if self.scale is not None:
+            attention = attention * self.scale.to(device)[rows.example]
         scores = unit_scores(attention, units, self.merge)
         labels = predicted[: len(units.ids)]
         hard, soft, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
@@ -169,12 +177,13 @@ def proximity_jobs(
 
     ``model`` says now what it predicts, so that a search cannot win by turning predictions.
     """
-    jobs, vocabulary = [], Vocabulary()
+    jobs: list[tuple[Any, Units, dict[str, Any], Tensor]] = []
+    vocabulary = Vocabulary()
     for batch in examples.batches(batch_size):
         inputs = encode(tokenizer, batch, max_length=max_length, device=device)
         units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(device)
         with torch.no_grad():
-            predicted = model(**inputs).logits.argmax(1)
+            predicted = logits_of(model(**inputs)).argmax(1)
         scale = attention_scale(model, inputs, token_score)
         jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(device)))
     bitmap = golden.bitmap(vocabulary).to(device)  # once all words are known

@@ -13,7 +13,7 @@ from spurge.engine.data import encode
 from spurge.engine.probes import Score
 from spurge.engine.words import Vocabulary, split_units
 from spurge.methods.golden import GoldenTokens
-from spurge.methods.objectives import CounterfactualSet, Job, Weights
+from spurge.methods.objectives import CounterfactualSet, Weights
 from spurge.methods.proximity import Form, Proximity, attention_scale
 from spurge.methods.screening import Question
 from spurge.methods.weighed import Weighed
@@ -82,7 +82,8 @@ def counterfactual_questions(
     counts as much as its kind, ``weights``, times the text it was made from, ``sources``.
     """
 
-    def question(job: Job) -> Question:
+    def question(part: CounterfactualSet) -> Question:
+        job = part.job(tokenizer, device=device, weights=weights, sources=sources, max_length=max_length)
         kept = (job.labels >= 0).to(job.weights)
         mix = torch.stack([kept * job.weights, (kept - 1) * job.weights], 1)[None]  # [1, B, 2]
         return Question(
@@ -94,10 +95,7 @@ def counterfactual_questions(
             names=("causal", "spurious"),
         )
 
-    jobs = made.jobs(
-        tokenizer, batch_size=batch_size, device=device, weights=weights, sources=sources, max_length=max_length
-    )
-    return [lambda j=job: question(j) for job in jobs]  # type: ignore[misc]
+    return [lambda p=part: question(p) for part in made.batches(batch_size)]  # type: ignore[misc]
 
 
 def _each(targets: int, weights: Tensor, device: torch.device) -> Tensor:

@@ -1,10 +1,13 @@
-"""Scores of all neurons over a training set, batch by batch: resumable, checked by completeness and exact ablation."""
+"""Scores of all neurons over a training set, batch by batch: resumable, checked by completeness and exact ablation.
+
+Batches are shared between the ranks of a job. What is kept of them does not grow with their number.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.cascade import Attribution, Cascade, Target
+from spurge.engine.distributed import ALONE, Message, Ranks
 from spurge.engine.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.scores import NeuronScores
 from spurge.methods.located import spearman
 
 SIDES = ("causal", "spurious")
+Select = Callable[[NeuronScores], NeuronSet]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +55,7 @@ class Block:
     nodes: int
 
     def save(self, path: PathLike, fingerprint: str) -> None:
-        tensors = {f"{side}/{site}": v for side in SIDES for site, v in self.scores[side].values.items()}
-        facts = {"completeness": self.completeness, "nodes": self.nodes}
+        facts, tensors = self.parts()
         write_tensors(
             path, tensors, {"kind": "locate block", "facts": canonical_json(facts), "fingerprint": fingerprint}
         )
@@ -63,90 +67,183 @@ class Block:
         if metadata.get("fingerprint") != fingerprint:
             raise ValueError(f"resume: {path} was made with other settings, data or model; choose another folder")
         try:
-            facts = json.loads(metadata["facts"])
-            scores = {
-                side: NeuronScores(
-                    {k.removeprefix(f"{side}/"): t for k, t in tensors.items() if k.startswith(f"{side}/")}
-                )
-                for side in SIDES
-            }
-            return cls(scores, facts["completeness"], int(facts["nodes"]))
+            return cls.of_parts(json.loads(metadata["facts"]), tensors)
         except (KeyError, ValueError, TypeError) as error:
             raise FileError(f"{path}: not a block of a localisation: {error}") from error
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file or a message holds: facts that JSON can write, and tensors ``side/site``."""
+        return {"completeness": self.completeness, "nodes": self.nodes}, _by_path(
+            {side: self.scores[side].values for side in SIDES}
+        )
+
+    @classmethod
+    def of_parts(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Block:
+        scores = {side: NeuronScores(values) for side, values in _by_side(tensors).items()}
+        return cls(scores, facts["completeness"], int(facts["nodes"]))
+
+
+@dataclass(eq=False)
+class Screened:
+    """What the blocks of a localisation add up to, in their order and in float64.
+
+    Attributes:
+        sums: side to site to float64 ``[F]``, the scores.
+        chosen: side to site to int32 ``[F]``, in how many blocks a neuron was selected.
+        completeness: by site the sums of each number of the blocks.
+        blocks: how many there were.
+        nodes: the most that one of them took.
+    """
+
+    sums: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {side: {} for side in SIDES})
+    chosen: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {side: {} for side in SIDES})
+    completeness: dict[str, dict[str, float]] = field(default_factory=dict)
+    blocks: int = 0
+    nodes: int = 0
+
+    def add(self, block: Block, select: Select) -> None:
+        """Adds one block; ``select`` names the neurons that it votes for."""
+        for side in SIDES:
+            selected = select(block.scores[side])
+            for site, values in block.scores[side].values.items():
+                self.sums[side].setdefault(site, torch.zeros(len(values), dtype=torch.float64)).add_(values)
+                votes = self.chosen[side].setdefault(site, torch.zeros(len(values), dtype=torch.int32))
+                votes[selected.indices(site)] += 1
+        for key, row in block.completeness.items():
+            summed = self.completeness.setdefault(key, dict.fromkeys(row, 0.0))
+            for name, value in row.items():
+                summed[name] += value
+        self.blocks += 1
+        self.nodes = max(self.nodes, block.nodes)
+
+    def total(self, side: str, info: Mapping[str, Any]) -> NeuronScores:
+        """The scores of one side."""
+        return NeuronScores({site: values.float() for site, values in self.sums[side].items()}, dict(info))
+
+    def frequent(self, side: str, share: float) -> NeuronSet:
+        """Neurons that at least ``share`` of the blocks selected, as :func:`spurge.engine.neurons.frequent`."""
+        votes = self.chosen[side].items()
+        return NeuronSet({site: (times.double() / self.blocks >= share).nonzero()[:, 0] for site, times in votes})
+
+    def gaps(self) -> dict[str, dict[str, float]]:
+        """By site and side: ``effect`` F(1) - F(0) over all texts, ``gap`` the share of its moves that the scores miss.
+
+        Sums over the texts are weighted as the scores are.
+        """
+        out: dict[str, dict[str, float]] = {}
+        for key, summed in self.completeness.items():
+            out[key] = {}
+            for side in SIDES:
+                moved = summed[f"{side}_moved"]
+                out[key][f"{side}_effect"] = summed[f"{side}_effect"]
+                out[key][f"{side}_gap"] = summed[f"{side}_missed"] / moved if moved > 0 else 0.0
+        return out
+
+    def message(self) -> Message:
+        facts = {"completeness": self.completeness, "blocks": self.blocks, "nodes": self.nodes}
+        return Message(facts, _by_path({"sums": _by_path(self.sums), "chosen": _by_path(self.chosen)}))
+
+    @classmethod
+    def of_message(cls, message: Message) -> Screened:
+        parts = {
+            name: {key.removeprefix(f"{name}/"): t for key, t in message.tensors.items() if key.startswith(f"{name}/")}
+            for name in ("sums", "chosen")
+        }
+        return cls(_by_side(parts["sums"]), _by_side(parts["chosen"]), **message.facts)
+
+
+def _by_path(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{side}/{site}": tensor for side, sites in tensors.items() for site, tensor in sites.items()}
+
+
+def _by_side(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {
+        side: {key.removeprefix(f"{side}/"): t for key, t in tensors.items() if key.startswith(f"{side}/")}
+        for side in SIDES
+    }
 
 
 def screen(
     cascade: Cascade,
     questions: Sequence[Callable[[], Question]],
+    select: Select,
     *,
+    ranks: Ranks = ALONE,
     resume: PathLike | None = None,
     fingerprint: str = "",
     progress: bool = False,
-) -> list[Block]:
-    """The blocks of all questions, in order; those found in the folder ``resume`` are not computed again.
+) -> Screened:
+    """The sum of the blocks of all questions; those found in the folder ``resume`` are not computed again.
 
-    Questions are made when their turn comes, so that one that is already answered costs nothing.
+    Questions are made when their turn comes, so that one that is already answered costs nothing. Each rank answers one
+    question of every round, as many as there are ranks, and rank 0 adds a round's blocks in the order of the questions:
+    the same sum for any number of ranks.
+
+    Args:
+        select: the neurons that a block's scores vote for.
+        ranks: which share the work; each writes its own blocks to ``resume``, a folder that all of them see.
 
     Raises:
-        ValueError: ``resume`` holds blocks of another job.
+        ValueError: ``resume`` holds blocks of another job, or the ranks have different jobs.
         FileError: a block is damaged.
         OSError: the folder cannot be read or written.
+        RankError: another rank ended early.
     """
     folder = None if resume is None else Path(resume)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    blocks = []
-    for number, ask in enumerate(tqdm(questions, desc="locate", unit="batch", disable=not progress)):
-        path = None if folder is None else folder / f"block-{number:05d}.safetensors"
-        if path is not None and path.exists():
-            blocks.append(Block.load(path, fingerprint))
-            continue
-        question = ask()
-        block = _block(cascade.attribute(question.inputs, question.target), question.mix)
-        if path is not None:
-            block.save(path, fingerprint)
-        blocks.append(block)
-    return blocks
+    ranks.agree("locate: data, settings and model", [fingerprint, len(questions)])
+    screened = Screened()
+    with tqdm(total=len(questions), desc="locate", unit="batch", disable=not progress or ranks.rank > 0) as bar:
+        for first in range(0, len(questions), ranks.size):
+            ranks.doing = f"blocks were gathered ({_so_far(first, len(questions), resume)}"
+            number, mine = first + ranks.rank, Message()
+            if number < len(questions):
+                path = None if folder is None else folder / f"block-{number:05d}.safetensors"
+                mine = Message(*_answered(cascade, questions[number], path, fingerprint).parts())
+            for message in ranks.gather(mine):
+                if message.facts is not None:
+                    screened.add(Block.of_parts(message.facts, message.tensors), select)
+            bar.update(min(ranks.size, len(questions) - first))
+    ranks.doing = "the sum of all blocks was sent"
+    return Screened.of_message(ranks.broadcast(screened.message()))
+
+
+def _so_far(done: int, total: int, resume: PathLike | None) -> str:
+    """What an error says of the work that is done: the rest of a parenthesis."""
+    if resume is None:
+        return f"{done} of {total} were done); with a resume folder they would be kept"
+    last = f"block {done - 1} is the last one written" if done else "none is written yet"
+    return f"{last}); start again with the same resume folder to go on"
+
+
+def _answered(cascade: Cascade, ask: Callable[[], Question], path: Path | None, fingerprint: str) -> Block:
+    """The block of one question, from its file where there is one."""
+    if path is not None and path.exists():
+        return Block.load(path, fingerprint)
+    question = ask()
+    block = _block(cascade.attribute(question.inputs, question.target), question.mix)
+    if path is not None:
+        block.save(path, fingerprint)
+    return block
 
 
 def _block(found: Attribution, mix: Tensor) -> Block:
-    values = {site: torch.einsum("qbf,qbc->cf", v.double(), mix.double()) for site, v in found.values.items()}
+    values = {
+        site: torch.einsum("qbf,qbc->cf", v.double(), mix.to(v.device, torch.float64))
+        for site, v in found.values.items()
+    }
     scores = {side: NeuronScores({site: v[c].float() for site, v in values.items()}) for c, side in enumerate(SIDES)}
     completeness: dict[str, dict[str, float]] = {}
     for key, erased in found.erased.items():
         moved = (found.full - erased).double()
         row = completeness[key] = {}
         for c, side in enumerate(SIDES):
-            share = mix[..., c].double()
+            share = mix[..., c].to(moved)
             row[f"{side}_effect"] = float((share * moved).sum())
             row[f"{side}_moved"] = float((share * moved).abs().sum())
-            row[f"{side}_missed"] = float((share * found.residual[key].double()).abs().sum())
+            row[f"{side}_missed"] = float((share * found.residual[key].to(moved)).abs().sum())
     return Block(scores, completeness, max(found.nodes.values(), default=0))
-
-
-def total(blocks: Sequence[Block], side: str, info: Mapping[str, Any]) -> NeuronScores:
-    """The scores of one side, added up over the blocks in float64."""
-    sums = {site: v.double() for site, v in blocks[0].scores[side].values.items()}
-    for block in blocks[1:]:
-        for site, v in block.scores[side].values.items():
-            sums[site] += v.double()
-    return NeuronScores({site: v.float() for site, v in sums.items()}, dict(info))
-
-
-def completeness(blocks: Sequence[Block]) -> dict[str, dict[str, float]]:
-    """By site and side: ``effect`` F(1) - F(0) over all texts, ``gap`` the share of its moves that the scores miss.
-
-    Sums over the texts are weighted as the scores are.
-    """
-    out: dict[str, dict[str, float]] = {}
-    for key in blocks[0].completeness:
-        summed = {name: sum(block.completeness[key][name] for block in blocks) for name in blocks[0].completeness[key]}
-        out[key] = {}
-        for side in SIDES:
-            moved = summed[f"{side}_moved"]
-            out[key][f"{side}_effect"] = summed[f"{side}_effect"]
-            out[key][f"{side}_gap"] = summed[f"{side}_missed"] / moved if moved > 0 else 0.0
-    return out
 
 
 def certify(
@@ -166,7 +263,7 @@ def certify(
     weight = torch.zeros(len(names), dtype=torch.float64)
     for question in questions:
         exact = cascade.ablate(question.inputs, question.exact, neurons).double()
-        mix = question.exact_mix.double()
+        mix = question.exact_mix.to(exact)
         effect += torch.einsum("qbn,qbc->cn", exact, mix).cpu()
         weight += mix.abs().sum((0, 1)).cpu()
     effect /= weight.clamp_min(1e-12)[:, None]
@@ -178,8 +275,3 @@ def certify(
         records.append(record | {f"{name} exact": float(effect[i, n]) for i, name in enumerate(names)})
     agreement = {name: spearman(known[name.split()[0]], effect[i]) for i, name in enumerate(names)}
     return {"neurons": records, "texts": sum(len(q.mix[0]) for q in questions), "agreement": agreement}
-
-
-def parts(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of ``size`` that cover ``count``."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge.engine.cascade import Cascade, Rows
+from spurge.engine.cascade import Cascade, Prompt, Rows
 from spurge.engine.checks import integer
+from spurge.engine.distributed import ALONE, Message, Ranks
 from spurge.engine.edits import NeuronEdit
 from spurge.engine.files import PathLike
+from spurge.engine.files import fingerprint as hashed
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
+from spurge.engine.placement import input_device
 from spurge.engine.sites import Site
 from spurge.engine.swarm import Swarm
 from spurge.methods.gated import gated_pass
 from spurge.methods.objectives import Job
 
 REFUSED = -1e6  # fitness of settings that cost too much accuracy: below any objective
+# Particles that are evaluated in one batch. The height of a batch decides how its products round, so it must not follow
+# the number of ranks. 5 is a quarter of the usual swarm: a rank more or less still finds work.
+GROUP = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +49,13 @@ class Found:
     value: float
     history: dict[str, list[float]]
     info: dict[str, Any]
+
+    def message(self) -> Message:
+        return Message({"value": self.value, "history": self.history, "info": self.info}, {"gates": self.gates})
+
+    @classmethod
+    def of_message(cls, message: Message) -> Found:
+        return cls(message.tensors["gates"], **message.facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +136,7 @@ class Climb:
         """
         if not len(neurons) or not jobs or not held:
             raise ValueError(f"search: need neurons and texts, got {len(neurons)}, {len(jobs)} and {len(held)} batches")
-        device = next(model.parameters()).device
+        device = input_device(model)
         gates = torch.ones(len(neurons), device=device, requires_grad=True)
         adam = torch.optim.Adam([gates], lr=self.rate, betas=(0.9, 0.99))
         with frozen(model), gated_pass(model, sites, neurons, attention=attention) as run:
@@ -169,6 +183,7 @@ def swarm_search(
     erased: NeuronSet,
     swarm: Swarm,
     *,
+    ranks: Ranks = ALONE,
     guard: float | None = None,
     checkpoint: PathLike | None = None,
     fingerprint: str = "",
@@ -178,15 +193,21 @@ def swarm_search(
 
     One particle starts at 1 (unedited), one at 0 (erased), the others anywhere in the box.
 
+    Every rank moves the whole swarm and measures its share of the particles, a few of them on one job at a time.
+
     Args:
         jobs: the fitness is the weighted mean of their targets over all rows.
         free, erased: disjoint sets of neurons.
         guard: refuse particles whose accuracy on the jobs' labelled texts is more than this many percentage points
             below the unedited model's; among refused ones the more accurate is better.
-        checkpoint, fingerprint: a file to go on from, and what the fitness is made of (`Swarm.maximise`).
+        ranks: which share the work.
+        checkpoint, fingerprint: a file to go on from, and what the fitness is made of (`Swarm.maximise`). Rank 0
+            writes it and all must see it.
 
     Raises:
-        ValueError: no free neurons, no jobs, sets that overlap, or a guard without labelled texts.
+        ValueError: no free neurons, no jobs, sets that overlap, a guard without labelled texts, or a checkpoint that
+            not all ranks see.
+        RankError: another rank ended early.
     """
     if not len(free) or not jobs:
         raise ValueError(f"search: need neurons and texts, got {len(free)} neurons and {len(jobs)} batches")
@@ -195,36 +216,49 @@ def swarm_search(
     if guard is not None and not any(bool((job.labels >= 0).any()) for job in jobs):
         raise ValueError("guard: the texts have no labels to measure accuracy by")
     rows = sum(float(job.weights.sum()) for job in jobs)
+    asked = max(1, sum(int((job.labels >= 0).sum()) for job in jobs))
 
-    def measure(gates: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(gates: Tensor, batches: Sequence[Mapping[str, Any] | Prompt]) -> tuple[Tensor, Tensor]:
         """Mean target and accuracy (percent) of settings ``[P, n]`` of the free gates, each ``[P]`` float64."""
-        value = torch.zeros(len(gates), dtype=torch.float64)
-        right, asked = torch.zeros(len(gates), dtype=torch.float64), 0
-        for job in jobs:
-            out = cascade.gated(job.inputs, _with_accuracy(job), free, gates).double()
-            value += (out[..., 0] * job.weights.double()).sum(1).cpu()
-            right += out[..., 1].sum(1).cpu()
-            asked += int((job.labels >= 0).sum())
-        return value / rows, 100 * right / max(1, asked)
+        measured = torch.zeros(2, len(jobs), len(gates), dtype=torch.float64)  # of one rank; 0 where others measure
+        tasks = [(j, slice(start, start + GROUP)) for start in range(0, len(gates), GROUP) for j in range(len(jobs))]
+        for j, group in tasks[ranks.rank :: ranks.size]:
+            job = jobs[j]
+            out = cascade.gated(batches[j], _with_accuracy(job), free, gates[group]).double()
+            measured[0, j, group] = (out[..., 0] * job.weights.to(out)).sum(1).cpu()
+            measured[1, j, group] = out[..., 1].sum(1).cpu()
+        value, right = ranks.sum(measured).sum(1)
+        return value / rows, 100 * right / asked
 
+    ranks.doing = "a swarm was evaluated"
+    seen = None
+    if checkpoint is not None:
+        ranks.doing += "; start again with the same resume file to go on"
+        seen = hashed(Path(checkpoint).read_bytes()) if Path(checkpoint).exists() else None
+    ranks.agree("edit: data, settings, model and resume file", [fingerprint, len(free), len(jobs), seen])
     device = jobs[0].labels.device
-    floor = -math.inf if guard is None else float(measure(torch.ones(1, len(free), device=device))[1]) - guard
+    inputs = [job.inputs for job in jobs]
+    floor = -math.inf
+    if guard is not None:
+        floor = float(measure(torch.ones(1, len(free), device=device), inputs)[1]) - guard
 
     def fitness(position: Tensor) -> Tensor:
-        value, accuracy = measure(position)
+        value, accuracy = measure(position, prompts)
         shortfall = floor - accuracy
         return torch.where(shortfall > 1e-9, REFUSED * (1 + shortfall), value).to(position)
 
     start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
     # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
     with NeuronEdit.build(cascade.model, erased, 0.0).applied(cascade.model):
+        prompts = cascade.read_all(inputs)
         result = swarm.maximise(
             fitness,
             start,
             len(free),
-            progress=progress,
+            progress=progress and ranks.rank == 0,
             device=device,
             checkpoint=checkpoint,
+            keep=ranks.rank == 0,
             fingerprint=fingerprint,
         )
     both = free | erased
@@ -236,7 +270,8 @@ def swarm_search(
 
 def _with_accuracy(job: Job) -> Any:
     def target(rows: Rows) -> Tensor:
-        right = rows.logits.argmax(1) == job.labels[rows.example]
-        return torch.stack([job.target(rows), right.to(rows.logits.dtype)], 1)
+        right = rows.logits.argmax(1) == job.labels[rows.example].to(rows.logits.device)
+        value = job.target(rows)
+        return torch.stack([value, right.to(value)], 1)
 
     return target

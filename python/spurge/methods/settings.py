@@ -60,7 +60,7 @@ class Settings:
         certify_texts: on so many texts.
         memory: budget of the cascade, ``"256MiB"`` or bytes; None: a share of what is free.
         seed: of samples, counterfactual texts and searches.
-        progress: show progress bars.
+        progress: show progress bars; of several ranks the first does.
 
     Raises:
         ValueError, TypeError: a setting out of range or of the wrong type, or two that do not go together.
