@@ -57,7 +57,8 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _sample(call: Call, calls: int, device: torch.device | str) -> tuple[float, float]:
+def sample(call: Call, calls: int, device: torch.device | str) -> tuple[float, float]:
+    """Seconds of one of ``calls`` calls, and of the process's CPU time; the device has finished at both ends."""
     synchronize(device)
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(calls):
@@ -91,17 +92,17 @@ def compare(
         first: seconds of a run of each call that warmed it up already; without it the calls are warmed up here.
         device: where the calls work; the clock is read after it has finished.
     """
-    once = {name: _sample(call, 1, device)[0] for name, call in calls.items()} if first is None else dict(first)
+    once = {name: sample(call, 1, device)[0] for name, call in calls.items()} if first is None else dict(first)
     inner = dict.fromkeys(calls, 1)
     for name, call in calls.items():
         if sample_seconds > once[name] / 100:  # the first call also paid for allocation and compilation: ask again
-            once[name] = _sample(call, 1, device)[0]
+            once[name] = sample(call, 1, device)[0]
             inner[name] = max(1, round(sample_seconds / max(once[name], 1e-7)))
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(repeats):
         for name, call in calls.items():
             if turn == 0 or (turn + 1) * inner[name] * once[name] <= budget:
-                samples[name].append(_sample(call, inner[name], device))
+                samples[name].append(sample(call, inner[name], device))
     return {name: _summary(taken) for name, taken in samples.items()}
 
 

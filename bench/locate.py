@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from accuracy import overlap_top1
 from harness import Timing, compare, count_flops, peak_of_call, peak_of_child, relative_error, threads
-from jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann, sites
+from jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann
 from limits import best_matmul_rate
 
 Layers = Sequence[int] | None
@@ -113,13 +114,6 @@ def _stack(scores: Scores, names: Iterable[str]) -> torch.Tensor:
     return torch.cat([scores[name].double().cpu() for name in names], 1)  # [B, neurons]
 
 
-def _overlap(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Percent of the reference's top 1 % of neurons, summed over sentences, that the method has in its own top 1 %."""
-    count = max(1, value.shape[1] // 100)
-    mine, theirs = (set(scores.sum(0).topk(count).indices.tolist()) for scores in (value, reference))
-    return 100 * len(mine & theirs) / count
-
-
 def _first_look(method: Method, job: Job, layers: Layers, reference: Scores) -> tuple[Run, Measured]:
     held: list[Any] = []
 
@@ -131,10 +125,10 @@ def _first_look(method: Method, job: Job, layers: Layers, reference: Scores) -> 
     flops = count_flops(first)
     seconds = perf_counter() - start
     run, scores = held
-    names = [sites(job.layers)[i] for i in (range(job.layers) if layers is None else layers)]
+    names = [job.sites[i] for i in (range(job.layers) if layers is None else layers)]
     got, want = _stack(scores, names), _stack(reference, names)
     sentences = max(relative_error(a, b) for a, b in zip(got, want, strict=True))
-    found = Measured(method, relative_error(got, want), sentences, _overlap(got, want), seconds, flops)
+    found = Measured(method, relative_error(got, want), sentences, overlap_top1(got, want), seconds, flops)
     if job.ids.is_cuda:  # torch's allocator counts what this call takes; no child process is needed
         found.peak = peak_of_call(lambda: run(layers), job.ids.device)
     return run, found
@@ -153,6 +147,8 @@ def _to_all_layers(part: Timing, none: Timing, layers: int, measured: int) -> Ti
 def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
     """All methods that ``args`` asks for, on one job."""
     job = make_job(name, device=args.device)
+    if job.speaks:
+        raise ValueError(f"shapes: locate measures classifiers, latency language models; got {name!r}")
     with threads(args.reference_threads):
         nodes, exact = (16, torch.float32) if args.quick else (48, torch.float64)
         reference = reference_scores(job, nodes=nodes, dtype=exact, cache=args.reference)

@@ -1,11 +1,14 @@
 """Measure Spurge beside what users pick today. See README.md in this folder for how to read the numbers.
 
 python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captum, knowledge neurons, hand-written loops
+python bench/run.py latency --json FILE     language models: seconds, errors and memory, prompt by prompt
+python bench/run.py savings --json FILE     what each saving should give, and what it gives
 python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
 python bench/run.py last-layer --json FILE  scores of a last layer's edges, medians, accuracy at every rate
 python bench/run.py balance --json FILE     entropy-balancing weights: one problem, ten thousand, impossible ones
 python bench/run.py coverage --json FILE    do mediation's intervals hold effects that are known
 python bench/run.py memory  --json FILE     does the memory budget hold, and are the scores the same
+python bench/run.py plan    --json FILE     what a plan says a run will take, and what it takes
 python bench/run.py limits  --json FILE     what the machine can do: copies and matrix products
 """
 
@@ -23,6 +26,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, got {value}")
     return value
 
 
@@ -51,6 +61,35 @@ def parser() -> argparse.ArgumentParser:
     locate.add_argument("--reference", type=Path, help="folder to keep the 48-node reference scores in")
     locate.add_argument("--reference-threads", type=_positive, default=2)
     locate.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
+
+    latency = commands.add_parser("latency", parents=[common], help="language models, prompt by prompt")
+    latency.add_argument("--threads", type=_positive, default=2)
+    latency.add_argument("--shapes", type=_names, default=["smollm2-32x1"], help="MODEL-TOKENSxSENTENCES,...")
+    latency.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
+    latency.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model")
+    latency.add_argument("--prompts", type=_positive, default=20, help="different prompts, each asked about once")
+    latency.add_argument("--budget", type=float, default=120.0, help="seconds for the prompts of one method")
+    latency.add_argument("--batch", type=_positive, default=8, help="prompts a call for the throughput")
+    latency.add_argument("--full", action="store_true", help="run the slow peers on all layers for every prompt")
+    latency.add_argument("--exact", type=_count, default=1, help="prompts with a converged reference; 0: no errors")
+    latency.add_argument("--exact-tolerance", type=float, default=2e-3, help="of the reference")
+    latency.add_argument("--reference", type=Path, help="folder to keep the reference scores in")
+    latency.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
+
+    savings = commands.add_parser("savings", parents=[common], help="each saving of the engine, counted and measured")
+    savings.add_argument("--threads", type=_positive, default=2)
+    savings.add_argument("--shapes", type=_names, default=["smollm2-32x1"], help="MODEL-TOKENSxSENTENCES,...")
+    savings.add_argument(
+        "--only",
+        type=_names,
+        default=["*"],
+        help="patterns of projection, last-layer, head, prompt, swarm, adaptive, tokens",
+    )
+    savings.add_argument("--long", type=_positive, default=2048, help="tokens of the text for token scores")
+    savings.add_argument("--budget", type=float, default=60.0, help="seconds for the repeats of one side")
+    savings.add_argument("--exact-tolerance", type=float, default=2e-3, help="of the reference")
+    savings.add_argument("--reference", type=Path, help="folder to keep the reference scores in")
+    savings.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
 
     kernels = commands.add_parser("kernels", parents=[common], help="kernels against eager torch and torch.compile")
     kernels.add_argument("--threads", type=lambda text: [_positive(n) for n in text.split(",")], default=[1, 2])
@@ -83,11 +122,15 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
     memory.add_argument("--budgets", type=_names, default=["256 MiB", "512 MiB", "1 GiB"])
 
+    plans = commands.add_parser("plan", parents=[common], help="are plans right")
+    plans.add_argument("--threads", type=_positive, default=1)
+    plans.add_argument("--shapes", type=_names, default=["minilm-32x8", "smollm2-32x1"])
+
     limits = commands.add_parser("limits", parents=[common], help="what the machine can do")
     limits.add_argument("--threads", type=_positive, default=1)
 
     child = commands.add_parser("child", help="used by the others: one method in a process of its own")
-    child.add_argument("what", choices=["locate", "swarm", "last-layer", "balance"])
+    child.add_argument("what", choices=["locate", "latency", "savings", "swarm", "last-layer", "balance", "plan"])
     child.add_argument("rest", nargs=argparse.REMAINDER)
     return top
 
@@ -98,6 +141,16 @@ def _child(what: str, rest: list[str]) -> None:
 
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
         return
+    if what == "latency":
+        from latency import child as latency_child
+
+        print(json.dumps(latency_child(rest)))
+        return
+    if what == "savings":
+        from savings import child as savings_child
+
+        print(json.dumps(savings_child(rest)))
+        return
     if what == "last-layer":
         from last_layer import child
 
@@ -107,6 +160,11 @@ def _child(what: str, rest: list[str]) -> None:
         from balancing import child as balancing_child
 
         print(json.dumps(balancing_child(rest)))
+        return
+    if what == "plan":
+        from plan import child as plan_child
+
+        print(json.dumps(plan_child(rest)))
         return
     import torch
     from safetensors.torch import save_file

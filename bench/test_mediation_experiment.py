@@ -102,7 +102,7 @@ def test_the_whole_experiment_on_tiny_data(minilm, tmp_path: Path, monkeypatch: 
     ):
         lines = "\n".join(map(json.dumps, content)).encode()
         (tmp_path / f"{name}.jsonl.xz").write_bytes(lzma.compress(lines))
-    monkeypatch.setattr(mediation.models, "smollm2", language_model)
+    monkeypatch.setattr(mediation.language, "smollm2", language_model)
     numbers, cache = tmp_path / "x.json", tmp_path / "cache"
     asked = ["realtoxicity", str(tmp_path), "--quick", "--threads", "1", "--seeds", "0,1", "--generate", "2"]
     assert mediation.main([*asked, "--json", str(numbers), "--cache", str(cache), "--plot", str(tmp_path)]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import relative_error
-from jobs import gauss_legendre, make_job, reference_scores, right_riemann, sites
+from jobs import gauss_legendre, make_job, reference_scores, right_riemann
 from locate import QUICK, add_rows, all_methods, measure_job, table
 from peers.hand_loop import collapsed_loop, suffix_loop
 from peers.knowledge_neurons import knowledge_neurons_loop
@@ -35,7 +35,7 @@ def reference(job):
 
 
 def stacked(scores):
-    return torch.cat([scores[name].double() for name in sites(3)], 1)
+    return torch.cat([value.double() for value in scores.values()], 1)
 
 
 def test_reference_is_complete(job, reference):
@@ -45,7 +45,7 @@ def test_reference_is_complete(job, reference):
     def logit():
         return exact.model(input_ids=job.ids).logits.gather(1, job.labels[:, None]).squeeze(1)
 
-    for i, name in enumerate(sites(3)):
+    for i, name in enumerate(job.sites):
         full = logit()
         layer = exact.model.bert.encoder.layer[i]
         handle = layer.output.dense.register_forward_pre_hook(lambda module, args: (torch.zeros_like(args[0]),))
@@ -70,18 +70,18 @@ def test_captum_needs_the_way_round_for_a_zero_baseline(job, reference):
     want = stacked(reference)
     assert relative_error(stacked(captum_lig.captum_layers(*settings, zero_baseline=True)), want) < 1e-5
     assert relative_error(stacked(captum_lig.captum_layers(*settings)), want) > 0.1
-    assert not any(layer.intermediate._forward_hooks for layer in job.model.bert.encoder.layer)
+    assert not any(layer.output.dense._forward_pre_hooks for layer in job.model.bert.encoder.layer)
 
 
 def test_few_layers_are_the_same_as_in_a_full_run(job):
     settings = (job.model, job.ids, job.labels, *gauss_legendre(3))
-    torch.testing.assert_close(suffix_loop(*settings, layers=[1])[sites(3)[1]], suffix_loop(*settings)[sites(3)[1]])
+    torch.testing.assert_close(suffix_loop(*settings, layers=[1])[job.sites[1]], suffix_loop(*settings)[job.sites[1]])
 
 
 def test_reference_is_kept_and_found_again(job, reference, tmp_path):
     first = reference_scores(job, nodes=3, cache=tmp_path)
     (file,) = tmp_path.iterdir()
-    assert torch.equal(reference_scores(job, nodes=3, cache=tmp_path)[sites(3)[0]], first[sites(3)[0]])
+    assert torch.equal(reference_scores(job, nodes=3, cache=tmp_path)[job.sites[0]], first[job.sites[0]])
     assert file.name.startswith("tiny-8x2-3-")
 
 

@@ -4,8 +4,9 @@
 #     bash bench/device/check.sh OUT
 #
 # Needs there: nvcc, a Python with torch (CUDA), transformers, pytest, pytest-benchmark, hypothesis, scikit-build-core,
-# pybind11, cmake and ninja. Installs nothing but Spurge itself, into a folder of its own. Writes to OUT, at most eight
-# files: summary.txt, build.log, tests.log, sanitizer.log, bench.log, kernels.json, last-layer.json, locate.json.
+# pybind11, cmake and ninja; captum is measured where it is installed or in a folder of PYTHONPATH. Installs nothing but
+# Spurge itself, into a folder of its own. Writes to OUT eight files: summary.txt, build.log, tests.log (the sanitizer's
+# report too), bench.log, latency.json, kernels.json, locate.json, last-layer.json.
 # A stage that fails or runs out of time does not stop the next; the exit status is 1 if any did.
 #
 # SPURGE_CHECK_DRY=1 goes through the same stages on a CPU, without CUDA and with small sizes.
@@ -20,17 +21,20 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.." || exit 2
 
 python=${PYTHON:-python3}
-total=570 # seconds for everything
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONPATH="$scratch/site" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
+export PYTHONPATH="$scratch/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-device=cuda cuda=ON chosen=(tests bench/test_kernels.py bench/test_last_layer.py -m cuda)
-sizes=(--sizes cache,memory) quick=()
-jobs=minilm-random-32x8,minilm-random-128x64,bert-32x8
+device=cuda cuda=ON chosen=(tests bench/test_kernels.py bench/test_last_layer.py -m cuda) quick=() prompts=() last=()
+slower=1 # every stage has so many times its seconds
+shapes=llama-7b-32x1,llama-7b-32x8,qwen2-1.5b-32x1,qwen2-1.5b-32x8,bert-32x1,bert-32x8 jobs=bert-32x8
+kernels=(--sizes memory --only 'open_rows*,gate_columns_*,node_sum*,multiply_sum,proximity,associate_,segment_medians')
 if [ "${SPURGE_CHECK_DRY:-0}" = 1 ]; then
-    device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) sizes=(--quick --no-compile) quick=(--quick) jobs=tiny-8x2
+    device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) quick=(--quick)
+    shapes=llama-tiny-8x1,qwen2-tiny-8x2,tiny-8x2 jobs=tiny-8x2
+    kernels=(--quick --no-compile --only 'open_rows,multiply_sum,proximity') prompts=(--no-peak) last=(--only medians)
+    slower=4
 fi
 
 summary=$out/summary.txt
@@ -39,17 +43,20 @@ failed=()
 
 say() { echo "$*" | tee -a "$summary"; }
 
-# stage NAME SECONDS LOG COMMAND...: run a command with its own time limit, inside what is left of the total
+# stage NAME SECONDS LOG COMMAND...: run a command; it may take its own seconds and what earlier stages left of theirs.
+# The seconds of all stages together are 570.
+planned=0
 stage() {
-    local name=$1 limit=$2 file=$3 left=$((total - SECONDS)) start=$SECONDS status
+    local name=$1 limit file=$3 start=$SECONDS status
     local log=$out/$file
+    planned=$((planned + $2 * slower))
+    limit=$((planned - SECONDS))
     shift 3
-    if [ "$left" -lt 10 ]; then
+    if [ "$limit" -lt 5 ]; then
         say "SKIPPED  $name: no time left"
         failed+=("$name")
         return
     fi
-    if [ "$limit" -gt "$left" ]; then limit=$left; fi
     echo "=== $name: $*" >>"$log"
     timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1
     status=$?
@@ -69,32 +76,37 @@ if [ "$device" = cuda ]; then
     say "$(nvcc --version 2>&1 | tail -n 2 | head -n 1)"
 fi
 
-stage build 200 build.log "$python" -m pip install . --target "$scratch/site" --no-build-isolation --no-deps \
+stage build 130 build.log "$python" -m pip install . --target "$scratch/site" --no-build-isolation --no-deps \
     --no-index --disable-pip-version-check -Cbuild-dir="$scratch/build" \
     -Ccmake.define.SPURGE_CUDA=$cuda -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native
-stage doctor 60 build.log "$python" -m spurge doctor
-stage tests 150 tests.log "$python" -m pytest "${chosen[@]}" -q -p no:cacheprovider --benchmark-disable
-stage kernels 150 bench.log "$python" bench/run.py kernels --device $device --threads 1 "${sizes[@]}" \
+stage doctor 15 build.log "$python" -m spurge doctor
+stage tests 80 tests.log "$python" -m pytest "${chosen[@]}" -q -p no:cacheprovider --benchmark-disable
+# the peers on two layers, scaled to all; no errors, which random weights would say little about
+stage latency 90 bench.log "$python" bench/run.py latency --device $device --threads 1 --dtype bfloat16 \
+    --shapes "$shapes" --prompts 20 --exact 0 --budget 3 "${quick[@]}" "${prompts[@]}" \
+    --json "$out/latency.json"
+stage kernels 110 bench.log "$python" bench/run.py kernels --device $device --threads 1 "${kernels[@]}" \
     --json "$out/kernels.json"
-stage last-layer 100 bench.log "$python" bench/run.py last-layer --device $device "${quick[@]}" \
-    --json "$out/last-layer.json"
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     ours=() # torch's own kernels are not what is checked here
     if compute-sanitizer --help | grep -q -e --kernel-name; then ours=(--kernel-name kernel_substring=spurge); fi
     for tool in memcheck racecheck; do
         # without torch's caching allocator every tensor is an allocation of its own, so that a step beyond it is seen
-        stage "sanitizer $tool" 100 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        stage "sanitizer $tool" 40 tests.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             compute-sanitizer --tool "$tool" "${ours[@]}" --error-exitcode 9 --print-limit 20 \
             "$python" -m pytest bench/test_kernels.py -m cuda -k computes_the_same -q -p no:cacheprovider
     done
-elif [ "$device" = cuda ]; then
-    say "SKIPPED  sanitizer: no compute-sanitizer on the PATH"
+else
+    planned=$((planned + 80 * slower))
+    if [ "$device" = cuda ]; then say "SKIPPED  sanitizer: no compute-sanitizer on the PATH"; fi
 fi
-stage locate 120 bench.log "$python" bench/run.py locate --device $device --threads 1 --shapes "$jobs" --full \
-    --no-peak --repeats 5 --budget 5 --json "$out/locate.json"
+stage locate 45 bench.log "$python" bench/run.py locate --device $device --threads 1 --shapes "$jobs" --full \
+    --no-peak --repeats 5 --budget 3 "${quick[@]}" --json "$out/locate.json"
+stage last-layer 20 bench.log "$python" bench/run.py last-layer --device $device "${quick[@]}" "${last[@]}" \
+    --json "$out/last-layer.json"
 
-grep -h "passed\|failed" "$out/tests.log" 2>/dev/null | tail -n 1 | tee -a "$summary"
-grep -v "^===" "$out/bench.log" 2>/dev/null | tail -n 60
+grep -h "passed\|failed" "$out/tests.log" 2>/dev/null | tee -a "$summary"
+grep -v "^===" "$out/bench.log" 2>/dev/null | tail -n 120
 if [ ${#failed[@]} -eq 0 ]; then
     say "all stages passed in $SECONDS s"
     exit 0

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: names of the benchmarks must hide no package
 
 import command
 import data
-import models
+import language
 from command import Clock
 from spurge.engine.confounders import Confounders
 from spurge.engine.embedding import embed
@@ -59,7 +60,7 @@ def realtoxicity(args: argparse.Namespace, results: Results) -> None:
     scorer = toxicity_scorer(args.data, cache=args.cache, quick=args.quick)
     _scorer_rows(results, scorer, prompts, treatment)
     clock(f"scorer: held-out accuracy {scorer.held_out_accuracy:.1f} %")
-    model, tokenizer = models.smollm2()
+    model, tokenizer = language.smollm2()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.cache is None else args.cache / f"recording-{len(prompts)}"
         recording = record(model, tokenizer, prompts, folder, generate=args.generate, progress=sys.stderr.isatty())

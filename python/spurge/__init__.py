@@ -34,6 +34,7 @@ _HOME = {
     "NeuronScores": "spurge.engine.scores",
     "NeuronSet": "spurge.engine.neurons",
     "NeuronTune": "spurge.methods.neurontune",
+    "Plan": "spurge.engine.plan",
     "RankError": "spurge.engine.ranks",
     "RankFailed": "spurge.engine.ranks",
     "RankLost": "spurge.engine.ranks",
@@ -69,6 +70,8 @@ _HOME = {
     "mask": "spurge.methods.masking",
     "mlp_units": "spurge.engine.mediators",
     "neuron_units": "spurge.engine.mediators",
+    "plan": "spurge.engine.plan",
+    "plan_swarm": "spurge.engine.plan",
     "predicted_logit": "spurge.engine.cascade",
     "record": "spurge.engine.recording",
     "score_texts": "spurge.engine.outcomes",
@@ -114,6 +117,9 @@ if TYPE_CHECKING:
     from spurge.engine.mediators import units_of as units_of
     from spurge.engine.neurons import NeuronSet as NeuronSet
     from spurge.engine.outcomes import score_texts as score_texts
+    from spurge.engine.plan import Plan as Plan
+    from spurge.engine.plan import plan as plan
+    from spurge.engine.plan import plan_swarm as plan_swarm
     from spurge.engine.ranks import RankError as RankError
     from spurge.engine.ranks import RankFailed as RankFailed
     from spurge.engine.ranks import RankLost as RankLost

@@ -7,7 +7,21 @@ from hypothesis import strategies as st
 from spurge.engine.memory import budget, free_bytes, parse_bytes
 from spurge.engine.weight import Weight
 
-LIGHT = Weight(place=(0, 1, 2, 3), blocks=4, tokens=8, trace=100, saved=10, row=4, passing=6, fixed=50, cpu=False)
+LIGHT = Weight(
+    place=(0, 1, 2, 3),
+    blocks=4,
+    tokens=8,
+    trace=100,
+    saved=10,
+    spare=7,
+    last=5,
+    opened=8,
+    head=3,
+    row=4,
+    passing=6,
+    fixed=50,
+    cpu=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +64,22 @@ def test_forward_rows_fit(limit: int, batch: int) -> None:
             LIGHT.rows_forward(limit, batch)
         return
     assert LIGHT.forward(LIGHT.rows_forward(limit, batch), batch) <= limit
+
+
+@given(limit=st.integers(1, 4000), nodes=st.integers(1, 9), batch=st.integers(1, 3))
+def test_node_slices_of_the_joint_path_cover_every_node_and_fit(limit: int, nodes: int, batch: int) -> None:
+    if LIGHT.scaled(1, batch) > limit:
+        with pytest.raises(ValueError, match="memory: one example of 8 tokens needs"):
+            LIGHT.node_slices(limit, nodes, batch)
+        return
+    slices = LIGHT.node_slices(limit, nodes, batch)
+    assert [s for part in slices for s in range(nodes)[part]] == list(range(nodes))
+    assert all(LIGHT.scaled(len(range(nodes)[part]), batch) <= limit for part in slices)
+
+
+def test_what_several_passes_need() -> None:
+    one, other = LIGHT.backward([0, 1], 2, 1), LIGHT.backward([2, 3], 2, 1)
+    assert one > other
+    assert LIGHT.peak([([0, 1], 2)], 1) == one
+    assert one < LIGHT.peak([([0, 1], 2), ([2, 3], 2)], 1) < 1.5 * one
+    assert LIGHT.kept(2, differentiable=True) > LIGHT.kept(2, differentiable=False) > 2 * LIGHT.trace

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
+
+from torch import nn
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, read_weights, settings, write_results
+from spurge.cli.plan import of_locating
+from spurge.engine.data import Examples
 from spurge.engine.distributed import Ranks
 from spurge.methods.located import Located
+from spurge.methods.macu import MacU
 from spurge.report.results import Results
 from spurge.report.tables import seconds
+
+LONG = 60.0  # seconds: what takes longer is announced
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,11 +30,20 @@ def run(arguments: argparse.Namespace) -> int:
         weights = read_weights(arguments, arguments.data)
         golden = read_golden(arguments, train.labels)
         assert golden is not None  # the parser asks for one
+        if not arguments.quiet and ranks.size == 1:
+            _announce(macu, model, tokenizer, train)
         start = time.perf_counter()
         located = macu.locate(model, tokenizer, train, golden, weights=weights, resume=arguments.resume)
         if ranks.rank == 0:
             _tell(arguments, located, time.perf_counter() - start)
     return 0
+
+
+def _announce(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> None:
+    """Says what a long run will take."""
+    expected = of_locating(macu, model, tokenizer, train)
+    if expected.seconds > LONG:
+        print(f"plan: {expected.summary()}", flush=True)
 
 
 def _tell(arguments: argparse.Namespace, located: Located, took: float) -> None:

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     _demo(commands.add_parser("demo", help="teach a small model a shortcut, find it, cut it and measure (3 minutes)"))
     _locate(commands.add_parser("locate", help="score all neurons of a classifier by golden words"))
+    _plan(commands.add_parser("plan", help="what locating will take: rows, memory, time"))
     _edit(commands.add_parser("edit", help="find gates for located neurons"))
     _evaluate(commands.add_parser("evaluate", help="accuracy with and without an edit, with controls"))
     _apply(commands.add_parser("apply", help="fold an edit into a copy of a model's folder"))
@@ -85,6 +86,25 @@ def _locate(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--cap", type=int, metavar="N", help="select at most N neurons for each set")
     settings.add_argument("--texts", type=int, metavar="N", help="training texts the scores are summed over")
     settings.add_argument("--certify", type=int, metavar="N", help="neurons of each side to ablate exactly, 0 for none")
+    _common(parser)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Says what scoring the neurons of a model will take, before it is started: rows, blocks, operations, memory, "
+        "and time by a measurement of a few seconds on the model itself."
+    )
+    _model(parser, verbalizer=True)
+    _data(parser, required=False)
+    parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of a text, without --data (%(default)s)")
+    parser.add_argument("--examples", type=int, metavar="N", help="texts; default those of --data, else 1")
+    settings = parser.add_argument_group("settings")
+    settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral (layer)")
+    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes (2)")
+    settings.add_argument("--rule", choices=("legendre", "radau"), help="of the quadrature (legendre)")
+    settings.add_argument("--tolerance", type=float, metavar="X", help="add nodes until the relative change is below X")
+    settings.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
+    settings.add_argument("--memory", metavar="SIZE", help="budget beyond the model's own, e.g. 256MiB")
     _common(parser)
 
 
@@ -165,14 +185,19 @@ def _model(parser: _Group, *, verbalizer: bool = False) -> None:
 
 
 def _data(
-    parser: argparse.ArgumentParser, *, several: bool = False, groups: bool = False, weights: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    several: bool = False,
+    groups: bool = False,
+    weights: bool = False,
+    required: bool = True,
 ) -> None:
     group = parser.add_argument_group("data", "CSV, TSV or JSONL, also .gz, .xz or .bz2")
     if several:
         help = "test set, as often as there are sets; without NAME= it is called by its file"
         group.add_argument("--data", metavar="NAME=FILE", required=True, action="append", help=help)
     else:
-        group.add_argument("--data", metavar="FILE", required=True, help="labelled texts")
+        group.add_argument("--data", metavar="FILE", required=required, help="labelled texts")
     group.add_argument("--text-column", default="text", metavar="NAME", help="column of the texts (%(default)s)")
     group.add_argument("--pair-column", metavar="NAME", help="column of second texts (premise and hypothesis)")
     group.add_argument("--label-column", default="label", metavar="NAME", help="column of the labels (%(default)s)")

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from spurge.engine.patches import hook, hook_before, replaced_forward
+from spurge.engine.spread import added, mesh_of
 
 _NAME = "spurge_attention_row"  # what the private attention function is called in transformers' table
 _PROBABILITIES = ("dropout", "attn_dropout", "attention_dropout")  # receives the probabilities in models' own code
@@ -83,7 +84,11 @@ class AttentionRow:
         """
         if self.probabilities is None:
             raise RuntimeError("no attention row yet: run the model while AttentionRow is open")
-        return self.probabilities.mean(1).float()
+        mesh, shown = mesh_of(self.attention), self.probabilities.shape[1]
+        heads = getattr(getattr(self.attention, "config", None), "num_attention_heads", shown)
+        if mesh is None or shown == heads:
+            return self.probabilities.mean(1).float()
+        return added(self.probabilities.sum(1) / heads, mesh).float()  # each rank shows its own heads
 
     def __enter__(self) -> AttentionRow:
         if self.attention in _open_rows:

@@ -17,7 +17,9 @@ ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Attributions of every neuron for Q targets and B examples; tensors are float32 on the model's device.
+    """Attributions of every neuron for Q targets and B examples; tensors are float32.
+
+    Values are on the device of their site (the neuron path's beside the targets), all else on that of the logits.
 
     Attributes:
         values: site -> ``[Q, B, F]``.
@@ -86,7 +88,8 @@ def gradients(
 
 
 def residuals(full: Tensor, erased: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    sums = {name: value.sum(2) for name, value in values.items()}
+    """What the values leave over of each path's effect, ``[Q, B]``, where the targets are."""
+    sums = {name: value.sum(2).to(full.device) for name, value in values.items()}
     if ALL in erased:
         return {ALL: full - erased[ALL] - torch.stack(list(sums.values())).sum(0)}
     return {name: full - erased[name] - sums[name] for name in erased}

@@ -71,6 +71,7 @@ def at(hidden: Tensor, position: Tensor) -> Tensor:
 
     With positions ``[R, K]``: ``[R, K, H]``.
     """
+    position = position.to(hidden.device)
     row = torch.arange(len(hidden), device=hidden.device)
     if position.dim() == 2:
         return hidden[row[:, None], position]

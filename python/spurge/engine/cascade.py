@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -33,14 +33,15 @@ from spurge.engine.attribution import (
     target_values,
 )
 from spurge.engine.calls import main_input, take
-from spurge.engine.memory import budget
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
+from spurge.engine.placement import model_budget
 from spurge.engine.projections import RowGates
 from spurge.engine.quadrature import Nodes, gauss_legendre, gauss_radau
-from spurge.engine.refine import Piece, integrate
+from spurge.engine.refine import Goal, Piece, Point, integrate
 from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
 from spurge.engine.sites import Site
+from spurge.engine.spread import agreed, local_storage, mesh_of
 from spurge.engine.weight import Weight, weigh
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
@@ -92,7 +93,7 @@ class Cascade:
         progress: show a progress bar over the parts of a call.
 
     Raises:
-        ValueError: a setting out of range, a model without sites.
+        ValueError: a setting out of range, a model without sites, or one whose weights are offloaded.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Cascade:
         self.rule, self.completeness = rule, completeness
         self.relay = Relay(model, attention=attention, sites=sites, read=read)
         self.sites = self.relay.sites
-        self.budget = budget(memory, next(model.parameters()).device)
+        self.budget = model_budget(model, memory)
         self._weights: dict[tuple[int, ...], Weight] = {}
 
     # ---- public calls ------------------------------------------------------------------------------------------
@@ -227,8 +228,19 @@ class Cascade:
     def _weigh(self, inputs: Mapping[str, Any]) -> Weight:
         shape = tuple(main_input(inputs).shape[1:])
         if shape not in self._weights:
-            self._weights[shape] = weigh(self.relay, inputs)
+            self._weights[shape] = self._weight(inputs)
         return self._weights[shape]
+
+    def _weight(self, inputs: Mapping[str, Any]) -> Weight:
+        """The weight by which the work is cut: the largest that any of the ranks that hold the model together finds."""
+        mesh = mesh_of(self.model)
+        if mesh is None:
+            return weigh(self.relay, inputs)
+        with local_storage():
+            weight = weigh(self.relay, inputs)
+        sizes = {name: size for name, size in asdict(weight).items() if type(size) is int}
+        largest: dict[str, Any] = dict(zip(sizes, agreed([*sizes.values()], mesh, largest=True), strict=True))
+        return replace(weight, **largest)
 
     def _units(self, neurons: NeuronSet) -> list[tuple[int, int]]:
         """(site, index) of every neuron, in the order given."""
@@ -256,13 +268,11 @@ class Cascade:
         effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0) if erased else full
         keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
 
-        def complete(key: str, values: dict[str, Tensor]) -> bool:
-            gap = residuals(full, {key: erased[key]}, values)[key]
-            return not bool((gap.abs() > (self.tolerance or 1) * effect).any())
-
-        found = integrate(
-            keys, partial(measure, trace, target, room), self.nodes, tolerance=self.tolerance, complete=complete
-        )
+        goal = None
+        if self.tolerance is not None:
+            known = {(key, 0.0): value for key, value in erased.items()} | {(key, 1.0): full for key in keys}
+            goal = Goal(self.tolerance, effect, partial(self._at, trace, target, room, known))
+        found = integrate(keys, partial(measure, trace, target, room), self.nodes, goal)
         values: dict[str, Tensor] = {}
         nodes: dict[str, int] = {}
         change: dict[str, float | None] = {}
@@ -373,17 +383,34 @@ class Cascade:
 
     def _erased(self, trace: Trace, target: Target, room: int) -> dict[str, Tensor]:
         """F(0) of every path, ``[Q, B]``."""
-        zero = torch.zeros(1, dtype=torch.float64)
+        keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
+        return dict(zip(keys, self._at(trace, target, room, {}, [(key, 0.0) for key in keys]), strict=True))
+
+    def _at(
+        self, trace: Trace, target: Target, room: int, known: Mapping[Point, Tensor], points: Sequence[Point]
+    ) -> list[Tensor]:
+        """The target at points of the paths, ``[Q, B]`` each: one row without gradients for each that is not known."""
+        missing = [point for point in points if point not in known]
+        size, batch = self._weigh(trace.inputs).rows_forward(room, trace.batch), trace.batch
+        found = dict(known)
         with torch.no_grad():
-            if self.path == "joint":
-                return {ALL: target_values(target, self.relay.scaled(trace, zero)[0]).t()}
-            erased: dict[str, Tensor] = {}
-            sites, size = range(len(self.sites)), self._weigh(trace.inputs).rows_forward(room, trace.batch)
-            for group in (sites[start : start + size] for start in range(0, len(sites), size)):
-                opened = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, zero) for i in group}
-                value = target_values(target, self.relay.run(trace, opened)).unflatten(0, (len(group), trace.batch))
-                erased |= {self.sites[i].name: value[j].t() for j, i in enumerate(group)}
-            return erased
+            for group in (missing[start : start + size] for start in range(0, len(missing), size)):
+                alphas = torch.tensor([alpha for _, alpha in group], dtype=torch.float64)
+                if self.path == "joint":
+                    rows = self.relay.scaled(trace, alphas)[0]
+                else:
+                    rows = self.relay.run(trace, self._opened(trace, [key for key, _ in group], alphas))
+                values = target_values(target, rows).unflatten(0, (len(group), batch))
+                found |= {point: value.t() for point, value in zip(group, values, strict=True)}
+        return [found[point] for point in points]
+
+    def _opened(self, trace: Trace, names: Sequence[str], alphas: Tensor) -> dict[int, Tensor]:
+        """Rows that open at sites, each scaled by its alpha; names of one site stand together, in the sites' order."""
+        number = {site.name: i for i, site in enumerate(self.sites)}
+        members: dict[int, list[float]] = {}
+        for name, alpha in zip(names, alphas.tolist(), strict=True):
+            members.setdefault(number[name], []).append(alpha)
+        return {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, own) for i, own in members.items()}
 
     def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]], room: int) -> Tensor:
         order = sorted(range(len(units)), key=units.__getitem__)
@@ -410,16 +437,16 @@ class Cascade:
         return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
 
     def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor, room: int) -> Tensor:
-        device = trace.sites[0].z.device
-        gates = gates.to(device, torch.float32)
+        gates = gates.to(torch.float32)
         members: dict[int, list[int]] = {}  # site -> positions in `units`
         for j, (i, _) in enumerate(units):
             members.setdefault(i, []).append(j)
-        columns = {i: torch.tensor([units[j][1] for j in js], device=device) for i, js in members.items()}
+        device = {i: trace.sites[i].z.device for i in members}
+        columns = {i: torch.tensor([units[j][1] for j in js], device=device[i]) for i, js in members.items()}
         entries = self._entries(trace, sorted(members))
         results = []
         for setting in gates.split(self._weigh(trace.inputs).rows_forward(room, trace.batch)):
-            on = {i: RowGates(columns[i], setting[:, js].contiguous()) for i, js in members.items()}
+            on = {i: RowGates(columns[i], setting[:, js].contiguous().to(device[i])) for i, js in members.items()}
             opened = self._moved(trace, {i: on.pop(i) for i in entries})
             value = target_values(target, self.relay.run(trace, {entries[0]: opened}, inside=on))
             results.append(value.unflatten(0, (len(setting), trace.batch)))
@@ -448,4 +475,4 @@ def _plus(whole: Tensor | None, last: Tensor, weight: float) -> Tensor:
 def _mask(trace: Trace, z: Tensor) -> Tensor | None:
     """Which tokens count, ``[B, T]``; None where all do."""
     mask = trace.inputs.get("attention_mask")
-    return mask.to(torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None
+    return mask.to(z.device, torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None

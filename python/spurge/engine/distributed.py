@@ -24,10 +24,11 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from spurge.engine.checks import number
 from spurge.engine.ranks import Place, RankError, RankFailed, RankLost
+from spurge.engine.spread import mesh_of
 
 __all__ = ["ALONE", "Message", "RankError", "RankFailed", "RankLost", "Ranks"]
 
@@ -120,14 +121,20 @@ class Ranks:
 
     @classmethod
     @contextmanager
-    def current(cls) -> Iterator[Ranks]:
+    def current(cls, model: nn.Module | None = None) -> Iterator[Ranks]:
         """The ranks this process works with: those of :meth:`from_environment` around the call, those of the process
         group that torch.distributed has, or itself alone. An error that leaves the block on one rank leaves it on all.
+
+        Args:
+            model: what they will run. Ranks that hold it together (tensor parallelism) run the same rows and share no
+                work: each counts as alone.
 
         Raises:
             RankLost, RankFailed: as :meth:`from_environment`.
         """
-        if cls._around is not None:
+        if model is not None and mesh_of(model) is not None:
+            yield ALONE
+        elif cls._around is not None:
             with cls._around._together():
                 yield cls._around
         elif dist.is_available() and dist.is_initialized():

@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from spurge.engine.spread import whole
+
 SCHEMA = 1
 """Version of the tensor files written here; files with a higher one are refused."""
 
@@ -95,7 +97,7 @@ def canonical_json(value: Any, *, nan_to_null: bool = False) -> str:
 
 def _update(digest: Any, tensor: Tensor) -> None:
     """Feeds dtype, shape and the bytes of ``tensor`` to a hash."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = whole(tensor.detach()).cpu().contiguous()
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 

@@ -22,6 +22,7 @@ from spurge.engine.deferred import Check, deferred, settle
 from spurge.engine.graphs import Captured
 from spurge.engine.readout import language_head
 from spurge.engine.sites import Site
+from spurge.engine.spread import mesh_of
 
 MOST_GRAPHS = 8  # each keeps its own memory
 FASTER = 1.2  # bfloat16 has to be so many times faster to be chosen
@@ -62,7 +63,8 @@ class Locator:
         nodes, rule, tolerance, completeness, attention, read, memory, sites: as `Cascade` takes them; the layer path.
         dtype: compute in this type, on a copy of the model; ``"fastest"``: bfloat16 where a short measurement on the
             model's own matrices finds it faster by a fifth. None: the model as it is.
-        graphs: record CUDA graphs. Calls with a target of their own, a tolerance, or a :class:`Prompt` run without.
+        graphs: record CUDA graphs. Calls with a target of their own, a tolerance, or a :class:`Prompt` run without, and
+            so does a model on several devices.
         bucket: tokens; shorter texts with an attention mask are padded on the right to a multiple of it.
 
     Raises:
@@ -88,6 +90,7 @@ class Locator:
     ):
         self.target, self.bucket = target, integer("bucket", bucket, 1)
         model = _as_type(model, dtype)
+        spread = mesh_of(model) is not None or len({parameter.device for parameter in model.parameters()}) > 1
         self.cascade = Cascade(
             model,
             nodes=nodes,
@@ -101,7 +104,7 @@ class Locator:
         )
         first = next(model.parameters())
         self.dtype, self.device = first.dtype, first.device
-        self._records = graphs and self.device.type == "cuda" and tolerance is None
+        self._records = graphs and self.device.type == "cuda" and tolerance is None and not spread
         self._filler = None if attention else _filler(model)  # a target that reads attention knows the text's length
         self._graphs: OrderedDict[tuple[Any, ...], Captured[Asked] | None] = OrderedDict()
 
@@ -195,6 +198,8 @@ def _as_type(model: nn.Module, dtype: torch.dtype | Literal["fastest"] | None) -
         return model
     if dtype != "fastest" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: expected a floating-point type, 'fastest' or None, got {dtype!r}")
+    if mesh_of(model) is not None:
+        raise ValueError(f"dtype: several ranks hold this model, expected None, got {dtype!r}; load it in that type")
     wanted = _fastest(model) if dtype == "fastest" else dtype
     return model if wanted == next(model.parameters()).dtype else copy.deepcopy(model).to(wanted)
 

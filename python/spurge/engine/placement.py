@@ -1,9 +1,12 @@
-"""Where a model's inputs go, also where its parts lie on several devices."""
+"""Where a model's inputs go and what memory it leaves, also where its parts lie on several devices or ranks."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from spurge.engine.memory import budget
+from spurge.engine.spread import agreed, mesh_of
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -26,6 +29,24 @@ def input_device(model: nn.Module) -> torch.device:
     if parameter is None:
         raise ValueError("model: has no parameters, expected a model with weights")
     return parameter.device
+
+
+def model_budget(model: nn.Module, memory: str | int | None) -> int:
+    """The bytes that a job on ``model`` may take: what was asked for, else a share of what is free.
+
+    Of several devices, what the fullest of them offers; of ranks that hold the model together, the same on all.
+
+    Raises:
+        ValueError: ``memory`` is no size, or the model has no parameters.
+    """
+    devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta} or {input_device(model)}
+    fits = min(budget(memory, device) for device in devices)
+    mesh = mesh_of(model)
+    if mesh is None:
+        return fits
+    if memory is None and mesh.device_type == "cpu":
+        fits //= mesh.size()
+    return agreed([fits], mesh, largest=False)[0]
 
 
 def _embeddings(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from spurge.engine.data import Examples, Inputs, encode
 from spurge.engine.memory import parse_bytes
 from spurge.engine.neurons import NeuronSet
 from spurge.engine.patches import frozen
+from spurge.engine.placement import input_device
 from spurge.engine.probes import probed_token
 from spurge.engine.sites import find_sites
 from spurge.engine.words import Units, Vocabulary, split_units, unit_scores
@@ -113,7 +114,7 @@ class Prepared:
         self.name, self.model, self.examples = name, model, examples
         self.rows = integer("batch_size", batch_size, 1)
         self.proximity = None if golden is None else _Proximity(model, golden, top_k)
-        device = _device(model)
+        device = input_device(model)
         texts = examples.texts
         order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
         self.batches = []
@@ -218,7 +219,7 @@ class Prepared:
         with AttentionRow(self.proximity.attention, lambda _: position) as row:
             logits = logits_of(self.model(**inputs)).float()
         self._check(logits.shape[1])
-        return logits.cpu(), self.proximity.measure(row.row(), units, logits.argmax(1))
+        return logits.cpu(), self.proximity.measure(row.row().to(logits.device), units, logits.argmax(1))
 
     def _check(self, outputs: int) -> None:
         labels, most = self.examples.labels, int(self.examples.targets.max())
@@ -257,13 +258,6 @@ def accuracy(model: nn.Module, tokenizer: Any, examples: Examples, **settings: A
     """Percent of examples whose largest logit is their label's (the first of equal ones); settings of `predict`."""
     logits = predict(model, tokenizer, examples, **settings)
     return 100 * float((logits.argmax(1) == examples.targets).double().mean())
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise ValueError("model: has no parameters")
-    return getattr(model, "device", parameter.device)
 
 
 def _row_bytes(model: nn.Module, tokens: int) -> int:

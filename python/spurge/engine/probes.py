@@ -13,10 +13,11 @@ from transformers.pytorch_utils import Conv1D
 from spurge.engine.attention import AttentionRow
 from spurge.engine.calls import main_input
 from spurge.engine.deferred import require
-from spurge.engine.memory import budget
 from spurge.engine.patches import frozen, hook, hook_before
+from spurge.engine.placement import input_device, model_budget
 from spurge.engine.readout import Readout, language_head
 from spurge.engine.sites import Site, find_sites
+from spurge.engine.spread import mesh_of
 
 __all__ = ["AttentionRow", "Score", "is_decoder", "probed_token", "token_scores"]
 
@@ -134,13 +135,20 @@ def token_scores(
             scores = _by_gradient(model, inputs, sites, target or _predicted_logit, rows)
         else:
             scores = _by_ablation(model, inputs, sites, target or _predicted_logit, replace, rows)
-    mask = _mask(inputs)
+    mask, scores = _mask(inputs), scores.to(main_input(inputs).device)
     return scores if mask is None else scores * mask
 
 
 def _by_attention(model: nn.Module, inputs: Mapping[str, Any], site: Site, norm: bool, rows: int) -> Tensor:
     if site.attention is None or (norm and site.attention_output is None):
         raise ValueError(f"kind: the attention of {site.block_name} was not found; choose gradient_x_input or ablation")
+    if norm and mesh_of(site.attention) is not None:
+        raise ValueError("kind: several ranks hold the attention of this model; choose attention")
+    if norm and site.attention_output.weight.is_meta:  # type: ignore[union-attr, operator]
+        raise ValueError(
+            f"model: the weights of the attention of {site.block_name} are not in memory (offloaded or not loaded); "
+            "choose kind='attention'"
+        )
     position, scores = probed_token(model, inputs), []
     for index in _batches(main_input(inputs), rows):
         with AttentionRow(site.attention, _always(position[index]), keep_values=norm) as row, torch.no_grad():
@@ -233,7 +241,7 @@ def _replacement(model: nn.Module, replace: int | None) -> Tensor | float:
     if not 0 <= replace < table.num_embeddings:
         raise ValueError(f"replace: expected an id from 0 to {table.num_embeddings - 1}, got {replace}")
     with torch.no_grad():
-        return table(torch.tensor([replace], device=table.weight.device))[0]  # a call, since Gemma's table scales
+        return table(torch.tensor([replace], device=input_device(model)))[0]  # a call, since Gemma's table scales
 
 
 def _predicted_logit(rows: Any) -> Tensor:
@@ -315,5 +323,5 @@ def _rows_at_once(
     heads = int(getattr(config, "num_attention_heads", 1))
     numbers = tokens * (12 * site.hidden + 4 * site.width + 3 * heads * tokens)
     layers = 2 * len(sites) if kind == "gradient_x_input" else 1
-    fits = budget(memory, main.device) // (numbers * layers * site.parameter.element_size())
+    fits = model_budget(model, memory) // (numbers * layers * site.parameter.element_size())
     return max(1, min(int(fits), _MOST_ROWS))

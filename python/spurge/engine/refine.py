@@ -1,7 +1,8 @@
-"""Path integrals to a stated accuracy: intervals are halved where halving still changes the values.
+"""Path integrals to a stated accuracy: intervals are halved where their values change or do not add up.
 
 A path whose integrand turns sharply, as that of a layer with massive activations does near 0, needs its nodes where it
-turns; more nodes everywhere converge slowly or not at all.
+turns; more nodes everywhere converge slowly or not at all. What the values of an interval have to add up to is known
+from one forward row at each of its ends.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Values = dict[str, Tensor]  # site -> [Q, B, F]
-Measure = Callable[[Sequence["Piece"]], list[Values]]
+Point = tuple[str, float]  # key of a path, and where on it
 NARROWEST = 2.0**-14
 MOST_NODES = 256  # of one path, so that a path of steps ends
+SHARE = 0.25  # of the tolerance, that the values of one interval may miss
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,24 @@ class Piece:
     low: float = 0.0
     high: float = 1.0
 
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
     def halves(self) -> tuple[Piece, Piece]:
-        middle = (self.low + self.high) / 2
-        return Piece(self.key, self.low, middle), Piece(self.key, middle, self.high)
+        return Piece(self.key, self.low, self.middle), Piece(self.key, self.middle, self.high)
+
+
+Measure = Callable[[Sequence[Piece]], list[Values]]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An interval with its values, and by how much these miss the change of the target over it, ``[Q, B]``."""
+
+    piece: Piece
+    values: Values
+    gap: Tensor | None = None
 
 
 @dataclass
@@ -35,20 +52,20 @@ class Integral:
     """Values of one path.
 
     Attributes:
-        parts: intervals with their values; their sum is the integral.
-        nodes: quadrature nodes of these intervals.
-        change: largest relative change (2-norm, against the whole path's values) that halving an interval made; None
-            where none was halved.
+        parts: the intervals; their sum is the integral.
+        nodes: quadrature nodes of these.
+        change: largest relative change (2-norm, against the whole path's values) that the last halving of an interval
+            made; None where none was halved.
         reached: whether the tolerance was.
     """
 
-    parts: list[tuple[Piece, Values]]
+    parts: list[Part]
     nodes: int
     change: float | None = None
     reached: bool = True
 
     def total(self) -> Values:
-        first, *rest = (values for _, values in self.parts)
+        first, *rest = (part.values for part in self.parts)
         total = {site: value.clone() for site, value in first.items()} if rest else first
         for values in rest:
             for site, value in values.items():
@@ -56,61 +73,92 @@ class Integral:
         return total
 
 
-def integrate(
-    keys: Sequence[str],
-    measure: Measure,
-    nodes: int,
-    *,
-    tolerance: float | None = None,
-    complete: Callable[[str, Values], bool] = lambda key, values: True,
-) -> dict[str, Integral]:
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What a path integral has to satisfy.
+
+    Attributes:
+        tolerance: of the change by halving, relative to the path's values, and of the gap, relative to ``effect``.
+        effect: what a gap is compared with, ``[Q, B]``.
+        at: the target at some points, ``[Q, B]`` each.
+    """
+
+    tolerance: float
+    effect: Tensor
+    at: Callable[[Sequence[Point]], list[Tensor]]
+
+    def missed(self, gap: Tensor, share: float) -> bool:
+        return bool((gap.abs() > share * self.tolerance * self.effect).any())
+
+
+def integrate(keys: Sequence[str], measure: Measure, nodes: int, goal: Goal | None = None) -> dict[str, Integral]:
     """Integrals of several paths, measured together.
 
     Args:
         keys: of the paths.
         measure: values of some pieces, in their order; ``nodes`` are spent on each.
-        tolerance: halve an interval until its values change by at most this much, relative to the whole path's; None:
-            one interval.
-        complete: whether the values of a path add up to what they have to; those that do not are halved on.
+        goal: None: one interval for each path.
     """
-    whole = [Piece(key) for key in keys]
-    found = {piece.key: Integral([(piece, values)], nodes) for piece, values in zip(whole, measure(whole), strict=True)}
-    if tolerance is None:
+    pieces = [Piece(key) for key in keys]
+    whole = [Part(piece, values) for piece, values in zip(pieces, measure(pieces), strict=True)]
+    found = {part.piece.key: Integral([part], nodes) for part in whole}
+    if goal is None:
         return found
-    open_parts = {key: list(integral.parts) for key, integral in found.items()}
-    final: dict[str, list[tuple[Piece, Values]]] = {key: [] for key in keys}
+    known = _ends(goal, [(key, alpha) for key in keys for alpha in (0.0, 1.0)])
+    open_parts = {part.piece.key: [part] for part in whole}
+    final: dict[str, list[Part]] = {key: [] for key in keys}
     while parents := [part for parts in open_parts.values() for part in parts]:
-        halves = [half for piece, _ in parents for half in piece.halves()]
-        measured = list(zip(halves, measure(halves), strict=True))
-        tried: dict[str, list[tuple[float, list[tuple[Piece, Values]]]]] = {key: [] for key in keys}
-        for n, (piece, before) in enumerate(parents):
-            pair = measured[2 * n : 2 * n + 2]
-            tried[piece.key].append((_moved(before, [values for _, values in pair]), pair))
-        for key, pairs in tried.items():
-            if not pairs:
-                continue
-            integral = found[key] = Integral(final[key] + [part for _, pair in pairs for part in pair], 0)
-            integral.nodes = nodes * len(integral.parts)
-            total = integral.total()
-            size = _size(total)
-            late = [moved > tolerance * size for moved, _ in pairs]
-            integral.change = max(moved for moved, _ in pairs) / size if size else 0.0
-            if not any(late) and not complete(key, total):
-                late, pairs = [True], [(0.0, integral.parts)]
-                final[key] = []
-            integral.reached = not any(late)
-            open_parts[key] = []
-            for again, (_, pair) in zip(late, pairs, strict=True):
-                (open_parts[key] if again else final[key]).extend(pair)
-            if integral.nodes >= MOST_NODES or any(piece.high - piece.low <= NARROWEST for piece, _ in open_parts[key]):
-                final[key] += open_parts[key]
-                open_parts[key] = []
+        known |= _ends(goal, [(part.piece.key, part.piece.middle) for part in parents])
+        halves = [half for part in parents for half in part.piece.halves()]
+        made = [
+            Part(half, values, _gap(half, values, known)) for half, values in zip(halves, measure(halves), strict=True)
+        ]
+        pairs: dict[str, list[tuple[float, list[Part]]]] = {key: [] for key in keys}
+        for n, parent in enumerate(parents):
+            pair = made[2 * n : 2 * n + 2]
+            pairs[parent.piece.key].append((_moved(parent.values, pair), pair))
+        for key, own in pairs.items():
+            if own:
+                found[key], final[key], open_parts[key] = _judged(final[key], own, nodes, goal)
     return found
 
 
-def _moved(before: Values, halves: Sequence[Values]) -> float:
+def _judged(
+    final: list[Part], pairs: Sequence[tuple[float, list[Part]]], nodes: int, goal: Goal
+) -> tuple[Integral, list[Part], list[Part]]:
+    """A path after a round: what it is now, the parts that stay, and those to halve again."""
+    parts = final + [part for _, pair in pairs for part in pair]
+    integral = Integral(parts, nodes * len(parts))
+    size = _size(integral.total())
+    integral.change = max(moved for moved, _ in pairs) / size if size else 0.0
+    again = [
+        part
+        for moved, pair in pairs
+        for part in pair
+        if moved > goal.tolerance * size or (part.gap is not None and goal.missed(part.gap, SHARE))
+    ]
+    gaps = [part.gap for part in parts if part.gap is not None]
+    if not again and goal.missed(sum(gaps[1:], gaps[0]), 1.0):
+        again = [part for part in parts if part.gap is not None and goal.missed(part.gap, 1 / len(parts))]
+    integral.reached = not again
+    if integral.nodes >= MOST_NODES:
+        again = []
+    again = [part for part in again if part.piece.high - part.piece.low > NARROWEST]
+    return integral, [part for part in parts if part not in again], again
+
+
+def _ends(goal: Goal, points: Sequence[Point]) -> dict[Point, Tensor]:
+    return dict(zip(points, goal.at(points), strict=True))
+
+
+def _gap(piece: Piece, values: Values, known: dict[Point, Tensor]) -> Tensor:
+    gap = known[piece.key, piece.high] - known[piece.key, piece.low]
+    return gap - sum(value.sum(2).to(gap.device) for value in values.values())
+
+
+def _moved(before: Values, halves: Sequence[Part]) -> float:
     """2-norm of what an interval's values change by when its halves take its place."""
-    first, second = halves
+    first, second = (half.values for half in halves)
     return sum(float((first[site] + second[site] - value).norm()) ** 2 for site, value in before.items()) ** 0.5
 
 

@@ -99,6 +99,9 @@ class Relay:
         attention: capture the attention row of the probed token in the last layer.
         sites: where rows may open; all sites of the model by default. Every block runs whether it has one or not.
         read: how many of the last real tokens a language model is read at.
+
+    Raises:
+        ValueError: the weights of a site are offloaded or not loaded.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class Relay:
         self.model, self.readout, self.decoder = model, Readout(model, read), is_decoder(model)
         every = find_sites(model)
         self.sites = list(sites) if sites is not None else every
+        for site in self.sites:
+            _check_loaded(site)
         self.blocks = list({id(site.block): site.block for site in every}.values())
         order = {id(block): i for i, block in enumerate(self.blocks)}
         self.place = [order[id(site.block)] for site in self.sites]  # block of each site
@@ -155,7 +160,7 @@ class Relay:
 
         hidden = first(outputs[-1])
         disturbed = hidden + 1
-        disturbed[torch.arange(len(hidden)), position] = at(hidden, position)[:, 0]
+        disturbed[torch.arange(len(hidden)), position.to(hidden.device)] = at(hidden, position)[:, 0]
         self.pruned = possible and torch.equal(before, after(disturbed)) and self._shows_attention(inputs, position)
         if self.pruned and self.readout.head is not None:
             try:
@@ -230,12 +235,11 @@ class Relay:
 
                 stack.enter_context(hook_before(block, remember))
             logits = self._logits(inputs, position)
-            attention = row.row() if row is not None else None
+            attention = row.row().to(logits.device) if row is not None else None
 
-        if example is None:
-            example = torch.arange(batch, device=logits.device)
+        example = torch.arange(batch) if example is None else example
         predicted = (logits if logits.dim() == 2 else logits[:, -1]).argmax(1)
-        rows = Rows(logits.float(), attention, example, predicted)
+        rows = Rows(logits.float(), attention, example.to(logits.device), predicted)
         sites = [
             self._site_trace(site, joint, seen[i], position)
             for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
@@ -331,7 +335,7 @@ class Relay:
                 row is not None and attention is not None
             ):  # rows that open behind the last layer attend as the unedited model does
                 late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
-                parts = [row.row()] if late < times else []
+                parts = [row.row().to(logits.device)] if late < times else []
                 attention = torch.cat([*parts, *[attention] * late])
         return self._rows(trace, times, logits, attention)
 
@@ -363,7 +367,7 @@ class Relay:
                 stack.enter_context(site.projection.watch(partial(scale, i)))
             repeated = {k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()}
             logits = self._logits(repeated, trace.position.repeat(times))
-            attention = row.row() if row is not None else None
+            attention = row.row().to(logits.device) if row is not None else None
         order = range(len(self.sites))
         return self._rows(trace, times, logits, attention), [z[i] for i in order], [outputs[i] for i in order]
 
@@ -399,6 +403,14 @@ class Relay:
                 if module is not None:
                     stack.enter_context(hook_before(module, only_probed))
         return row if self.attention else None
+
+
+def _check_loaded(site: Site) -> None:
+    if site.parameter.is_meta:
+        raise ValueError(
+            f"model: the weights of {site.name!r} are not in memory (offloaded or not loaded), expected them where "
+            "the layer runs: load the model with a device_map that offloads nothing to the CPU or the disk"
+        )
 
 
 def _by_row(values: Tensor, rows: int) -> Tensor:

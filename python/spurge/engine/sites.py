@@ -16,6 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.experts import SUPPORTED, Experts, is_routed, refusal
 from spurge.engine.projections import Linear, Projection
+from spurge.engine.sharded import RowSharded
+from spurge.engine.sharded import refusal as refused_shards
+from spurge.engine.spread import is_spread
 
 # Names that transformers' model families use. Shapes decide first; a name decides where shapes leave a choice, which
 # they do only when F = H. A pattern matches the end of a module path.
@@ -127,8 +130,8 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
 
     Raises:
         TypeError: ``model`` is no module, or ``names`` is one string or holds something else than strings.
-        ValueError: nothing was found, experts are held in a form that is not supported, or a name is unknown,
-            repeated or no such module.
+        ValueError: nothing was found, experts are held in a form that is not supported, ranks hold a down projection
+            in another way than by its neurons, or a name is unknown, repeated or no such module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -158,8 +161,14 @@ def _is_linear(module: nn.Module) -> bool:
 def _projection(module: nn.Module) -> Projection | None:
     """What can be a site's down projection, or None."""
     if _is_linear(module):
-        return Linear(module)
+        return RowSharded(module) if is_spread(module.weight) else Linear(module)  # type: ignore[arg-type]
     return Experts(module) if refusal(module) is None else None
+
+
+def _check_shards(name: str, module: nn.Module) -> None:
+    """Raises ValueError where ranks hold a linear layer in a way that does not deal out its neurons."""
+    if _is_linear(module) and is_spread(module.weight) and (odd := refused_shards(module)):  # type: ignore[arg-type]
+        raise ValueError(f"model: the down projection {name!r} is {odd}")
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:
@@ -255,12 +264,14 @@ def _refused(name: str, experts: nn.Module) -> str:
 
 
 def _site(block: nn.Module, block_name: str, layer: int, up: str | None, down: str) -> Site:
-    projection = _projection(block.get_submodule(down))
+    module, name = block.get_submodule(down), f"{block_name}.{down}"
+    _check_shards(name, module)
+    projection = _projection(module)
     assert projection is not None
     hidden, width = projection.shape
     attention, query, heads_out = _attention_parts(block)
     return Site(
-        name=f"{block_name}.{down}",
+        name=name,
         layer=layer,
         width=width,
         hidden=hidden,
@@ -339,6 +350,7 @@ def _site_of(name: str, module: nn.Module, blocks: list[tuple[str, nn.Module]]) 
             down = name[len(block_name) + 1 :]
             ups = {d: u for u, d in _pairs(block)}
             return _site(block, block_name, layer, ups.get(down), down)
+    _check_shards(name, module)
     projection = _projection(module)
     assert projection is not None
     hidden, width = projection.shape

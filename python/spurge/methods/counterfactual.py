@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.data import Example
+from spurge.engine.spread import whole
 from spurge.engine.words import as_phrase
 from spurge.methods.phrases import Finder, TellingPhrase
 
@@ -85,7 +86,7 @@ def _own(causal: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def _embedded(model: nn.Module, tokenizer: Any, units: Sequence[str]) -> Tensor:
     """Unit-length mean input embeddings, ``[units, H]`` float32 on the CPU."""
-    table: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    table = whole(model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     if not units:
         return torch.zeros(0, table.shape[1])
     # A leading blank: byte-level tokenizers know a word inside a sentence by it.

@@ -44,7 +44,7 @@ class GatedPass:
         if self.row is not None:
             self._last[:] = [probed_token(self.model, job.inputs)]
         logits = logits_of(self.model(**job.inputs)).float()
-        attention = self.row.row() if self.row is not None else None
+        attention = self.row.row().to(logits.device) if self.row is not None else None
         return Rows(logits, attention, torch.arange(len(logits), device=logits.device), predicted)
 
     def value(self, job: Job, gates: Tensor | None) -> Tensor:

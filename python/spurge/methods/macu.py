@@ -27,6 +27,7 @@ from spurge.engine.placement import input_device
 from spurge.engine.readout import language_head
 from spurge.engine.scores import NeuronScores
 from spurge.engine.sites import Site, find_sites, widths
+from spurge.engine.spread import mesh_of
 from spurge.engine.swarm import Swarm
 from spurge.engine.verbalizers import Verbalized
 from spurge.methods import screening
@@ -44,7 +45,8 @@ class MacU(Settings):
     """Locate and edit: :meth:`locate` scores and selects neurons, :meth:`edit` finds gates for them.
 
     Under torchrun both share their work between the ranks of `spurge.engine.distributed.Ranks`: every rank calls them
-    with the same arguments and gets the same result, whatever the number of ranks.
+    with the same arguments and gets the same result, whatever the number of ranks. Ranks that hold the model together
+    (tensor parallelism) do the same work side by side instead.
 
     The settings are those of `spurge.methods.settings.Settings`, by name; :meth:`paper` and :meth:`best` are presets.
     """
@@ -102,11 +104,13 @@ class MacU(Settings):
 
         Raises:
             TypeError: weights that are no numbers.
-            ValueError: labels that do not fit, a text without an answer, ``resume`` of another job, weights of another
-                length, negative, not finite or all 0, or ranks with different jobs.
+            ValueError: labels that do not fit, a text without an answer, ``resume`` of another job or with a model
+                that ranks hold together, weights of another length, negative, not finite or all 0, or ranks with
+                different jobs.
             RankError: another rank was lost or raised an error.
         """
-        with Ranks.current() as ranks:
+        _resumable(model, resume)
+        with Ranks.current(model) as ranks:
             return self._locate(ranks, model, tokenizer, train, golden, weights, resume)
 
     def _locate(
@@ -197,11 +201,12 @@ class MacU(Settings):
                 All ranks must see it, the first writes it. The gradient search is short and begins anew.
 
         Raises:
-            ValueError: no spurious neuron was located, labels that do not fit, a target that is not finite, or ranks
-                with different jobs.
+            ValueError: no spurious neuron was located, labels that do not fit, a target that is not finite, ``resume``
+                with a model that ranks hold together, or ranks with different jobs.
             RankError: another rank was lost or raised an error.
         """
-        with Ranks.current() as ranks:
+        _resumable(model, resume)
+        with Ranks.current(model) as ranks:
             return self._edit(ranks, model, tokenizer, train, located, golden, resume)
 
     def _edit(
@@ -382,6 +387,12 @@ class MacU(Settings):
         if self.memory is not None or ranks.local_size == 1 or device.type != "cpu":
             return self.memory
         return budget(None, device) // ranks.local_size
+
+
+def _resumable(model: nn.Module, resume: PathLike | None) -> None:
+    """Raises ValueError where ranks that must go on in step would each find another state of the same file."""
+    if resume is not None and mesh_of(model) is not None:
+        raise ValueError(f"resume: several ranks hold this model together, expected None, got {str(resume)!r}")
 
 
 def _asked(model: nn.Module, tokenizer: Any) -> list[Any]:
