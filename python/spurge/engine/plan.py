@@ -186,34 +186,31 @@ def peak_bytes(cascade: Cascade, inputs: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Rows, layers they run through, passes, operations of passes with gradients and without, and the largest need."""
+    """What work adds up to.
+
+    Attributes:
+        rows, layer_rows, blocks: as in `Plan`.
+        graded, free: operations of passes with gradients and without.
+        graded_passes, free_passes: how many these are.
+        peak: bytes, the most of any part.
+    """
 
     rows: int = 0
     layer_rows: int = 0
     blocks: int = 0
     graded: int = 0
     free: int = 0
+    graded_passes: int = 0
+    free_passes: int = 0
     peak: int = 0
 
     def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
-            self.rows + other.rows,
-            self.layer_rows + other.layer_rows,
-            self.blocks + other.blocks,
-            self.graded + other.graded,
-            self.free + other.free,
-            max(self.peak, other.peak),
-        )
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return replace(_Counts(**sums), peak=max(self.peak, other.peak))
 
     def __mul__(self, times: int) -> _Counts:
-        return _Counts(
-            times * self.rows,
-            times * self.layer_rows,
-            times * self.blocks,
-            times * self.graded,
-            times * self.free,
-            self.peak,
-        )
+        products = {name: times * value for name, value in vars(self).items()}
+        return replace(_Counts(**products), peak=self.peak)
 
 
 def _count(examples: int | None, inputs: Mapping[str, Any]) -> int:
@@ -264,10 +261,10 @@ class _Work:
     def _unedited(self, batch: int) -> _Counts:
         counts = _Counts(batch, batch * self.weight.blocks)
         if self.cascade.rule != "radau":
-            return replace(counts, free=self.cost.unedited.of(batch))
+            return replace(counts, free=self.cost.unedited.of(batch), free_passes=1)
         graded = self.cost.unedited.of(batch) + self.targets * self.cost.backward[0].of(batch)
         kept = self.weight.kept(batch, differentiable=True) - self.weight.kept(batch, differentiable=False)
-        return replace(counts, graded=graded, peak=kept)
+        return replace(counts, graded=graded, graded_passes=1, peak=kept)
 
     def _attribution(self, batch: int) -> _Counts:
         unedited = self._unedited(batch)
@@ -295,12 +292,12 @@ class _Work:
         work = forward[group[0]].fixed + self.targets * backward[group[0]].fixed
         work += batch * nodes * sum(forward[i].row + self.targets * backward[i].row for i in group)
         pulled = self.targets * batch * sum(self.cost.pulled[i] for i in group)
-        return _Counts(rows, batch * nodes * layers, 1, work + pulled)
+        return _Counts(rows, batch * nodes * layers, 1, work + pulled, graded_passes=1)
 
     def _joint(self, batch: int) -> _Counts:
         counts = _Counts()
         if self.cascade.completeness:
-            counts = _Counts(batch, batch * self.weight.blocks, free=self.cost.unedited.of(batch))
+            counts = _Counts(batch, batch * self.weight.blocks, free=self.cost.unedited.of(batch), free_passes=1)
         slices = self.weight.node_slices(self.cascade.budget, self.cascade.nodes, batch)
         pieces = 1 if self.cascade.tolerance is None else 3  # the whole path, and its halves
         for part in slices:
@@ -313,6 +310,7 @@ class _Work:
                     layer_rows=rows * self.weight.blocks,
                     blocks=1,
                     graded=self.cost.unedited.of(rows) + self.targets * back,
+                    graded_passes=1,
                     peak=self.weight.scaled(count, batch),
                 )
                 * pieces
@@ -333,6 +331,7 @@ class _Work:
             layer_rows=batch * sum(count * self._behind(i) for i, count in opened.items()),
             blocks=passes,
             free=fixed + batch * sum(count * forward[i].row for i, count in opened.items()),
+            free_passes=passes,
             peak=self.weight.forward(at_once, batch),
         )
 
@@ -349,7 +348,8 @@ class _Work:
         typical = max(1, round(layers / max(1, counts.blocks) / self.weight.blocks))
         with frozen(self.cascade.model):
             sample = Sample(self.cascade.relay, self.inputs, self.cost, typical)
-            seconds = sample.seconds(counts.graded, counts.free)
+            seconds = sample.graded().of(counts.graded_passes, counts.graded) if counts.graded else 0.0
+            seconds += sample.free().of(counts.free_passes, counts.free) if counts.free else 0.0
             products = sample.products(counts.graded + counts.free) / seconds
         return Plan(
             tokens=self.weight.tokens,

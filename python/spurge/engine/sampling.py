@@ -1,10 +1,11 @@
-"""How long a cascade's operations take on this machine: a short run through the model's last layers, timed."""
+"""How long a cascade's passes take on this machine: two short runs through the model's last layers, timed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,35 +16,65 @@ from spurge.engine.operations import Cost, opened, stand_in
 from spurge.engine.relay import Relay
 from spurge.engine.spread import is_spread
 
-_SAMPLED = 2  # layers of a timed run
-_WORK = {"cpu": 5e9, "cuda": 1e12}  # operations of one, forwards: a fraction of a second
-_REPEATS = 3
+_SAMPLED = 2  # layers of the longer run
+_WORK = {"cpu": 5e9, "cuda": 1e12}  # operations of it, forwards: a fraction of a second
+_REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds of a pass whatever it computes, and of each operation."""
+
+    whole: float
+    each: float
+
+    def of(self, passes: int, operations: int) -> float:
+        return passes * self.whole + operations * self.each
 
 
 class Sample:
-    """A short run through the last layers, with ``rows`` rows or as many as are quickly done."""
+    """Short runs through the last layers, with ``rows`` rows or as many as are quickly done."""
 
     def __init__(self, relay: Relay, inputs: Mapping[str, Any], cost: Cost, rows: int) -> None:
         self.relay, self.cost = relay, cost
         self.device = main_input(inputs).device
         before = [i for i, place in enumerate(relay.place) if place < len(relay.blocks) - _SAMPLED]
-        self.site = max(before, default=0)
-        most = _WORK.get(self.device.type, _WORK["cuda"]) / max(1, cost.forward[self.site].row)
+        self.ends = max(before, default=0), len(relay.place) - 1  # sites where the longer run begins, and the shorter
+        most = _WORK.get(self.device.type, _WORK["cuda"]) / max(1, cost.forward[self.ends[0]].row)
         examples = max(1, min(rows, int(most), len(main_input(inputs))))
         with torch.no_grad():
             self.trace = relay.trace(take(inputs, slice(0, examples)))
-        times = max(1, int(min(rows, most)) // examples)
-        self.rows, self.leaf = times * examples, opened(self.trace, self.site, times)
+        self.times = max(1, int(min(rows, most)) // examples)
+        self.rows = self.times * examples
 
-    def seconds(self, graded: int, free: int) -> float:
-        """What so many operations take, of passes with gradients and without."""
-        forward, backward = (of[self.site].of(self.rows) for of in (self.cost.forward, self.cost.backward))
-        total = 0.0
-        if graded:
-            total += graded / (forward + backward) * self._time(self._graded)
-        if free:
-            total += free / forward * self._time(self._free)
-        return total
+    def graded(self) -> Rate:
+        """Of passes with gradients."""
+
+        def run(site: int, leaf: Tensor) -> None:
+            with torch.enable_grad():
+                value = stand_in(self.relay.run(self.trace, {site: leaf}).logits)
+            torch.autograd.grad(value, leaf)
+
+        forward, backward = self.cost.forward, self.cost.backward
+        return self._rate(run, [forward[i].of(self.rows) + backward[i].of(self.rows) for i in self.ends])
+
+    def free(self) -> Rate:
+        """Of passes without."""
+
+        def run(site: int, leaf: Tensor) -> None:
+            with torch.no_grad():
+                self.relay.run(self.trace, {site: leaf})
+
+        return self._rate(run, [self.cost.forward[i].of(self.rows) for i in self.ends])
+
+    def _rate(self, run: Callable[[int, Tensor], None], operations: Sequence[int]) -> Rate:
+        """The line through both runs; where there is but one, all of its time is that of its operations."""
+        long, short = (self._time(partial(run, site, opened(self.trace, site, self.times))) for site in self.ends)
+        more, fewer = operations
+        if more <= fewer or long <= short:
+            return Rate(0.0, long / max(1, more))
+        each = min((long - short) / (more - fewer), long / more)
+        return Rate(max(0.0, short - each * fewer), each)
 
     def products(self, operations: int) -> float:
         """What they would take as products with the matrices of a middle layer; NaN where these are not at hand."""
@@ -65,17 +96,8 @@ class Sample:
         done = sum(4 * height * weight.numel() for weight in weights)
         return operations / done * self._time(multiply)
 
-    def _graded(self) -> None:
-        with torch.enable_grad():
-            value = stand_in(self.relay.run(self.trace, {self.site: self.leaf}).logits)
-        torch.autograd.grad(value, self.leaf)
-
-    def _free(self) -> None:
-        with torch.no_grad():
-            self.relay.run(self.trace, {self.site: self.leaf.detach()})
-
     def _time(self, call: Callable[[], None]) -> float:
-        """Median of a few calls, the first one left out."""
+        """The second fastest of a few calls, the first one left out: what disturbs some of them does not count."""
         times: list[float] = []
         for _ in range(1 + _REPEATS):  # as many on every rank that holds a part of the model
             start = time.perf_counter()
@@ -83,7 +105,7 @@ class Sample:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
-        return median(times[1:])
+        return sorted(times[1:])[1]
 
 
 def _plain(parameter: Tensor) -> bool:
