@@ -37,6 +37,7 @@ from spurge.methods.objectives import Job
 from spurge.methods.search import Climb
 from torchrun import torchrun
 
+pytest.importorskip("accelerate")
 DistributedConfig = pytest.importorskip("transformers.distributed").DistributedConfig
 
 MODELS: dict[str, dict[str, Any]] = {
