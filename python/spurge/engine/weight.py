@@ -148,6 +148,7 @@ class Weight:
             ValueError: when one does not fit.
         """
         rows = int(((limit - self.fixed) / (MARGIN * batch) - self.trace) // self._through)
+        rows -= self.forward(rows, batch) > limit  # the division may round up
         if rows < 1:
             need = self.forward(1, batch)
             raise ValueError(f"memory: one row needs {need / 2**20:.0f} MiB, got {limit / 2**20:.0f} MiB")
