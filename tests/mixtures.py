@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
+
+from models import drawn
 
 HIDDEN, LAYERS = 32, 3
 _ROWS = {
@@ -82,19 +83,8 @@ EXPERTS = {family: (experts, width) for family, (_, experts, width, _) in _FAMIL
 def mixture(family: str, *, classify: bool = False, seed: int = 0, **settings: Any) -> Any:
     """A causal language model (a classifier of 3 labels) with random weights, in evaluation mode."""
     name, _, _, sizes = _FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**(_ROWS | sizes | {"num_labels": 3} | settings))
     task = "ForSequenceClassification" if classify else "ForCausalLM"
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        model = getattr(transformers, f"{name}{task}")(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0.0, 0.2)
-    finally:
-        torch.set_rng_state(state)
-    return model.eval()
+    return drawn(name, task, _ROWS | sizes | {"num_labels": 3} | settings, seed)
 
 
 def batch(examples: int = 3, tokens: int = 7) -> dict[str, Tensor]:

@@ -120,7 +120,12 @@ def tiny(
     sizes = {k: layers if k in ("num_hidden_layers", "n_layers", "n_layer") else v for k, v in sizes.items()}
     if family != "vit":
         sizes |= {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    config = getattr(transformers, f"{name}Config")(**(sizes | {"num_labels": labels} | settings))
+    return drawn(name, task, sizes | {"num_labels": labels} | settings, seed).to(dtype)
+
+
+def drawn(name: str, task: str, sizes: dict[str, Any], seed: int) -> Any:
+    """A model of the class `name` + `task` of `transformers` with random weights, in evaluation mode."""
+    config = getattr(transformers, f"{name}Config")(**sizes)
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -131,7 +136,7 @@ def tiny(
                     parameter.normal_(0.0, 0.2)
     finally:
         torch.set_rng_state(state)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def tiny_language(name: str, **settings: Any) -> Any:

@@ -60,7 +60,7 @@ class Replayed:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
     """Locators record on the CPU too, by a stand-in for the graph."""
-    monkeypatch.setattr(locator_module, "Captured", Replayed)
+    monkeypatch.setattr(locator_module, "CudaGraph", Replayed)
     Replayed.made = 0
     return Replayed
 
@@ -99,7 +99,7 @@ def test_questions_of_a_prompt_share_its_unedited_pass(rule: Any) -> None:
 def test_a_prompt_that_does_not_fit_is_read_again() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
     locator = Locator(model, memory="400kB")
-    locator.cascade.budget = 4 * locator.cascade._weigh(inputs).kept(4, differentiable=False) - 4
+    locator.cascade.budget = 4 * locator.cascade.weigh(inputs).kept(4, differentiable=False) - 4
     prompt = locator.read(inputs)
     assert not prompt.traces
     assert prompt.kept == 0
@@ -151,7 +151,7 @@ def test_what_cannot_be_recorded_runs_without(monkeypatch: pytest.MonkeyPatch) -
     def refuse(run: Any, inputs: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(locator_module, "Captured", refuse)
+    monkeypatch.setattr(locator_module, "CudaGraph", refuse)
     model, inputs = model_of(), tiny_inputs("llama")
     locator = recording(model)
     with pytest.warns(UserWarning, match="no CUDA graph of LlamaForCausalLM: operation not permitted"):
@@ -193,8 +193,18 @@ def test_another_type_is_computed_on_a_copy() -> None:
     assert_same(locator(inputs), Locator(copy.deepcopy(model).bfloat16())(inputs))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-    assert Locator(model, dtype="fastest").dtype in (torch.float32, torch.bfloat16)
     assert Locator(model, dtype=torch.float32).cascade.model is model
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2.0, torch.float32)])
+def test_the_fastest_type_has_to_be_faster_by_a_fifth(
+    ratio: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locator_module, "_seconds", lambda w: ratio if w.dtype == torch.bfloat16 else 1.0)
+    model = model_of()
+    locator = Locator(model, dtype="fastest")
+    assert locator.dtype == dtype
+    assert (locator.cascade.model is model) == (dtype == torch.float32)
 
 
 def test_threads_with_a_locator_each_take_turns() -> None:

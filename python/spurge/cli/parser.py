@@ -79,7 +79,9 @@ def _locate(parser: argparse.ArgumentParser) -> None:
     settings = _settings(parser)
     settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral")
     settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
-    settings.add_argument("--tolerance", type=float, metavar="X", help="add nodes until the relative change is below X")
+    settings.add_argument(
+        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
+    )
     settings.add_argument("--top-k", type=int, metavar="K", help="correlation tokens of a text")
     settings.add_argument("--fraction", type=float, metavar="X", help="select neurons with this share of the maximum")
     settings.add_argument("--share", type=float, metavar="X", help="keep neurons that this share of batches selects")
@@ -102,7 +104,9 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral (layer)")
     settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes (2)")
     settings.add_argument("--rule", choices=("legendre", "radau"), help="of the quadrature (legendre)")
-    settings.add_argument("--tolerance", type=float, metavar="X", help="add nodes until the relative change is below X")
+    settings.add_argument(
+        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
+    )
     settings.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
     settings.add_argument("--memory", metavar="SIZE", help="budget beyond the model's own, e.g. 256MiB")
     _common(parser)

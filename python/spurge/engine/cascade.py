@@ -41,7 +41,7 @@ from spurge.engine.quadrature import Nodes, gauss_legendre, gauss_radau
 from spurge.engine.refine import Goal, Piece, Point, integrate
 from spurge.engine.relay import Relay, Rows, Target, Trace, predicted_logit
 from spurge.engine.sites import Site
-from spurge.engine.spread import agreed, local_storage, mesh_of
+from spurge.engine.spread import agreed, mesh_of
 from spurge.engine.weight import Weight, weigh
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
@@ -73,7 +73,7 @@ class Cascade:
             ``"joint"``: all layers scaled together, the cheapest, its sum is the whole network's effect;
             ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
             exactly with one forward row per unit.
-        nodes: quadrature nodes S of the layer and joint paths; the first count to try when ``tolerance`` is given.
+        nodes: quadrature nodes S of the layer and joint paths; of each interval when ``tolerance`` is given.
         rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
             which a single backward pass over the examples gives for all layers.
             A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
@@ -145,7 +145,7 @@ class Cascade:
         """As :meth:`read`, of several batches that are asked in turn: as many as fit together are kept."""
         differentiable, total, fitting = self.rule == "radau", 0, []
         for inputs in batches:
-            kept = self._weigh(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
+            kept = self.weigh(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
             fitting.append(total + kept <= KEPT_SHARE * self.budget)
             total += kept if fitting[-1] else 0
         with frozen(self.model), torch.set_grad_enabled(differentiable):
@@ -167,7 +167,8 @@ class Cascade:
         """
         with frozen(self.model):
             traces = self._traces(inputs, differentiable=self.rule == "radau")
-            parts = [self._attribute(trace, target, self._room(inputs)) for trace in traces]
+            keep = isinstance(inputs, Prompt)
+            parts = [self._attribute(trace, target, self._room(inputs), keep=keep) for trace in traces]
         return join(parts)
 
     def ablate(self, inputs: Mapping[str, Any] | Prompt, target: Target, neurons: NeuronSet) -> Tensor:
@@ -178,7 +179,7 @@ class Cascade:
         Raises:
             ValueError: a neuron the model does not have, an empty set or batch, a target not finite.
         """
-        units = self._units(neurons)
+        units = self.units(neurons)
         with frozen(self.model), torch.no_grad():
             parts = [self._ablate(trace, target, units, self._room(inputs)) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
@@ -194,7 +195,7 @@ class Cascade:
         Raises:
             ValueError: a neuron the model does not have, gates of another shape or not finite.
         """
-        units = self._units(neurons)
+        units = self.units(neurons)
         if not torch.is_tensor(gates) or gates.dim() != 2 or gates.shape[1] != len(units) or not len(gates):
             came = tuple(gates.shape) if torch.is_tensor(gates) else type(gates).__name__
             raise ValueError(f"gates: expected [settings, {len(units)}], got {came}")
@@ -218,14 +219,15 @@ class Cascade:
                 return
             inputs = inputs.inputs
         batch = len(main_input(inputs))
-        size = min(batch, self._weigh(inputs).examples(self.budget, self.nodes))
+        size = min(batch, self.weigh(inputs).examples(self.budget, self.nodes))
         starts = range(0, batch, size)
         for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
             examples = slice(start, start + size)
             number = torch.arange(batch, device=main_input(inputs).device)[examples]
             yield self.relay.trace(take(inputs, examples), number, differentiable=differentiable)
 
-    def _weigh(self, inputs: Mapping[str, Any]) -> Weight:
+    def weigh(self, inputs: Mapping[str, Any]) -> Weight:
+        """What a cascade over inputs of this shape weighs, by which its work is cut; measured once for a shape."""
         shape = tuple(main_input(inputs).shape[1:])
         if shape not in self._weights:
             self._weights[shape] = self._weight(inputs)
@@ -233,17 +235,19 @@ class Cascade:
 
     def _weight(self, inputs: Mapping[str, Any]) -> Weight:
         """The weight by which the work is cut: the largest that any of the ranks that hold the model together finds."""
-        mesh = mesh_of(self.model)
+        weight, mesh = weigh(self.relay, inputs), mesh_of(self.model)
         if mesh is None:
-            return weigh(self.relay, inputs)
-        with local_storage():
-            weight = weigh(self.relay, inputs)
+            return weight
         sizes = {name: size for name, size in asdict(weight).items() if type(size) is int}
         largest: dict[str, Any] = dict(zip(sizes, agreed([*sizes.values()], mesh, largest=True), strict=True))
         return replace(weight, **largest)
 
-    def _units(self, neurons: NeuronSet) -> list[tuple[int, int]]:
-        """(site, index) of every neuron, in the order given."""
+    def units(self, neurons: NeuronSet) -> list[tuple[int, int]]:
+        """(site, index) of every neuron, in the order given.
+
+        Raises:
+            ValueError: a neuron the model does not have, or an empty set.
+        """
         place = {site.name: i for i, site in enumerate(self.sites)}
         units = []
         for ref in neurons:
@@ -256,8 +260,8 @@ class Cascade:
 
     # ---- the paths ---------------------------------------------------------------------------------------------
 
-    def _attribute(self, trace: Trace, target: Target, room: int) -> Attribution:
-        trace, ends = self._ends(trace, target)
+    def _attribute(self, trace: Trace, target: Target, room: int, *, keep: bool) -> Attribution:
+        trace, ends = self._ends(trace, target, keep=keep)
         with torch.no_grad():
             full = target_values(target, trace.rows).t()
         if self.path == "neuron":
@@ -265,11 +269,11 @@ class Cascade:
         check_differentiable(target, trace.rows)
         measure = self._joint_path if self.path == "joint" else partial(self._layer_path, ends)
         erased = self._erased(trace, target, room) if self.completeness else {}
-        effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0) if erased else full
         keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
 
         goal = None
         if self.tolerance is not None:
+            effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0)
             known = {(key, 0.0): value for key, value in erased.items()} | {(key, 1.0): full for key in keys}
             goal = Goal(self.tolerance, effect, partial(self._at, trace, target, room, known))
         found = integrate(keys, partial(measure, trace, target, room), self.nodes, goal)
@@ -283,8 +287,8 @@ class Cascade:
             change |= dict.fromkeys(total, integral.change)
         residual = residuals(full, erased, values)
         late = [key for key, integral in found.items() if not integral.reached]
-        if late:
-            worst = max(float((residual[key].abs() / effect).nan_to_num().max()) for key in late)
+        if goal is not None and late:
+            worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
             warnings.warn(
                 f"tolerance {self.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
                 f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}",
@@ -292,13 +296,17 @@ class Cascade:
             )
         return Attribution(values, full, erased, residual, nodes, change)
 
-    def _ends(self, trace: Trace, target: Target) -> tuple[Trace, Ends]:
-        """Gradients of the unedited model at every site, ``f(1)`` of each path, and the trace without their graph."""
+    def _ends(self, trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, Ends]:
+        """Gradients of the unedited model at every site, ``f(1)`` of each path, and the trace without their graph.
+
+        Args:
+            keep: leave the graph as it was: a prompt's next question wants it too.
+        """
         if not trace.outputs:
             return trace, {}
         with torch.enable_grad():
             value = target_values(target, trace.rows)
-        ends = dict(gradients(value, trace.outputs, keep=True))  # a prompt's next question wants the graph too
+        ends = dict(gradients(value, trace.outputs, keep=keep))
         rows = trace.rows
         attention = None if rows.attention is None else rows.attention.detach()
         rows = replace(rows, logits=rows.logits.detach(), attention=attention)
@@ -311,7 +319,7 @@ class Cascade:
         sites = [number[piece.key] for piece in pieces]
         rules = [self._rule(piece) for piece in pieces]
         found: list[dict[str, Tensor]] = [{} for _ in pieces]
-        for group, s in self._weigh(trace.inputs).cuts(room, self.nodes, trace.batch, sites):
+        for group, s in self.weigh(trace.inputs).cuts(room, self.nodes, trace.batch, sites):
             members: dict[int, list[int]] = {}  # site -> its pieces in this block
             for p in group:
                 members.setdefault(sites[p], []).append(p)
@@ -355,7 +363,7 @@ class Cascade:
 
     def _joint_piece(self, trace: Trace, target: Target, room: int, rule: Nodes) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        for s in self._weigh(trace.inputs).node_slices(room, self.nodes, trace.batch):
+        for s in self.weigh(trace.inputs).node_slices(room, self.nodes, trace.batch):
             with torch.enable_grad():
                 rows, z, scaled = self.relay.scaled(trace, rule.alphas[s])
                 value = target_values(target, rows)
@@ -391,7 +399,7 @@ class Cascade:
     ) -> list[Tensor]:
         """The target at points of the paths, ``[Q, B]`` each: one row without gradients for each that is not known."""
         missing = [point for point in points if point not in known]
-        size, batch = self._weigh(trace.inputs).rows_forward(room, trace.batch), trace.batch
+        size, batch = self.weigh(trace.inputs).rows_forward(room, trace.batch), trace.batch
         found = dict(known)
         with torch.no_grad():
             for group in (missing[start : start + size] for start in range(0, len(missing), size)):
@@ -414,7 +422,7 @@ class Cascade:
 
     def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]], room: int) -> Tensor:
         order = sorted(range(len(units)), key=units.__getitem__)
-        at_once = self._weigh(trace.inputs).rows_forward(room, trace.batch)
+        at_once = self.weigh(trace.inputs).rows_forward(room, trace.batch)
         full = target_values(target, trace.rows)
         effects = full.new_empty(len(units), *full.shape)
         blocks = range(0, len(order), at_once)
@@ -445,7 +453,7 @@ class Cascade:
         columns = {i: torch.tensor([units[j][1] for j in js], device=device[i]) for i, js in members.items()}
         entries = self._entries(trace, sorted(members))
         results = []
-        for setting in gates.split(self._weigh(trace.inputs).rows_forward(room, trace.batch)):
+        for setting in gates.split(self.weigh(trace.inputs).rows_forward(room, trace.batch)):
             on = {i: RowGates(columns[i], setting[:, js].contiguous().to(device[i])) for i, js in members.items()}
             opened = self._moved(trace, {i: on.pop(i) for i in entries})
             value = target_values(target, self.relay.run(trace, {entries[0]: opened}, inside=on))

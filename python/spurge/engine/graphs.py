@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 _WARMING = 2  # runs before the capture: libraries make their handles and workspaces, allocators their blocks
 
 
-class Captured(Generic[Result]):
+class CudaGraph(Generic[Result]):
     """``run`` as a CUDA graph over inputs of one set of shapes.
 
     What ``run`` returned lies in the graph's own memory and is overwritten by the next replay. It may neither wait for

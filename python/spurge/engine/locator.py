@@ -19,7 +19,7 @@ from spurge.engine.calls import main_input
 from spurge.engine.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.checks import integer
 from spurge.engine.deferred import Check, deferred, settle
-from spurge.engine.graphs import Captured
+from spurge.engine.graphs import CudaGraph
 from spurge.engine.readout import language_head
 from spurge.engine.sites import Site
 from spurge.engine.spread import mesh_of
@@ -106,7 +106,7 @@ class Locator:
         self.dtype, self.device = first.dtype, first.device
         self._records = graphs and self.device.type == "cuda" and tolerance is None and not spread
         self._filler = None if attention else _filler(model)  # a target that reads attention knows the text's length
-        self._graphs: OrderedDict[tuple[Any, ...], Captured[Asked] | None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Any, ...], CudaGraph[Asked] | None] = OrderedDict()
 
     def __call__(self, inputs: Mapping[str, Any] | Prompt, target: Target | None = None) -> Attribution:
         """Attribution of every neuron, the device waited for.
@@ -158,10 +158,10 @@ class Locator:
         found, checks = graph(inputs)
         return Answer(_copied(found), [(holds.clone(), complaint) for holds, complaint in checks])
 
-    def _captured(self, inputs: dict[str, Tensor]) -> Captured[Asked] | None:
+    def _captured(self, inputs: dict[str, Tensor]) -> CudaGraph[Asked] | None:
         self.cascade.attribute(inputs, self.target)  # whatever is wrong with these inputs is said here
         try:
-            return Captured(lambda fixed: self._attribute(fixed, self.target), inputs)
+            return CudaGraph(lambda fixed: self._attribute(fixed, self.target), inputs)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             warnings.warn(f"no CUDA graph of {type(self.cascade.model).__name__}: {first}", stacklevel=4)

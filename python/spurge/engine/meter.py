@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from spurge.engine.spread import local
+
 Formula = Callable[..., int]
 
 
@@ -42,13 +44,13 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors([*args, *kwargs.values()])}
+        given = {_storage(tensor)._cdata for tensor in _tensors([*args, *kwargs.values()])}
         out = func(*args, **kwargs)
         formula = _formula(func) if self._operations else None
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for tensor in _tensors([out]):
-            storage = tensor.untyped_storage()
+            storage = _storage(tensor)
             key, size = storage._cdata, storage.nbytes()
             if key not in given and key not in self._held:
                 self.live += size
@@ -68,6 +70,11 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
                 yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    """A tensor's memory on this rank."""
+    return local(tensor).untyped_storage()
 
 
 def _formula(func: Any) -> Formula | None:

@@ -157,7 +157,7 @@ def plan_swarm(
     for name, value in (("particles", particles), ("iterations", iterations), ("group", group)):
         integer(name, value, 1)
     work = _Work(cascade, inputs)
-    gated = min(cascade._units(neurons))[0]
+    gated = min(cascade.units(neurons))[0]
     counts = _Counts()
     for size, times in Counter(min(group, particles - start) for start in range(0, particles, group)).items():
         counts += _total(_calls(examples, inputs), partial(work.gating, gated, size)) * times
@@ -240,7 +240,7 @@ class _Work:
 
     def __init__(self, cascade: Cascade, inputs: Mapping[str, Any], targets: int = 1) -> None:
         self.cascade, self.inputs, self.targets = cascade, inputs, targets
-        self.weight: Weight = cascade._weigh(inputs)
+        self.weight: Weight = cascade.weigh(inputs)
         with frozen(cascade.model):
             self.cost = cost_of(cascade.relay, inputs)
         self.sites = range(len(cascade.sites))
@@ -263,13 +263,11 @@ class _Work:
         if self.cascade.rule != "radau":
             return replace(counts, free=self.cost.unedited.of(batch), free_passes=1)
         graded = self.cost.unedited.of(batch) + self.targets * self.cost.backward[0].of(batch)
-        kept = self.weight.kept(batch, differentiable=True) - self.weight.kept(batch, differentiable=False)
-        return replace(counts, graded=graded, graded_passes=1, peak=kept)
+        return replace(counts, graded=graded, graded_passes=1, peak=self.weight.kept(batch, differentiable=True))
 
     def _attribution(self, batch: int) -> _Counts:
-        unedited = self._unedited(batch)
         counts = {"layer": self._layers, "joint": self._joint, "neuron": self._neurons}[self.cascade.path](batch)
-        return replace(unedited + counts, peak=unedited.peak + counts.peak)
+        return self._unedited(batch) + counts
 
     def _layers(self, batch: int) -> _Counts:
         nodes, budget = self.cascade.nodes, self.cascade.budget

@@ -16,7 +16,13 @@ from spurge.engine.patches import hook_before
 
 
 def language_head(model: nn.Module) -> nn.Module | None:
-    """The projection to the vocabulary that the next token is read from; None for models without one."""
+    """The projection to the vocabulary that the next token of a text is read from; None for models without one.
+
+    A masked language model fills gaps, an encoder-decoder answers in another text: neither has such a head.
+    """
+    says_next = getattr(model, "can_generate", lambda: True)()
+    if not says_next or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
     return head if isinstance(head, nn.Module) else None

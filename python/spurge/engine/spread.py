@@ -7,8 +7,6 @@ other in different places.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +32,14 @@ def mesh_of(module: nn.Module) -> DeviceMesh | None:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank."""
     return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    if not is_spread(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined]
 
 
 def joined(part: Tensor, mesh: DeviceMesh, width: int) -> Tensor:
@@ -64,21 +70,6 @@ def _summed(part: Tensor, mesh: DeviceMesh) -> Tensor:
     total = part.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=mesh.get_group())
     return total
-
-
-@contextmanager
-def local_storage() -> Iterator[None]:
-    """Inside the block a spread tensor's memory is that of this rank's part; torch itself knows of none."""
-
-    def of_part(tensor: Any) -> torch.UntypedStorage:
-        with torch.no_grad():
-            return tensor.to_local().untyped_storage()
-
-    DTensor.untyped_storage = of_part  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        del DTensor.untyped_storage
 
 
 class _Added(torch.autograd.Function):

@@ -179,8 +179,7 @@ class Verbalized(nn.Module):
     def __init__(self, model: nn.Module, tokens: Mapping[str, Sequence[int]], pool: Pool = "sum") -> None:
         super().__init__()
         head = language_head(model)
-        answers = getattr(getattr(model, "config", None), "is_encoder_decoder", False)  # to a text, in another one
-        if head is None or answers or not is_decoder(model) or isinstance(model, Verbalized):
+        if head is None or not is_decoder(model) or isinstance(model, Verbalized):
             raise ValueError(
                 "model: expected a causal language model with a head to its vocabulary (AutoModelForCausalLM), got "
                 f"{type(model).__name__}"
