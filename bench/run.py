@@ -15,6 +15,7 @@ python bench/run.py limits  --json FILE     what the machine can do: copies and 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -135,36 +136,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _module(command: str) -> str:
+    return {"memory": "weigh", "last-layer": "last_layer", "balance": "balancing"}.get(command, command)
+
+
 def _child(what: str, rest: list[str]) -> None:
     if what == "swarm":
         from swarms import peak_in_this_process as peak_of_swarm
 
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
         return
-    if what == "latency":
-        from latency import child as latency_child
-
-        print(json.dumps(latency_child(rest)))
-        return
-    if what == "savings":
-        from savings import child as savings_child
-
-        print(json.dumps(savings_child(rest)))
-        return
-    if what == "last-layer":
-        from last_layer import child
-
-        print(json.dumps(child(rest)))
-        return
-    if what == "balance":
-        from balancing import child as balancing_child
-
-        print(json.dumps(balancing_child(rest)))
-        return
-    if what == "plan":
-        from plan import child as plan_child
-
-        print(json.dumps(plan_child(rest)))
+    if what != "locate":
+        print(json.dumps(importlib.import_module(_module(what)).child(rest)))
         return
     import torch
     from safetensors.torch import save_file
@@ -192,8 +175,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "child":
         _child(args.what, args.rest)
         return 0
-    import importlib
-
     from spurge.report.results import Results
 
     asked = {key: value for key, value in vars(args).items() if key != "json"}
@@ -205,8 +186,7 @@ def main(argv: list[str] | None = None) -> int:
             results.write(args.json)
 
     try:
-        module = {"memory": "weigh", "last-layer": "last_layer", "balance": "balancing"}.get(args.command, args.command)
-        importlib.import_module(module).run(args, results, save)
+        importlib.import_module(_module(args.command)).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2
