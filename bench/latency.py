@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from accuracy import Errors, Reference, converged, errors
 from harness import count_flops, peak_of_call, peak_of_child, sample, threads
 from jobs import Job, Scores, even_steps, make_job, right_riemann
-from limits import best_matmul_rate
+from limits import record_rates
 
 Layers = Sequence[int] | None
 Ask = Callable[[Tensor, Tensor, Layers], Scores]  # ids [B, T], their labels [B], which layers
@@ -423,10 +423,7 @@ def table(case: str, run: Run, rates: Mapping[torch.dtype, float]) -> str:
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py latency``."""
     with threads(args.threads):
-        rates = {d: best_matmul_rate(d, device=args.device, quick=args.quick) for d in DTYPES.values()}
-    for dtype, rate in rates.items():
-        case = f"matmul {1024 if args.quick else 4096}"
-        results.add(case, "torch", f"rate_{str(dtype).removeprefix('torch.')}", rate, unit="GFLOP/s")
+        rates = record_rates(results, device=args.device, quick=args.quick)
     warnings.filterwarnings("ignore", "tolerance .* not reached")  # the errors say so
     for name in args.shapes:
         measured = Run(name, args)

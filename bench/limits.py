@@ -57,6 +57,16 @@ def best_matmul_rate(dtype: torch.dtype, *, device: torch.device | str = "cpu", 
     return matmul_rate(size, size, size, dtype, device=device, repeats=3)
 
 
+def record_rates(results: Any, *, device: torch.device | str = "cpu", quick: bool = False) -> dict[torch.dtype, float]:
+    """The best matrix rate of float32 and bfloat16, GFLOP/s, each as a row of ``results`` too."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rates[dtype] = best_matmul_rate(dtype, device=device, quick=quick)
+        case, metric = f"matmul {1024 if quick else 4096}", f"rate_{str(dtype).removeprefix('torch.')}"
+        results.add(case, "torch", metric, rates[dtype], unit="GFLOP/s")
+    return rates
+
+
 def all_limits(*, device: torch.device | str = "cpu", quick: bool = False) -> list[dict[str, Any]]:
     """Every limit as flat rows: case, method, metric, value, unit."""
     rows: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ import torch
 from accuracy import overlap_top1
 from harness import Timing, compare, count_flops, peak_of_call, peak_of_child, relative_error, threads
 from jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann
-from limits import best_matmul_rate
+from limits import record_rates
 
 Layers = Sequence[int] | None
 Run = Callable[[Layers], Scores]
@@ -277,16 +277,7 @@ def table(case: str, found: list[Measured], rates: dict[torch.dtype, float]) -> 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py locate``."""
     with threads(args.threads):
-        dtypes = (torch.float32, torch.bfloat16)
-        rates = {d: best_matmul_rate(d, device=args.device, quick=args.quick) for d in dtypes}
-    for dtype, rate in rates.items():
-        results.add(
-            "matmul 4096" if not args.quick else "matmul 1024",
-            "torch",
-            f"rate_{str(dtype).removeprefix('torch.')}",
-            rate,
-            unit="GFLOP/s",
-        )
+        rates = record_rates(results, device=args.device, quick=args.quick)
     for name in args.shapes:
         found = measure_job(name, args)
         add_rows(results, name, found, rates)

@@ -77,11 +77,7 @@ def _locate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. located.safetensors")
     parser.add_argument("--resume", metavar="DIR", help="keep finished batches here; a second run goes on from them")
     settings = _settings(parser)
-    settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral")
-    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
-    settings.add_argument(
-        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
-    )
+    _integral(settings)
     settings.add_argument("--top-k", type=int, metavar="K", help="correlation tokens of a text")
     settings.add_argument("--fraction", type=float, metavar="X", help="select neurons with this share of the maximum")
     settings.add_argument("--share", type=float, metavar="X", help="keep neurons that this share of batches selects")
@@ -101,15 +97,19 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32, metavar="T", help="of a text, without --data (%(default)s)")
     parser.add_argument("--examples", type=int, metavar="N", help="texts; default those of --data, else 1")
     settings = parser.add_argument_group("settings")
-    settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral (layer)")
-    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes (2)")
+    _integral(settings)
     settings.add_argument("--rule", choices=("legendre", "radau"), help="of the quadrature (legendre)")
-    settings.add_argument(
-        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
-    )
     settings.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
     settings.add_argument("--memory", metavar="SIZE", help="budget beyond the model's own, e.g. 256MiB")
     _common(parser)
+
+
+def _integral(settings: _Group) -> None:
+    settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral")
+    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
+    settings.add_argument(
+        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
+    )
 
 
 def _edit(parser: argparse.ArgumentParser) -> None:

@@ -263,7 +263,8 @@ def _token_embedding(model: nn.Module) -> nn.Embedding | None:
 
 def _run(model: nn.Module, inputs: dict[str, Any], sites: Sequence[Site], change: Callable[[Tensor], Tensor]) -> Tensor:
     """Logits ``[R, Y]`` in float32 of the model with its input embeddings ``[R, T, H]`` changed."""
-    readout, position = Readout(model), probed_token(model, inputs)
+    readout = Readout(model)
+    position = first_token(inputs) if readout.head is None else last_real_token(model, inputs)
     if torch.is_tensor(inputs.get("inputs_embeds")):
         changed_inputs = inputs | {"inputs_embeds": change(inputs["inputs_embeds"])}
         return readout.logits(lambda: model(**changed_inputs), position).float()
