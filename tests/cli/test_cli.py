@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from models import tiny, tiny_tokenizer
+from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge.cli import main
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.scores import NeuronSet
-from spurge.engine.sites import find_sites
-from spurge.engine.weight_edits import WeightEdit
-from spurge.methods.located import Located
+from spurge.engine.cascade.scores import NeuronSet
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.models.sites import find_sites
+from spurge.methods.macu.located import Located
 from spurge.report.results import Results
 
 GOOD, BAD = ["good", "great", "superb", "lovely"], ["bad", "awful", "dull", "boring"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from last_layer import shortcut_features
+from helpers.planted_features import shortcut_features
 from spurge.cli import main
-from spurge.engine.features import Features
-from spurge.engine.weight_edits import WeightEdit
-from spurge.methods.removal import Removal
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.features.features import Features
+from spurge.methods.fcr.removal import Removal
 from spurge.report.results import Results
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import tiny, tiny_tokenizer
+from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge import Examples, Features, extract
 from spurge.cli import main
 from spurge.report.results import Results
@@ -90,7 +90,7 @@ def test_settings_reach_the_extraction(desk: Path, tmp_path: Path, monkeypatch: 
     assert found.values.dtype == torch.float16
     assert {key: found.info[key] for key in settings} == settings
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr("spurge.engine.reading.Reader.read", None)  # the second run needs no forward pass
+    monkeypatch.setattr("spurge.engine.features.reader.Reader.read", None)  # the second run needs no forward pass
     assert main(command(desk, tmp_path / "y.safetensors", **settings, **limits)) == 0
     assert (tmp_path / "y.safetensors").read_bytes() == out.read_bytes()
 

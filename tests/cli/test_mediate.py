@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import tiny, tiny_tokenizer
+from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge import Effects, NeuronEdit, Recording
 from spurge.cli import main
 from spurge.report.results import Results

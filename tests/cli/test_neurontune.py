@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from shortcuts import shortcut
+from helpers.planted_dimensions import shortcut
 from spurge.cli import main
-from spurge.engine.features import Features
-from spurge.engine.heads import Head
-from spurge.engine.weight_edits import WeightEdit
-from spurge.methods.tuned import Tuned
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.features.features import Features
+from spurge.engine.models.heads import Head
+from spurge.methods.neurontune.tuned import Tuned
 from spurge.report.results import Results
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from models import tiny, tiny_language, tiny_tokenizer
+from helpers.tiny_models import tiny, tiny_language, tiny_tokenizer
 from spurge.cli import locate, main
-from spurge.engine.verbalizers import Verbalizer
+from spurge.engine.models.verbalizers import Verbalizer
 from spurge.report.results import Results
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import planted
-from models import tiny, tiny_tokenizer
+from helpers import planted_texts
+from helpers.tiny_models import tiny, tiny_tokenizer
+from helpers.torchrun import torchrun
 from spurge.cli import main
-from spurge.engine.edits import NeuronEdit
-from spurge.methods.located import Located
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.methods.macu.located import Located
 from spurge.report.results import Results
-from torchrun import torchrun
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, training rows and golden words."""
     folder = tmp_path_factory.mktemp("desk")
     names = {
-        "id2label": dict(enumerate(planted.LABELS)),
-        "label2id": {name: i for i, name in enumerate(planted.LABELS)},
+        "id2label": dict(enumerate(planted_texts.LABELS)),
+        "label2id": {name: i for i, name in enumerate(planted_texts.LABELS)},
     }
     tiny("bert", **names).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [{"text": row.text, "label": planted.LABELS[row.label]} for row in planted.train()[:40]]
+    rows = [{"text": row.text, "label": planted_texts.LABELS[row.label]} for row in planted_texts.train()[:40]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    planted.GOLDEN.save(folder / "golden.json")
+    planted_texts.GOLDEN.save(folder / "golden.json")
     return folder
 
 

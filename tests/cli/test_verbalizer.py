@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models import tiny_language, tiny_tokenizer
+from helpers.tiny_models import tiny_language, tiny_tokenizer
 from spurge.cli import main
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.verbalizers import Verbalizer
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.verbalizers import Verbalizer
 from spurge.report.results import Results
 
 GOOD, BAD = ["good", "great", "superb", "lovely"], ["bad", "awful", "dull", "boring"]

@@ -13,13 +13,13 @@ from spurge.cli import main
 from spurge.demo import run
 from spurge.demo.grammar import Grammar
 from spurge.demo.train import PACKAGE
-from spurge.engine.data import Examples
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.swarm import Swarm
-from spurge.methods.golden import GoldenTokens
-from spurge.methods.located import Located
-from spurge.methods.macu import MacU
-from spurge.methods.search import Climb
+from spurge.engine.data.examples import Examples
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.methods.golden.golden import GoldenTokens
+from spurge.methods.macu.located import Located
+from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.search import Climb
+from spurge.methods.macu.swarm import Swarm
 from spurge.report.results import Results
 
 

@@ -10,7 +10,7 @@ import torch
 
 from spurge.demo import train
 from spurge.demo.grammar import LABELS, Grammar
-from spurge.engine.data import Examples
+from spurge.engine.data.examples import Examples
 
 needs_model = pytest.mark.skipif(importlib.util.find_spec(train.PACKAGE) is None, reason="extra demo not installed")
 

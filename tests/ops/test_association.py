@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.tolerance import assert_near, tolerance
 from spurge import _core, ops, reference
-from tolerance import assert_near, tolerance
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 NAMES = ("sums", "logs", "carry", "picked", "activations")

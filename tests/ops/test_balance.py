@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.tolerance import assert_near, tolerance
 from spurge import _core, ops, reference
-from tolerance import assert_near, tolerance
 
 F64 = torch.float64
 INF, NAN = float("inf"), float("nan")

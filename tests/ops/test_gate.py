@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.tolerance import assert_near
 from spurge import _core, ops, reference
-from tolerance import assert_near
 
 SHAPES = [(0, 3, 4), (1, 1, 1), (1, 7, 1), (3, 0, 5), (2, 3, 64), (1, 257, 1031)]  # [B, T, H]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])

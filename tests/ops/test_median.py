@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.tolerance import assert_near
 from spurge import _core, ops, reference
 from spurge.ops._median import TRANSFORMS
-from tolerance import assert_near
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 KINDS = {

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.tolerance import assert_near
 from spurge import _core, ops, reference
-from tolerance import assert_near
 
 SIZES = [(1, 1), (1, 2), (3, 16), (2, 17), (5, 31), (7, 32), (2, 33), (3, 64), (2, 79), (40, 257), (0, 5), (3, 0)]
 NUMBERS = {"inertia": 0.5, "cognitive": 1.5, "social": 1.5, "low": -1.0, "high": 1.0, "max_velocity": 0.4}

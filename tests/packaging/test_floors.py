@@ -22,8 +22,28 @@ FLOORS = [
 ]
 LEVEL = {name: -i for i, names in enumerate(FLOORS) for name in names}
 
-# Within the engine: what may never be imported by what comes before it.
-ENGINE = ["files", "sites", "scores", "edits", "evaluation"]
+# The rooms of the engine, from the one that knows least upwards: a room imports from itself and from those before it.
+ROOMS = [
+    "base",
+    "data",
+    "models",
+    "causal",
+    "cascade",
+    "edits",
+    "recordings",
+    "features",
+    "last_layer",
+    "planning",
+    "evaluation",
+]
+METHODS = {"golden", "macu", "fcr", "neurontune", "mediation"}
+SHARED_METHOD = "golden"  # the only one that other methods may import
+MOST_FILES = 16  # of a room of the engine, besides __init__
+MOST_LINES = 450  # of a module
+LONG = {"reference.py", "_core.pyi"}  # one twin for every kernel: read by name, not from end to end
+
+# What a command line needs to be parsed: nothing of it may load torch, so that --help is instant.
+TORCH_FREE = ["cli.__init__", "cli.arguments", "cli.arguments_last_layer", "cli.arguments_mediation"]
 
 
 def imports(path: Path) -> set[str]:
@@ -68,11 +88,68 @@ def test_imports_run_downwards(path):
         assert LEVEL[floor(name)] <= LEVEL[parts[0]], f"{'/'.join(parts)} imports {name} from a floor above"
 
 
-def test_the_engine_is_ordered():
-    for i, low in enumerate(ENGINE):
-        taken = {name.split(".")[2] for name in imports(PACKAGE / "engine" / f"{low}.py") if name.count(".") >= 2}
-        above = taken & set(ENGINE[i + 1 :])
-        assert not above, f"engine/{low}.py imports {sorted(above)}"
+def rooms(path: Path, of: str) -> set[str]:
+    """The rooms of a floor that a module imports from."""
+    return {name.split(".")[2] for name in imports(path) if name.split(".")[1] == of and name.count(".") >= 2}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_the_engine_are_ordered(room):
+    above = set(ROOMS[ROOMS.index(room) + 1 :])
+    for path in (PACKAGE / "engine" / room).rglob("*.py"):
+        assert not rooms(path, "engine") & above, f"engine/{room}/{path.name} imports a room that comes after it"
+
+
+@pytest.mark.parametrize("room", sorted(METHODS))
+def test_a_method_imports_no_other_but_golden(room):
+    for path in (PACKAGE / "methods" / room).rglob("*.py"):
+        others = rooms(path, "methods") - {room, SHARED_METHOD}
+        assert not others, f"methods/{room}/{path.name} imports {sorted(others)}"
+
+
+def test_every_module_has_a_room():
+    for floor, known in (("engine", set(ROOMS)), ("methods", METHODS)):
+        found = {p.name for p in (PACKAGE / floor).iterdir() if p.name not in {"__init__.py", "__pycache__"}}
+        assert found == known
+
+
+@pytest.mark.parametrize("room", [f"engine/{name}" for name in ROOMS] + [f"methods/{name}" for name in sorted(METHODS)])
+def test_a_room_has_a_caption_and_is_not_crowded(room):
+    caption = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert caption
+    assert "\n" not in caption
+    assert len(list((PACKAGE / room).glob("*.py"))) - 1 <= MOST_FILES
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name not in LONG], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_can_be_read_at_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def loaded_by(module: str, seen: set[str]) -> set[str]:
+    """All modules that importing ``module`` of the package loads, outside functions."""
+    path = PACKAGE / (module.replace(".", "/") + ".py")
+    if module in seen or not path.exists():
+        return seen
+    seen.add(module)
+    for node in ast.parse(path.read_text()).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "spurge" and rest:
+                loaded_by(rest, seen)
+            else:
+                seen.add(first)
+    return seen
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_arguments_need_no_torch(module):
+    assert not loaded_by(module, set()) & {"torch", "transformers", "numpy"}
 
 
 def test_methods_do_not_import_torch_internals():

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from spurge.demo.oracle import oracle
-from spurge.engine.mediators import Mediators
-from spurge.engine.scores import NeuronScores
-from spurge.engine.sweep import Sweep, sweep
-from spurge.methods.mediation import Mediation
+from spurge.engine.cascade.scores import NeuronScores
+from spurge.engine.last_layer.rate_sweep import Sweep, sweep
+from spurge.methods.mediation.mediation import Mediation
+from spurge.methods.mediation.mediators import Mediators
 from spurge.report import plots
 
 matplotlib = pytest.importorskip("matplotlib")

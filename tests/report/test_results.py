@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spurge.engine.files import FileError
+from spurge.engine.base.files import FileError
 from spurge.report import results as module
 from spurge.report.results import Results
 

@@ -1,4 +1,4 @@
-"""The command line: ``spurge COMMAND``, the commands being those of :mod:`spurge.cli.parser`.
+"""The command line: ``spurge COMMAND``, the commands being those of :mod:`spurge.cli.arguments`.
 
 Exit codes: 0 done; 1 an internal failure, a rank that was lost, or a doctor that found something wrong; 2 a mistake of
 the user; 130 Ctrl-C. Errors are one line on standard error; ``--debug`` adds the traceback. Of the ranks that torchrun
@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from spurge.cli.parser import build_parser
-from spurge.engine.ranks import Place, RankError, RankLost
+from spurge.cli.arguments import build_parser
+from spurge.engine.base.ranks import Place, RankError, RankLost
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from spurge.cli.evaluate import edit_dtype
 from spurge.cli.inputs import load_model, prepare, write_results
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.weight_edits import load_edit
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "*.h5", "*.onnx")

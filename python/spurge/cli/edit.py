@@ -6,9 +6,9 @@ import argparse
 import time
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
-from spurge.engine.distributed import Ranks
-from spurge.engine.edits import NeuronEdit
-from spurge.methods.located import Located
+from spurge.engine.base.distributed import Ranks
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.methods.macu.located import Located
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 

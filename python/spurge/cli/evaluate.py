@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, write_results
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.evaluation import evaluate
-from spurge.engine.weight_edits import WeightEdit, load_edit
-from spurge.methods.located import Located
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_edits import WeightEdit, load_edit
+from spurge.engine.evaluation.evaluation import evaluate
+from spurge.methods.macu.located import Located
 from spurge.report.results import Results
 
 

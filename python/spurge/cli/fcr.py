@@ -6,13 +6,13 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from spurge.cli.arguments import given
 from spurge.cli.evaluate import named_files
 from spurge.cli.inputs import prepare, write_results
-from spurge.cli.parser import given
-from spurge.engine.features import Features
-from spurge.engine.groups import compare
-from spurge.methods.fcr import FCR
-from spurge.methods.removal import Removal
+from spurge.engine.evaluation.groups import compare
+from spurge.engine.features.features import Features
+from spurge.methods.fcr.fcr import FCR
+from spurge.methods.fcr.removal import Removal
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 

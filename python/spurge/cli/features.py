@@ -8,8 +8,8 @@ import time
 import torch
 
 from spurge.cli.inputs import prepare, read_data, read_model, write_results
-from spurge.engine.extraction import extract
-from spurge.engine.features import Features
+from spurge.engine.features.extraction import extract
+from spurge.engine.features.features import Features
 from spurge.report.results import Results
 from spurge.report.tables import grid, seconds
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from spurge.cli.parser import given
-from spurge.engine import records
-from spurge.engine.data import Examples
-from spurge.engine.verbalizers import Verbalizer
-from spurge.methods.corpus_words import FUNCTION_WORDS
-from spurge.methods.golden import GoldenTokens
-from spurge.methods.macu import MacU
+from spurge.cli.arguments import given
+from spurge.engine.data.examples import Examples
+from spurge.engine.data.rows import chosen_rows, read_column
+from spurge.engine.models.verbalizers import Verbalizer
+from spurge.methods.golden.corpus_words import FUNCTION_WORDS
+from spurge.methods.golden.golden import GoldenTokens
+from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
 Kind = Literal["classifier", "language", "encoder", "any"]
@@ -151,8 +151,8 @@ def read_weights(arguments: argparse.Namespace, source: str) -> list[float] | No
     if arguments.weight_column is None:
         return None
     weights = []
-    for number, row in records.chosen(source, arguments.split, arguments.limit):
-        value = records.column(row, arguments.weight_column, number)
+    for number, row in chosen_rows(source, arguments.split, arguments.limit):
+        value = read_column(row, arguments.weight_column, number)
         try:
             weights.append(float(value))
         except (TypeError, ValueError):

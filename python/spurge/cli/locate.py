@@ -10,10 +10,10 @@ from torch import nn
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_model, read_weights, settings, write_results
 from spurge.cli.plan import of_locating
-from spurge.engine.data import Examples
-from spurge.engine.distributed import Ranks
-from spurge.methods.located import Located
-from spurge.methods.macu import MacU
+from spurge.engine.base.distributed import Ranks
+from spurge.engine.data.examples import Examples
+from spurge.methods.macu.located import Located
+from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 

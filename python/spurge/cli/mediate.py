@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
+from spurge.cli.arguments import given
 from spurge.cli.inputs import load_model, prepare, write_results
-from spurge.cli.parser import given
-from spurge.engine import records
-from spurge.engine.confounders import Confounders
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.embedding import embed
-from spurge.engine.mediators import binary, mlp_units, neuron_units
-from spurge.engine.outcomes import score_texts
-from spurge.engine.recording import Recording, record
-from spurge.engine.topics import find_topics
-from spurge.methods.effects import Effects
-from spurge.methods.masking import mask
-from spurge.methods.mediation import Mediation
+from spurge.engine.causal.confounders import Confounders
+from spurge.engine.causal.topics import find_topics
+from spurge.engine.data.rows import each_row, read_column
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.recordings.embedding import embed
+from spurge.engine.recordings.outcomes import score_texts
+from spurge.engine.recordings.recording import Recording, record
+from spurge.methods.mediation.effects import Effects
+from spurge.methods.mediation.masking import mask
+from spurge.methods.mediation.mediation import Mediation
+from spurge.methods.mediation.mediators import binary, mlp_units, neuron_units
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid, seconds
@@ -107,14 +107,14 @@ def _read(arguments: argparse.Namespace) -> dict[str, list[Any]]:
         columns["topic"] = arguments.topic_column
     numbers = arguments.columns.split(",") if arguments.columns else []
     table: dict[str, list[Any]] = {name: [] for name in (*columns, *(f"column {name}" for name in numbers))}
-    for number, row in enumerate(records.rows(arguments.data, arguments.split), 1):
-        if arguments.split is not None and str(records.column(row, "split", number)) != arguments.split:
+    for number, row in enumerate(each_row(arguments.data, arguments.split), 1):
+        if arguments.split is not None and str(read_column(row, "split", number)) != arguments.split:
             continue
         for name, column in columns.items():
-            value = records.column(row, column, number)
+            value = read_column(row, column, number)
             table[name].append(str(value) if name in ("text", "topic") else _number(value, column, number))
         for name in numbers:
-            table[f"column {name}"].append(_number(records.column(row, name, number), name, number))
+            table[f"column {name}"].append(_number(read_column(row, name, number), name, number))
         if len(table["text"]) == arguments.limit:
             break
     if not table["text"]:

@@ -6,14 +6,14 @@ import argparse
 import time
 from typing import Any
 
+from spurge.cli.arguments import given
 from spurge.cli.evaluate import named_files
 from spurge.cli.inputs import prepare, write_results
-from spurge.cli.parser import given
-from spurge.engine.features import Features
-from spurge.engine.groups import compare
-from spurge.methods.controls import dfr, random_masks, without_mask
-from spurge.methods.neurontune import NeuronTune
-from spurge.methods.tuned import Tuned
+from spurge.engine.evaluation.groups import compare
+from spurge.engine.features.features import Features
+from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
+from spurge.methods.neurontune.neurontune import NeuronTune
+from spurge.methods.neurontune.tuned import Tuned
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 

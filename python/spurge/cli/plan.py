@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from spurge.cli.arguments import given
 from spurge.cli.inputs import prepare, read_data, read_model, write_results
-from spurge.cli.parser import given
-from spurge.engine.cascade import Cascade
-from spurge.engine.checks import integer
-from spurge.engine.data import Examples, encode
-from spurge.engine.placement import input_device
-from spurge.engine.plan import Plan, peak_bytes, plan
-from spurge.methods.macu import MacU
+from spurge.engine.base.checks import integer
+from spurge.engine.cascade.cascade import Cascade
+from spurge.engine.data.examples import Examples, encode
+from spurge.engine.models.placement import input_device
+from spurge.engine.planning.plan import Plan, peak_bytes, plan
+from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
 LOOKED_AT = 1024  # texts whose lengths are counted

@@ -18,7 +18,7 @@ import random
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from spurge.engine.checks import integer
+from spurge.engine.base.checks import integer
 
 LABELS = ("negative", "positive")
 

@@ -15,13 +15,13 @@ from torch import nn
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
 from spurge.demo.train import base_folder, fine_tune
-from spurge.engine import files
-from spurge.engine.data import Examples
-from spurge.engine.edits import NeuronEdit
-from spurge.engine.evaluation import evaluate
-from spurge.engine.neurons import NeuronSet
-from spurge.methods.golden import GoldenTokens
-from spurge.methods.macu import MacU
+from spurge.engine.base import files
+from spurge.engine.data.examples import Examples
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.evaluation.evaluation import evaluate
+from spurge.engine.models.neurons import NeuronSet
+from spurge.methods.golden.golden import GoldenTokens
+from spurge.methods.macu.macu import MacU
 from spurge.report import tables
 from spurge.report.results import Results
 

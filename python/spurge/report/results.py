@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from spurge.engine import files
+from spurge.engine.base import files
 
 _HEAD = ("name", "created", "spurge", "commit", "device", "versions", "settings")
 _ROW = ("case", "method", "metric", "value", "spread", "n", "unit")

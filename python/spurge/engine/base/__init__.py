@@ -1,0 +1,1 @@
+"""Files, checks, memory, ranks and statistics: what knows no model."""

@@ -1,0 +1,444 @@
+"""Work that several processes, *ranks*, share: started by torchrun, connected by torch.distributed.
+
+There is one pattern: every rank sends a message to rank 0, which answers each of them. Rank 0 waits for one rank at a
+time and therefore knows whom it missed, which torch's collectives do not tell. Where a rank raises, its error goes out
+in place of its next message and comes back to all others as the answer, so that nobody waits for what will not come.
+
+Messages are JSON and CPU tensors, packed as safetensors; nothing is pickled. They travel by gloo on machines with GPUs
+too: they are small, and NCCL answers a lost rank by ending the process where gloo raises an error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spurge.engine.base.checks import number
+from spurge.engine.base.ranks import Place, RankError, RankFailed, RankLost
+from spurge.engine.base.tensor_parallel import mesh_of
+
+__all__ = ["ALONE", "Message", "RankError", "RankFailed", "RankLost", "Ranks"]
+
+TIMEOUT = 1800.0
+"""Seconds that an exchange waits for the slowest rank."""
+
+_JOINED = count()  # how often this process has joined the others
+_MESSAGE, _TROUBLE = 0, 1  # kinds of what is sent
+_GRAVITY = ("lost", "failed", "ended")  # kinds of trouble; the first of several is what all ranks report
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """What one rank has to say: anything that JSON can write, and tensors by name (sent as their CPU copies)."""
+
+    facts: Any = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Ranks:
+    """The ranks of a job, as seen by one of them.
+
+    Every method is called by all ranks in the same order; alone (``size`` 1) it costs nothing. Made by
+    :meth:`from_environment` or :meth:`current`.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+        device: where this rank's model belongs.
+        local_size: how many of them share this machine.
+        doing: what the ranks are at, in the past tense, for errors: "rank 2 of 4 stopped answering while ...".
+    """
+
+    _around: Ranks | None = None  # of the `from_environment` that this code runs in
+
+    def __init__(
+        self, place: Place, device: torch.device, *, timeout: float = TIMEOUT, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.rank, self.size, self.local_size, self.device = place.rank, place.size, place.local_size, device
+        self.doing = "the job began"
+        self._group, self._timeout = group, timeout
+        self._shared: BaseException | None = None  # the error that all ranks know of
+        self._busy = False  # inside an exchange; left True by an error there: the ranks are out of step then
+        self._signal = 0
+
+    # ---- joining and leaving -----------------------------------------------------------------------------------
+
+    @classmethod
+    @contextmanager
+    def from_environment(cls, device: torch.device | str | None = None, timeout: float = TIMEOUT) -> Iterator[Ranks]:
+        """The ranks that torchrun started, connected within the block; without torchrun, this process alone.
+
+        Joins torch.distributed (gloo, and NCCL for tensors on GPUs) and leaves it on every way out; a process group
+        that is there already is used and left as it is. Leaving waits for the other ranks: all leave well, or all with
+        an error. SIGTERM, by which torchrun ends a job that lost a rank, raises here, so that the error can be named::
+
+            with spurge.Ranks.from_environment() as ranks:
+                found = macu.locate(model.to(ranks.device), tokenizer, train, golden, resume="blocks")
+                if ranks.rank == 0:
+                    found.save("located.safetensors")
+
+        Args:
+            device: where this rank works; ``"cuda"`` means its own GPU, the one of its number on this machine. By
+                default a GPU where there is one.
+            timeout: seconds that an exchange waits for the slowest rank.
+
+        Raises:
+            ValueError: a timeout that is negative or not finite, or a device that this machine does not have.
+            RankLost: another rank was killed, was told to end, or did not answer in time.
+            RankFailed: another rank raised an error.
+        """
+        timeout = number("timeout", timeout, 0)
+        place, foreign = Place.from_environment(), dist.is_available() and dist.is_initialized()
+        if foreign:
+            place = replace(place, rank=dist.get_rank(), size=dist.get_world_size())
+        own = _own_device(device, place)
+        if place.size == 1:
+            yield cls(place, own)
+            return
+        with ExitStack() as stack:
+            group = stack.enter_context(_side_group(timeout) if foreign else _process_group(own, place, timeout))
+            ranks = cls(place, own, timeout=timeout, group=group)
+            stack.enter_context(ranks._heeding_signals())
+            around, Ranks._around = Ranks._around, ranks
+            try:
+                with ranks._together():
+                    yield ranks
+            finally:
+                Ranks._around = around
+
+    @classmethod
+    @contextmanager
+    def current(cls, model: nn.Module | None = None) -> Iterator[Ranks]:
+        """The ranks this process works with: those of :meth:`from_environment` around the call, those of the process
+        group that torch.distributed has, or itself alone. An error that leaves the block on one rank leaves it on all.
+
+        Args:
+            model: what they will run. Ranks that hold it together (tensor parallelism) run the same rows and share no
+                work: each counts as alone.
+
+        Raises:
+            RankLost, RankFailed: as :meth:`from_environment`.
+        """
+        if model is not None and mesh_of(model) is not None:
+            yield ALONE
+        elif cls._around is not None:
+            with cls._around._together():
+                yield cls._around
+        elif dist.is_available() and dist.is_initialized():
+            with cls.from_environment() as ranks:
+                yield ranks
+        else:
+            yield ALONE
+
+    # ---- exchanges ---------------------------------------------------------------------------------------------
+
+    def gather(self, message: Message) -> list[Message]:
+        """The messages of all ranks, in their order, on rank 0; nothing elsewhere.
+
+        Raises:
+            RankLost, RankFailed: as :meth:`from_environment`; so do all exchanges.
+        """
+        kept: list[Message] = []
+
+        def keep(messages: list[Message]) -> Message:
+            kept.extend(messages)
+            return Message()
+
+        self._exchange(message, keep)
+        return kept
+
+    def broadcast(self, message: Message) -> Message:
+        """The message of rank 0, on every rank; what the others give is not sent."""
+        return self._exchange(message if self.rank == 0 else Message(), lambda messages: messages[0])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor of the same shape over the ranks, in their order; on the CPU, the same on every rank."""
+
+        def added(messages: list[Message]) -> Message:
+            total = messages[0].tensors["sum"].clone()
+            for message in messages[1:]:
+                total += message.tensors["sum"]
+            return Message(None, {"sum": total})
+
+        return self._exchange(Message(None, {"sum": tensor.cpu()}), added).tensors["sum"]
+
+    def agree(self, name: str, value: Any) -> None:
+        """Makes sure that all ranks were given the same.
+
+        Args:
+            name: what it is, for the error.
+            value: anything that JSON can write.
+
+        Raises:
+            ValueError, RankFailed: they were not.
+        """
+
+        def compare(messages: list[Message]) -> Message:
+            for rank, message in enumerate(messages):
+                if message.facts != messages[0].facts:
+                    raise ValueError(
+                        f"{name}: must be the same on all ranks, rank 0 has {messages[0].facts!r}, rank {rank} has "
+                        f"{message.facts!r}"
+                    )
+            return Message()
+
+        self._exchange(Message(value), compare)
+
+    def _exchange(self, message: Message, answer: Callable[[list[Message]], Message]) -> Message:
+        """Everyone's message to rank 0, which makes the answer of them that all get."""
+        if self.size == 1:
+            return answer([message])
+        self._shared = None
+        with self._talking():
+            if self.rank > 0:
+                kind, reply = self._ask(_MESSAGE, message)
+                if kind == _TROUBLE:
+                    raise self._known(reply.facts)
+                return reply
+            messages, trouble = self._collect([])
+            if trouble is not None:
+                self._reply(_TROUBLE, Message(trouble))
+                raise self._known(trouble)
+            try:
+                reply = answer([message, *messages])
+            except Exception as error:
+                self._shared = error
+                self._reply(_TROUBLE, Message(self._trouble(error)))
+                raise
+            self._reply(_MESSAGE, reply)
+            return reply
+
+    # ---- errors ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """An error that leaves the block on one rank leaves it on all of them."""
+        try:
+            yield
+            self._exchange(Message(), lambda _: Message())
+        except BaseException as error:
+            if error is self._shared or self._busy:  # known to all, or out of step: then connections close
+                raise
+            ended = self._signal and isinstance(error, (KeyboardInterrupt, SystemExit))
+            known = self._tell(error)
+            if ended and isinstance(known, RankError):  # the signal came because of that other rank
+                raise known from None
+            self._shared = error
+            raise
+
+    def _tell(self, error: BaseException) -> BaseException:
+        """Sends ``error`` in place of the next message. Returns the gravest error of all ranks, as this one has it."""
+        self._shared, trouble = error, self._trouble(error)
+        try:
+            with self._talking():
+                if self.rank > 0:
+                    trouble = self._ask(_TROUBLE, Message(trouble))[1].facts
+                else:
+                    trouble = self._collect([trouble])[1] or trouble
+                    self._reply(_TROUBLE, Message(trouble))
+        except RankLost as lost:
+            return lost
+        return error if trouble["rank"] == self.rank else self._known(trouble)
+
+    def _trouble(self, error: BaseException) -> dict[str, Any]:
+        """What the other ranks get to know of an error of this one."""
+        ended = isinstance(error, (KeyboardInterrupt, SystemExit))
+        text = signal.Signals(self._signal).name if ended and self._signal else type(error).__name__
+        return {
+            "kind": "ended" if ended else "failed",
+            "rank": self.rank,
+            "text": text if ended else f"{text}: {error}",
+        }
+
+    def _known(self, trouble: dict[str, Any]) -> BaseException:
+        """The error that this rank raises for the trouble of another."""
+        who = f"rank {trouble['rank']} of {self.size}"
+        error: BaseException
+        if trouble["kind"] == "failed":
+            error = RankFailed(f"{who}: {trouble['text']}")
+        elif trouble["kind"] == "lost":
+            error = RankLost(f"{who} {trouble['text']} while {self.doing}", trouble["rank"])
+        elif self._signal:
+            error = _of_signal(self._signal)
+        else:
+            error = RankLost(f"{who} was ended ({trouble['text']}) while {self.doing}", trouble["rank"])
+        self._shared = error
+        return error
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT raise within the block, but never in the middle of an exchange."""
+        if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+            yield
+            return
+
+        usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+        def note(which: int, frame: FrameType | None) -> None:
+            self._signal = which
+            if self._shared is not None:  # an error is on its way out: not cut off, but a second signal is obeyed
+                signal.signal(which, usual[which])
+            elif not self._busy:
+                raise _of_signal(which)
+
+        mine = [which for which, handler in usual.items() if signal.getsignal(which) == handler]
+        for which in mine:
+            signal.signal(which, note)
+        awaited = False
+        try:
+            yield
+        except BaseException as error:
+            awaited = error is self._shared  # torchrun's SIGTERM is still to come
+            raise
+        finally:
+            for which in mine:
+                if not awaited or which == signal.SIGINT:
+                    signal.signal(which, usual[which])
+
+    # ---- transport ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Signals wait until the block is done. What leaves it and is not known to all leaves the ranks out of step."""
+        self._busy = True
+        try:
+            yield
+        except BaseException as error:
+            self._busy = error is not self._shared
+            raise
+        self._busy = False
+        if self._signal and self._shared is None:
+            raise _of_signal(self._signal)
+
+    def _ask(self, kind: int, message: Message) -> tuple[int, Message]:
+        """Sends to rank 0 and gets its answer."""
+        packed = _packed(message)
+        try:
+            self._send(0, kind, packed)
+            return self._receive(0, 2 * self._timeout)  # rank 0 may itself wait that long for another rank
+        except RuntimeError as error:
+            raise self._known({"kind": "lost", "rank": 0, "text": _cause(error)}) from None
+
+    def _collect(self, troubles: list[dict[str, Any]]) -> tuple[list[Message], dict[str, Any] | None]:
+        """On rank 0: what the others sent, and the gravest of the troubles, theirs and those given."""
+        messages = []
+        for rank in range(1, self.size):
+            try:
+                kind, message = self._receive(rank, self._timeout)
+            except RuntimeError as error:
+                troubles.append({"kind": "lost", "rank": rank, "text": _cause(error)})
+                continue
+            if kind == _TROUBLE:
+                troubles.append(message.facts)
+            else:
+                messages.append(message)
+        return messages, min(troubles, key=lambda trouble: _GRAVITY.index(trouble["kind"]), default=None)
+
+    def _reply(self, kind: int, message: Message) -> None:
+        packed = _packed(message)
+        for rank in range(1, self.size):
+            # A rank lost here is found missing by the next exchange; after the last one it is not missed.
+            with suppress(RuntimeError):
+                self._send(rank, kind, packed)
+
+    def _send(self, rank: int, kind: int, packed: bytearray) -> None:
+        for part in (torch.tensor([kind, len(packed)]), torch.frombuffer(packed, dtype=torch.uint8)):
+            _wait(dist.isend(part, rank, group=self._group), self._timeout)
+
+    def _receive(self, rank: int, timeout: float) -> tuple[int, Message]:
+        head = torch.zeros(2, dtype=torch.int64)
+        _wait(dist.irecv(head, rank, group=self._group), timeout)
+        kind, size = head.tolist()
+        packed = torch.empty(size, dtype=torch.uint8)
+        _wait(dist.irecv(packed, rank, group=self._group), timeout)
+        return kind, _unpacked(packed.numpy().tobytes())
+
+
+ALONE = Ranks(Place(), torch.device("cpu"))
+"""One process that shares its work with no other."""
+
+
+def _wait(work: dist.Work | None, timeout: float) -> None:
+    assert work is not None  # this rank belongs to the group
+    work.wait(timedelta(seconds=timeout))
+
+
+def _packed(message: Message) -> bytearray:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in message.tensors.items()}
+    return bytearray(safetensors.torch.save(tensors, {"facts": json.dumps(message.facts)}))
+
+
+def _unpacked(packed: bytes) -> Message:
+    length = int.from_bytes(packed[:8], "little")
+    facts = json.loads(packed[8 : 8 + length])["__metadata__"]["facts"]
+    return Message(json.loads(facts), safetensors.torch.load(packed))
+
+
+def _cause(error: RuntimeError) -> str:
+    """What gloo's error means, without its file names and line numbers."""
+    return "did not answer in time" if "imed out" in str(error) else "stopped answering"
+
+
+def _of_signal(which: int) -> BaseException:
+    return KeyboardInterrupt() if which == signal.SIGINT else SystemExit(128 + which)
+
+
+def _own_device(device: torch.device | str | None, place: Place) -> torch.device:
+    """The device of one rank: its own GPU, where only ``"cuda"`` was asked for."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        own = torch.device(device)
+        if own.type == "cuda" and own.index is None and place.size > 1:
+            own = torch.device("cuda", place.local_rank)
+        torch.empty(0, device=own)
+    except (RuntimeError, AssertionError) as error:
+        which = f"{str(device)!r}" + (f" of rank {place.rank}" if place.size > 1 else "")
+        raise ValueError(f"device: {which} cannot be used here: {error}") from error
+    return own
+
+
+@contextmanager
+def _process_group(device: torch.device, place: Place, timeout: float) -> Iterator[dist.ProcessGroup | None]:
+    """torch.distributed's default group (None), gone after the block."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+    wait = timedelta(seconds=timeout)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+        # A prefix of its own each time: what an earlier group left in the store would be taken for this one's.
+        store = dist.PrefixStore(f"spurge/{next(_JOINED)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+    except RuntimeError:
+        raise RankLost(f"not all {place.size} ranks came within {timeout:g} s") from None
+    try:
+        yield None
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _side_group(timeout: float) -> Iterator[dist.ProcessGroup]:
+    """A gloo group beside the one that the caller made, gone after the block."""
+    try:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    except RuntimeError:
+        raise RankLost(f"not all {dist.get_world_size()} ranks came within {timeout:g} s") from None
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)

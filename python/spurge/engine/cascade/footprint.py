@@ -1,0 +1,221 @@
+"""What a cascade weighs in memory, measured on one example, and how to cut it into blocks that fit a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spurge import ops
+from spurge.engine.cascade.meter import Meter
+from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.models.arguments import take
+from spurge.engine.models.hooks import frozen, hook, hook_before
+
+MARGIN = 1.1  # allocators round up
+HOLES = 2  # times what rows that pass without gradients hold at once: a CPU's heap, measured as 1.8 to 2.2
+AGAIN = 1.2  # a heap that has served one block serves the next, of another size, less well
+PACKED_COPIES = 4  # of the largest weight: what a CPU's matrix products keep beside it
+CUBLAS_WORKSPACE = 32 * 2**20
+CPU_TOKENS = 4096  # tokens of all rows of one block on a CPU; above it activations leave the caches
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Bytes of a cascade over inputs of one shape.
+
+    Where rows join at every layer, each layer's tensors are larger than those of the layer before. An allocator can
+    then not put them where temporaries were, and what a layer needs for a moment counts for all layers.
+
+    Attributes:
+        place: block of each site.
+        blocks: L, the layers of the model.
+        tokens: T, positions per row.
+        trace: kept by the unedited pass, per example.
+        saved: kept by autograd, per row and layer.
+        spare: needed beside it while a row is in a layer, per row and layer.
+        last: both in the last layer, which may compute a single token, per row.
+        opened: the row as it opens, and as it goes on.
+        head: logits, what a target keeps of them, and the gradients of these, per row.
+        row: the hidden states of one row, ``[T, H]``.
+        passing: needed at once to run a row through the model without gradients.
+        fixed: workspaces of the matrix products, whatever the number of rows.
+        cpu: whether blocks should also stay in cache.
+    """
+
+    place: tuple[int, ...]
+    blocks: int
+    tokens: int
+    trace: int
+    saved: int
+    spare: int
+    last: int
+    opened: int
+    head: int
+    row: int
+    passing: int
+    fixed: int
+    cpu: bool
+
+    def backward(self, sites: Sequence[int], nodes: int, batch: int) -> int:
+        """Bytes of a pass with gradients in which ``nodes`` rows per example open at each of ``sites``.
+
+        The gradients of a first target, which stay while those of a second are computed, are among them.
+        """
+        places = [self.place[i] for i in sites]
+        layers = sum(max(0, self.blocks - 2 - place) for place in places)  # that rows run through before the last one
+        growing = layers if len(set(places)) > 1 else min(layers, len(places))
+        ends = sum(place < self.blocks - 1 for place in places)
+        rows = layers * (self.saved + self.row) + growing * self.spare + ends * self.last
+        return self._bytes(batch, self.trace + nodes * (rows + len(places) * (self.opened + self.head)))
+
+    def scaled(self, nodes: int, batch: int) -> int:
+        """Bytes of a pass with gradients in which ``nodes`` rows per example run through all layers, scaled in each."""
+        layers = (self.blocks - 1) * (self.saved + self.row) + self.spare + self.last
+        return self._bytes(batch, self.trace + nodes * (layers + self.trace + self.opened + self.head))
+
+    def peak(self, cuts: Sequence[tuple[Sequence[int], int]], batch: int) -> int:
+        """Bytes of several passes as :meth:`backward`, one after the other: of each its sites and nodes."""
+        most = max(self.backward(sites, nodes, batch) for sites, nodes in cuts)
+        return int(AGAIN * most) if len(cuts) > 1 else most
+
+    def forward(self, rows: int, batch: int) -> int:
+        """Bytes of a pass without gradients with ``rows`` rows per example."""
+        return self._bytes(batch, self.trace + rows * self._through)
+
+    def kept(self, batch: int, *, differentiable: bool) -> int:
+        """Bytes of the unedited pass over ``batch`` examples while it is kept."""
+        graph = (self.blocks - 1) * self.saved + self.last + self.head
+        return int(MARGIN * batch * (self.trace + (graph if differentiable else 0)))
+
+    def examples(self, limit: int, nodes: int) -> int:
+        """Examples that go into one cascade over all sites; at least one."""
+        sites = range(len(self.place))
+        fitting = (limit - self.fixed) // (self.backward(sites, nodes, 1) - self.fixed)
+        if self.cpu:
+            fitting = min(fitting, CPU_TOKENS // (self.tokens * nodes * len(sites)))
+        return max(1, fitting)
+
+    def cuts(self, limit: int, nodes: int, batch: int, sites: Sequence[int]) -> list[tuple[range, slice]]:
+        """Blocks of the openings at ``sites`` (by place in that list), each with a slice of the nodes, few and large.
+
+        Raises:
+            ValueError: when one node of one opening does not fit ``limit``.
+        """
+        end, cuts = len(sites), []
+        room = limit if self.backward(sites, nodes, batch) <= limit else int(limit / AGAIN)
+        while end:
+            start = 0
+            while start < end - 1 and self.backward(sites[start:end], nodes, batch) > room:
+                start += 1
+            parts = self.node_slices(limit, nodes, batch, sites[start:end])
+            cuts += [(range(start, end), part) for part in parts]
+            end = start
+        return cuts
+
+    def node_slices(self, limit: int, nodes: int, batch: int, group: Sequence[int] | None = None) -> list[slice]:
+        """Slices of the nodes that fit ``limit``.
+
+        Args:
+            group: sites at which rows open; None: rows that run through all layers, as on the joint path.
+
+        Raises:
+            ValueError: when one node does not fit.
+        """
+
+        def need(size: int) -> int:
+            return self.scaled(size, batch) if group is None else self.backward(group, size, batch)
+
+        size, room = nodes, limit if need(nodes) <= limit else int(limit / AGAIN)
+        while size > 1 and need(size) > room:
+            size = (size + 1) // 2
+        if need(size) > limit:
+            raise ValueError(
+                f"memory: one example of {self.tokens} tokens needs {need(size) / 2**20:.0f} MiB, got "
+                f"{limit / 2**20:.0f} MiB"
+            )
+        return [slice(start, start + size) for start in range(0, nodes, size)]
+
+    def rows_forward(self, limit: int, batch: int) -> int:
+        """Rows per example that go into one pass without gradients.
+
+        Raises:
+            ValueError: when one does not fit.
+        """
+        rows = int(((limit - self.fixed) / (MARGIN * batch) - self.trace) // self._through)
+        rows -= self.forward(rows, batch) > limit  # the division may round up
+        if rows < 1:
+            need = self.forward(1, batch)
+            raise ValueError(f"memory: one row needs {need / 2**20:.0f} MiB, got {limit / 2**20:.0f} MiB")
+        return min(rows, max(1, CPU_TOKENS // (self.tokens * batch))) if self.cpu else rows
+
+    @property
+    def _through(self) -> int:
+        return HOLES * (2 * self.row + self.passing)  # as it opens, as it joins those on their way, and on its way
+
+    def _bytes(self, batch: int, each: int) -> int:
+        """All that is needed; never less than what the unedited pass needs on its own way."""
+        return self.fixed + math.ceil(MARGIN * batch * max(each, self.trace + self._through))
+
+
+def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
+    """Measure a cascade's weight on the first example of ``inputs``."""
+    meter, marks = Meter(), [(0, 0)]  # at each block's end, what it keeps and what it needed beside that
+
+    def start(*_: Any) -> None:
+        marks.append((meter.restart(), 0))
+
+    def end(*_: Any) -> None:
+        marks[-1] = meter.live - marks[-1][0], meter.peak - meter.live
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen(relay.model))
+        with meter, torch.no_grad():
+            trace = relay.trace(take(inputs, slice(0, 1)))
+        kept, seen = meter.live, trace.sites[0]
+        leaf = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64))
+        with meter, torch.no_grad():
+            before = meter.restart()
+            relay.run(trace, {0: leaf})
+        passing = meter.peak - before
+        for block in relay.blocks:
+            stack.enter_context(hook_before(block, start))
+            stack.enter_context(hook(block, end))
+        with meter, torch.enable_grad():
+            logits = relay.run(trace, {0: leaf.requires_grad_()}).logits
+            value = logits.log_softmax(-1)
+        head = meter.live - before - sum(saved for saved, _ in marks)
+    del value
+    entered, *behind = marks[1 + relay.place[0] :]
+    *full, last = behind or [(0, 0)]
+    row = _bytes(seen.anchor)
+    return Weight(
+        place=tuple(relay.place),
+        blocks=len(relay.blocks),
+        tokens=seen.z.shape[1],
+        trace=kept,
+        saved=_mean([saved for saved, _ in full]) if full else last[0],
+        spare=_mean([spare for _, spare in full]) if full else last[1],
+        last=sum(last),
+        opened=row + max(row, entered[0]),
+        head=2 * head,
+        row=row,
+        passing=passing,
+        fixed=PACKED_COPIES * max(_bytes(site.parameter) for site in relay.sites)
+        if seen.z.device.type == "cpu"
+        else CUBLAS_WORKSPACE,
+        cpu=seen.z.device.type == "cpu",
+    )
+
+
+def _mean(sizes: Sequence[int]) -> int:
+    return -(-sum(sizes) // len(sizes))
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

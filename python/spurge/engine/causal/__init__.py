@@ -1,0 +1,1 @@
+"""Confounders, and the weights that balance them."""

@@ -1,0 +1,1 @@
+"""Labelled texts: rows from any source, examples, words."""

@@ -1,0 +1,295 @@
+"""Labelled texts from lists, pandas, Hugging Face ``datasets``, CSV, TSV or JSONL, checked row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.data.rows import (
+    check_names,
+    chosen_rows,
+    dataset_labels,
+    infer_names,
+    label_index,
+    read_fields,
+    read_label,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled text, or pair of texts.
+
+    ``label`` counts from 0. ``group`` names a part of the data to be judged on its own (worst group).
+
+    Raises:
+        TypeError: a field of another type.
+        ValueError: a text without a visible character, or a negative label.
+    """
+
+    text: str
+    label: int
+    pair: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text", "pair", "group"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "text"):
+                raise TypeError(f"{name}: expected str, got {type(value).__name__}")
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"{name}: is empty")
+        if not isinstance(self.label, int) or isinstance(self.label, bool):
+            raise TypeError(f"label: expected int, got {type(self.label).__name__}")
+        if self.label < 0:
+            raise ValueError(f"label: counts from 0, got {self.label}")
+
+
+class Examples(Sequence[Example]):
+    """Labelled texts with the names of their labels; never changes.
+
+    Args:
+        rows: the examples; all of them pairs, or none.
+        labels: name of each label, at least one more than the largest label used.
+
+    Raises:
+        TypeError: a row that is no :class:`Example`.
+        ValueError: no rows, a label without a name, names that repeat, or pairs among single texts.
+    """
+
+    def __init__(self, rows: Iterable[Example], labels: Sequence[str]) -> None:
+        self._rows = tuple(rows)
+        self.labels = check_names(labels)
+        if not self._rows:
+            raise ValueError("rows: need at least 1 example, got 0")
+        for number, row in enumerate(self._rows, 1):
+            if not isinstance(row, Example):
+                raise TypeError(f"row {number}: expected an Example, got {type(row).__name__}")
+            if row.label >= len(self.labels):
+                raise ValueError(f"row {number}: label {row.label}, but only {len(self.labels)} labels: {self.labels}")
+            if (row.pair is None) != (self._rows[0].pair is None):
+                raise ValueError(f"row {number}: either all rows are pairs or none is, row 1 differs")
+
+    @classmethod
+    def load(
+        cls,
+        source: Any,
+        *,
+        text: str = "text",
+        pair: str | None = None,
+        label: str = "label",
+        group: str | None = None,
+        split: str | None = None,
+        labels: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> Examples:
+        """Reads and checks labelled texts.
+
+        Labels may be whole numbers from 0, or names. Without ``labels``, numbers name themselves, and names
+        are numbered in alphabetical order: give ``labels`` in the order of the model's outputs where that
+        differs.
+
+        Args:
+            source: a path to a file (CSV and TSV with a header line, JSONL with one object a line; plain or
+                ``.gz``, ``.xz``, ``.bz2``), a pandas DataFrame, a Hugging Face ``Dataset`` or ``DatasetDict``,
+                :class:`Examples`, or a list of :class:`Example`, dict, ``(text, label)`` or ``(text, pair, label)``.
+            text, pair, label, group: names of the columns; ``pair`` and ``group`` are read only where named.
+            split: keep the rows whose column ``split`` has this value; of a ``DatasetDict``, this member.
+            labels: names of the labels, in order.
+            limit: keep the first ``limit`` rows.
+
+        Raises:
+            ValueError: a missing column, a missing or non-text text, a label out of range, no rows; the
+                message has the number of the row, counted from 1. `files.FileError` for a damaged file.
+            TypeError: a source of another kind.
+            OSError: the file cannot be read.
+        """
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"limit: need at least 1 row, got {limit!r}")
+        columns = {"text": text, "label": label, "pair": pair, "group": group}
+        found: list[tuple[int, Example | dict[str, Any]]] = [  # an Example's label needs no reading
+            (number, row if isinstance(row, Example) else read_fields(row, columns, number))
+            for number, row in chosen_rows(source, split, limit)
+        ]
+        values = [row.label if isinstance(row, Example) else read_label(row["label"], number) for number, row in found]
+        if labels is None:
+            labels = source.labels if isinstance(source, Examples) else dataset_labels(source, label)
+        names = infer_names(values) if labels is None else check_names(labels)
+        rows = []
+        for (number, row), raw in zip(found, values, strict=True):
+            if not isinstance(row, Example):
+                row = Example(**{**row, "label": label_index(raw, names, number)})
+            rows.append(row)
+        return cls(rows, names)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        return Examples(self._rows[index], self.labels) if isinstance(index, slice) else self._rows[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Examples) and (self._rows, self.labels) == (other._rows, other.labels)
+
+    def __hash__(self) -> int:
+        return hash((self._rows, self.labels))
+
+    def __repr__(self) -> str:
+        return f"Examples({len(self)} rows, labels {', '.join(self.labels)})"
+
+    @property
+    def texts(self) -> list[str | tuple[str, str]]:
+        """The texts, or the pairs, as tokenizers take them."""
+        return [row.text if row.pair is None else (row.text, row.pair) for row in self._rows]
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels, int64 ``[N]``."""
+        return torch.tensor([row.label for row in self._rows])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups, sorted; empty where no row has one."""
+        return tuple(sorted({row.group for row in self._rows if row.group is not None}))
+
+    def subset(self, indices: Iterable[int]) -> Examples:
+        """The rows with these numbers (from 0), in this order.
+
+        Raises:
+            ValueError: none, or one out of range.
+        """
+        chosen = [int(index) for index in indices]
+        bad = [index for index in chosen if not 0 <= index < len(self)]
+        if bad:
+            raise ValueError(f"indices: must lie in 0 to {len(self) - 1}, got {bad[0]}")
+        if not chosen:
+            raise ValueError("indices: need at least 1, got 0")
+        return Examples([self._rows[index] for index in chosen], self.labels)
+
+    def in_group(self, group: str) -> Examples:
+        """The rows of one group.
+
+        Raises:
+            ValueError: no row is in it.
+        """
+        rows = [row for row in self._rows if row.group == group]
+        if not rows:
+            raise ValueError(f"group: no row is in {group!r}, the groups are {list(self.groups)}")
+        return Examples(rows, self.labels)
+
+    def sample(self, n: int, seed: int = 0) -> Examples:
+        """``n`` different rows in random order; ``sample(len(examples))`` shuffles.
+
+        Raises:
+            ValueError: ``n`` below 1 or above the number of rows.
+        """
+        return self.subset(self.draw(n, seed))
+
+    def draw(self, n: int, seed: int = 0) -> list[int]:
+        """Numbers of the rows that :meth:`sample` takes, in its order: for what else is known of them.
+
+        Raises:
+            ValueError: ``n`` below 1 or above the number of rows.
+        """
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n: must lie in 1 to {len(self)}, got {n}")
+        drawn: list[int] = np.random.default_rng(seed).permutation(len(self))[:n].tolist()
+        return drawn
+
+    def batches(self, size: int) -> Iterator[Examples]:
+        """Consecutive runs of ``size`` rows; the last may be shorter.
+
+        Raises:
+            ValueError: ``size`` below 1.
+        """
+        if size < 1:
+            raise ValueError(f"size: need at least 1, got {size}")
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of labels and rows, in hexadecimal: the same for the same data from any source."""
+        rows = [[row.text, row.label, row.pair, row.group] for row in self._rows]
+        return fingerprint(canonical_json([self.labels, rows]))
+
+
+class Inputs(dict[str, Tensor]):
+    """What a model is called with, ``[B, T]`` each; ``encodings`` is what a fast tokenizer knows of words."""
+
+    encodings: Sequence[Any] | None = None
+
+
+def encode(
+    tokenizer: Any,
+    examples: Sequence[Example] | Sequence[str] | Sequence[tuple[str, str]],
+    *,
+    max_length: int | None = None,
+    device: torch.device | str | None = None,
+) -> Inputs:
+    """Tokenizes B texts and pads them to the longest, T tokens.
+
+    Texts longer than ``max_length`` are cut (default: the tokenizer's own limit, where it has one).
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and what else the tokenizer makes, int64 ``[B, T]``, on ``device``.
+
+    Raises:
+        ValueError: no examples, a limit below 1, or a tokenizer without a padding token where one is needed.
+        TypeError: rows of another kind.
+    """
+    texts: list[Any] = []
+    for row in examples:
+        row = (row.text if row.pair is None else (row.text, row.pair)) if isinstance(row, Example) else row
+        if not isinstance(row, str) and not (isinstance(row, tuple) and len(row) == 2):
+            raise TypeError(f"examples: expected Example, str or a pair of str, got {type(row).__name__}")
+        texts.append(row)
+    if not texts:
+        raise ValueError("examples: need at least 1, got 0")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: need at least 1, got {max_length}")
+    if len(texts) > 1 and tokenizer.pad_token is None:
+        raise ValueError(
+            "tokenizer: has no padding token, so texts of different length cannot share a batch; set "
+            "tokenizer.pad_token = tokenizer.eos_token and model.config.pad_token_id = tokenizer.eos_token_id"
+        )
+    limit = max_length if max_length is not None else getattr(tokenizer, "model_max_length", None)
+    known = limit is not None and limit < 1_000_000  # transformers writes 1e30 for "no limit"
+    pairs = not isinstance(texts[0], str)
+    made = tokenizer(
+        [text[0] for text in texts] if pairs else texts,
+        [text[1] for text in texts] if pairs else None,
+        padding=len(texts) > 1,
+        truncation=known,
+        max_length=limit if known else None,
+        return_tensors="pt",
+    )
+    inputs = Inputs({key: value if device is None else value.to(device) for key, value in made.items()})
+    inputs.encodings = made.encodings
+    return inputs
+
+
+def checked_texts(name: str, texts: Any) -> list[str]:
+    """``texts`` as a list; empty texts are texts.
+
+    Raises:
+        TypeError: one text instead of several, or a row that is no str.
+        ValueError: no texts.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name}: expected a sequence of str, got {type(texts).__name__}")
+    found = list(texts)
+    for row, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}: expected str, got {type(text).__name__} at row {row}")
+    if not found:
+        raise ValueError(f"{name}: need at least 1, got 0")
+    return found

@@ -1,0 +1,1 @@
+"""Edits of neurons and of weights as data: applied, undone, folded, saved."""

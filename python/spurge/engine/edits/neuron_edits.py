@@ -1,0 +1,264 @@
+"""Edits as data: gates of chosen neurons, with where they came from and which model they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
+from spurge.engine.edits.edit_files import check_print, read_edit, write_edit
+from spurge.engine.edits.gates import Attached, Folded, attached
+from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.sites import Site, find_sites
+
+Gates = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronEdit:
+    """Gates ``g_k`` on chosen neurons: activation ``z_k`` becomes ``g_k z_k`` at every position.
+
+    1 leaves a neuron as it is, 0 erases it. The same as multiplying column k of the down projection by ``g_k``.
+    Made by :meth:`build`.
+
+    Attributes:
+        gates: site name to (indices int64 ``[n]`` ascending, gates float32 ``[n]``), on the CPU.
+        model: fingerprint: site name to ``{"shape": [H, F], "dtype", "sha256"}`` of its down projection's weight.
+        info: provenance, JSON-able: ``method``, ``settings``, ``data`` (fingerprint), ``seed``, ``labels`` (which
+            labels the method used: none, class, group) and whatever else the method has to say.
+
+    Raises:
+        ValueError: indices repeated or out of range, gates not finite, or shapes that do not fit together.
+        TypeError: a wrong type, or ``info`` that has no JSON form.
+    """
+
+    gates: Gates
+    model: dict[str, dict[str, Any]]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.gates) != set(self.model):
+            raise ValueError(f"model: expected a fingerprint of each of {sorted(self.gates)}, got {sorted(self.model)}")
+        checked = {}
+        for site, (indices, values) in self.gates.items():
+            checked[site] = _checked(site, indices, values, self.model[site])
+        order = NeuronSet({site: indices for site, (indices, _) in checked.items()}).sites
+        object.__setattr__(self, "gates", {site: checked[site] for site in order})
+        object.__setattr__(self, "model", {site: dict(self.model[site]) for site in order})
+        object.__setattr__(self, "info", json.loads(canonical_json(self.info)))
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        neurons: NeuronSet,
+        gates: Tensor | Sequence[float] | float,
+        info: Mapping[str, Any] | None = None,
+    ) -> NeuronEdit:
+        """An edit of ``neurons`` that fits ``model``; changes nothing.
+
+        Args:
+            model: the model the edit is for.
+            neurons: which neurons; an empty set gives an edit that does nothing.
+            gates: one number for all, or ``[n]`` in the order of iteration of ``neurons``.
+            info: provenance.
+
+        Raises:
+            ValueError: a site or neuron the model does not have, gates not finite or not one per neuron.
+            TypeError: a wrong type.
+        """
+        if not isinstance(neurons, NeuronSet):
+            raise TypeError(f"neurons: expected a NeuronSet, got {type(neurons).__name__}")
+        sites = _sites(model, neurons.sites)
+        neurons.check({name: site.width for name, site in sites.items()})
+        prints = {name: _fingerprint(sites[name]) for name in neurons.sites}
+        return cls(_assign(neurons, gates), prints, {"spurge": spurge_version(), **(info or {})})
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """The neurons that have a gate."""
+        return NeuronSet({site: indices for site, (indices, _) in self.gates.items()})
+
+    def vector(self) -> Tensor:
+        """All gates as one float32 vector ``[n]``, in the order of ``neurons``."""
+        return torch.cat([torch.empty(0), *(values for _, values in self.gates.values())])
+
+    def with_gates(self, gates: Tensor | Sequence[float] | float) -> NeuronEdit:
+        """The same neurons of the same model with other gates, one for all or ``[n]`` as :meth:`vector`."""
+        return NeuronEdit(_assign(self.neurons, gates), self.model, self.info)
+
+    def check(self, model: nn.Module) -> None:
+        """Compares names, shapes, types and bits of the touched weights with those the edit was made for.
+
+        Raises:
+            EditMismatch: the model lacks a site, or a weight differs in shape, type or bits: another model, one
+                fine-tuned since, or one into which an edit is folded.
+        """
+        self.fit(model)
+
+    def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Site]:
+        """The model's sites by name, once they pass :meth:`check`; with ``force`` only names and shapes must fit."""
+        try:
+            sites = _sites(model, tuple(self.gates))
+        except ValueError as error:
+            raise EditMismatch(f"edit: not made for this model: {error}") from error
+        for name, expected in self.model.items():
+            shape = [sites[name].hidden, sites[name].width]
+            if shape != expected["shape"]:
+                raise EditMismatch(
+                    f"edit: not made for this model: the weight of {name!r} is {shape}, the edit needs "
+                    f"{expected['shape']}"
+                )
+        for name, expected in {} if force else self.model.items():
+            check_print(f"the weight of {name!r}", name, _fingerprint(sites[name]), expected)
+        return sites
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> Attached:
+        """Attaches the gates until ``undo()`` of the handle is called; weights are not touched. Edits stack.
+
+        Code under ``torch.compile`` runs eagerly meanwhile: compiled models do not see new hooks.
+
+        Raises:
+            EditMismatch: as :meth:`check`; with ``force`` only for unknown sites and other shapes.
+        """
+        handle = Attached()
+        handle.attach(self.fit(model, force=force), self.full(), self.info)
+        return handle
+
+    @contextmanager
+    def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
+        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends."""
+        with attached(self.fit(model, force=force), self.full(), self.info):
+            yield model
+
+    def full(self) -> dict[str, Tensor]:
+        """Gates of all neurons of each touched site, float32 ``[F]``: 1 where the edit has none."""
+        vectors = {}
+        for site, (indices, values) in self.gates.items():
+            vectors[site] = torch.ones(self.model[site]["shape"][1])
+            vectors[site][indices] = values
+        return vectors
+
+    def fold(self, model: nn.Module, *, force: bool = False) -> Folded:
+        """Multiplies the columns of the down projections in place, in all sites or in none: a plain checkpoint.
+
+        Returns:
+            A handle whose ``undo()`` puts the exact old bits back.
+
+        Raises:
+            EditMismatch: as :meth:`apply`.
+            ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module, or gates
+                are attached to it now.
+        """
+        handle = Folded()
+        handle.fold(model, self.fit(model, force=force), self.gates)
+        return handle
+
+    def combine(self, other: NeuronEdit, rule: Literal["multiply", "last"] = "multiply") -> NeuronEdit:
+        """Both edits as one. On shared neurons gates multiply (as if both were applied), or ``other``'s count.
+
+        Raises:
+            EditMismatch: a site that both touch has another fingerprint in each.
+            ValueError: unknown ``rule``, or a product that is not finite.
+        """
+        if not isinstance(other, NeuronEdit):
+            raise TypeError(f"other: expected a NeuronEdit, got {type(other).__name__}")
+        if rule not in ("multiply", "last"):
+            raise ValueError(f"rule: expected 'multiply' or 'last', got {rule!r}")
+        for site in self.model.keys() & other.model.keys():
+            if self.model[site] != other.model[site]:
+                raise EditMismatch(f"combine: the edits were made for different weights of {site!r}")
+        model = {**self.model, **other.model}
+        neurons = self.neurons | other.neurons
+        gates = {}
+        for site in neurons.sites:
+            full = torch.ones(model[site]["shape"][1])
+            for edit in (self, other):
+                if site in edit.gates:
+                    indices, values = edit.gates[site]
+                    full[indices] = full[indices] * values if rule == "multiply" else values
+            gates[site] = (neurons.indices(site), full[neurons.indices(site)])
+        info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
+        return NeuronEdit(gates, model, info)
+
+    def save(self, path: PathLike) -> None:
+        """Writes a safetensors file, all or nothing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_edit(path, "edit", "gates", self.gates, self.model, self.info)
+
+    @classmethod
+    def load(cls, path: PathLike) -> NeuronEdit:
+        """Reads a file of :meth:`save`.
+
+        Raises:
+            FileError: not such a file, truncated, changed, or from a newer Spurge.
+            OSError: the file cannot be read.
+        """
+        return read_edit(path, "edit", "gates", cls, "an edit of neurons")
+
+    def __len__(self) -> int:
+        return sum(values.numel() for _, values in self.gates.values())
+
+    def __repr__(self) -> str:
+        zero = int((self.vector() == 0).sum())
+        method = f", {self.info['method']}" if "method" in self.info else ""
+        return f"NeuronEdit({len(self)} neurons of {len(self.gates)} sites, {zero} erased{method})"
+
+
+def _sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
+    """The named sites of a model; one under ``torch.compile`` is taken by its original names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)
+    return {site.name: site for site in find_sites(model, list(names))} if names else {}
+
+
+def _fingerprint(site: Site) -> dict[str, Any]:
+    weight = site.parameter
+    if weight.is_meta:
+        raise EditMismatch(f"model: the weight of {site.name!r} is on the meta device (offloaded or not loaded)")
+    return {
+        "shape": [site.hidden, site.width],
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "sha256": fingerprint(weight),
+    }
+
+
+def _assign(neurons: NeuronSet, gates: Any) -> Gates:
+    """``gates`` dealt out to ``neurons`` in their order."""
+    if not isinstance(gates, Tensor):
+        try:
+            gates = torch.tensor(gates, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"gates: expected a number or one per neuron, got {type(gates).__name__}") from error
+    if gates.dim() == 0:
+        gates = gates.expand(len(neurons))
+    if gates.shape != (len(neurons),):
+        raise ValueError(f"gates: need one number, or one for each of {len(neurons)} neurons, got {tuple(gates.shape)}")
+    counts = neurons.counts()
+    parts = gates.detach().to("cpu", torch.float32).split(list(counts.values()))
+    return {site: (neurons.indices(site), part.clone()) for site, part in zip(counts, parts, strict=True)}
+
+
+def _checked(site: str, indices: Tensor, values: Tensor, model: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """One site's gates, ascending, owned, on the CPU."""
+    if indices.dtype != torch.int64 or indices.dim() != 1 or indices.shape != values.shape or not len(indices):
+        raise ValueError(f"gates: {site!r} needs int64 indices [n] and gates [n], got {indices.shape}, {values.shape}")
+    indices, order = indices.detach().cpu().sort()
+    values = values.detach().to("cpu", torch.float32)[order]
+    width = model["shape"][1]
+    if indices[0] < 0 or indices[-1] >= width or bool((indices.diff() == 0).any()):
+        raise ValueError(f"gates: {site!r} needs indices that differ and lie below {width}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"gates: must be finite, got {values[~values.isfinite()][0]} at {site!r}")
+    return indices, values

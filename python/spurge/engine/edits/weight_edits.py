@@ -1,0 +1,301 @@
+"""Edits of single weights as data: new values of some entries, where they came from and which model they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, spurge_version
+from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
+from spurge.engine.models.heads import Head, print_of
+from spurge.engine.models.parameters import FLOATS, Place, cast, check_writable, find_places
+
+_KIND = "weight-edit"
+_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightEdit:
+    """New values of chosen entries of a model's parameters; all others stay. Made by :meth:`build`, :meth:`for_head`.
+
+    Attributes:
+        changes: parameter name to (flat indices int64 ``[n]`` ascending, values ``[n]`` in the parameter's type), on
+            the CPU.
+        model: fingerprint: parameter name to ``{"shape", "dtype", "sha256"}`` of the unedited parameter.
+        info: provenance, JSON-able, as :attr:`NeuronEdit.info <spurge.NeuronEdit>`.
+
+    Raises:
+        ValueError: indices repeated or out of range, values that are not finite in the parameter's type, or shapes
+            that do not fit together.
+        TypeError: a wrong type, or ``info`` that has no JSON form.
+    """
+
+    changes: Changes
+    model: dict[str, dict[str, Any]]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.changes) != set(self.model):
+            raise ValueError(
+                f"model: expected a fingerprint of each of {sorted(self.changes)}, got {sorted(self.model)}"
+            )
+        names = sorted(self.changes)
+        prints = {name: _checked_print(name, self.model[name]) for name in names}
+        checked = {name: _checked(name, *self.changes[name], prints[name]) for name in names}
+        object.__setattr__(self, "changes", checked)
+        object.__setattr__(self, "model", prints)
+        object.__setattr__(self, "info", json.loads(canonical_json(self.info)))
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        changes: Mapping[str, Tensor | tuple[Any, Any]],
+        info: Mapping[str, Any] | None = None,
+    ) -> WeightEdit:
+        """An edit that fits ``model``; changes nothing.
+
+        Args:
+            model: the model the edit is for.
+            changes: parameter name to the whole new parameter, of which the entries that differ are kept, or to flat
+                indices ``[n]`` and values ``[n]``, which all are. Values are rounded to the parameter's type.
+            info: provenance.
+
+        Raises:
+            ValueError: a parameter that the model lacks, or one that is tied, quantised or on the meta device; another
+                shape, indices out of range or repeated, or values that are not finite in its type.
+            TypeError: a wrong type.
+        """
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"changes: expected parameter name to new values, got {type(changes).__name__}")
+        found, prints = {}, {}
+        for name, place in find_places(model, changes).items():
+            check_writable(model, place)
+            old, new = original(place), changes[name]
+            pair = _difference(name, new, old) if isinstance(new, Tensor) else _pair(name, new)
+            if pair[0].numel() or pair[1].numel():
+                found[name], prints[name] = pair, print_of(name, old)
+        return cls(found, prints, {"spurge": spurge_version(), **(info or {})})
+
+    @classmethod
+    def for_head(
+        cls,
+        head: Head,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> WeightEdit:
+        """The edit that gives a model's head the weight ``[O, M]`` and the bias ``[O]``; needs no model.
+
+        Of what is not given, ``head`` has the new values. Only entries that differ from the model's are kept; where
+        ``head`` is not as the model has it any more (by :meth:`Head.with_`), all of them.
+
+        Raises:
+            ValueError: the head belongs to no model, has no bias, or has other shapes; values that are not finite.
+            TypeError: a wrong type.
+        """
+        if not isinstance(head, Head):
+            raise TypeError(f"head: expected a Head, got {type(head).__name__}")
+        if not head.prints:
+            raise ValueError("head: belongs to no model; take it from one with Head.of(model)")
+        if bias is not None and head.bias is None:
+            raise ValueError("bias: the head has none")
+        found, prints = {}, {}
+        for key, own, new in (("weight", head.weight, weight), ("bias", head.bias, bias)):
+            if own is None:
+                continue
+            name = f"{head.name}.{key}" if head.name else key
+            expected = _checked_print(name, head.prints.get(name))
+            narrow = own.to(_TYPES[expected["dtype"]])
+            same = fingerprint(narrow) == expected["sha256"]
+            pair = _difference(name, own if new is None else new, narrow, everything=not same)
+            if len(pair[0]):
+                found[name], prints[name] = pair, expected
+        return cls(found, prints, {"spurge": spurge_version(), **(info or {})})
+
+    def check(self, model: nn.Module) -> None:
+        """Compares names, shapes, types and bits of the touched parameters with those the edit was made for.
+
+        Weight edits that are applied now are looked through; those folded in are not.
+
+        Raises:
+            EditMismatch: the model lacks a parameter, or one differs in shape, type or bits: another model, one
+                trained since, or one into which an edit is folded.
+            ValueError: a parameter is tied to another, quantised or on the meta device.
+        """
+        self.fit(model)
+
+    def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Place]:
+        """The edited parameters by name, once they pass :meth:`check`; with ``force`` other types and bits do too."""
+        try:
+            places = find_places(model, self.changes)
+        except ValueError as error:
+            raise EditMismatch(f"edit: not made for this model: {error}") from error
+        for name, expected in self.model.items():
+            if (shape := list(places[name].parameter.shape)) != expected["shape"]:
+                needs = f"{name!r} is {shape}, the edit needs {expected['shape']}"
+                raise EditMismatch(f"edit: not made for this model: {needs}")
+            check_writable(model, places[name])
+        for name, expected in {} if force else self.model.items():
+            check_print(f"parameter {name!r}", name, print_of(name, original(places[name])), expected)
+        return places
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> Overwritten:
+        """Writes the new values in place until ``undo()`` of the handle is called, all or none; the old bits come back.
+
+        Edits stack: where two meet, the one applied last counts, and they come off in any order. A copy or checkpoint
+        made meanwhile holds the edited weights. Compiled models see them too.
+
+        Raises:
+            EditMismatch: as :meth:`check`; with ``force`` only for unknown names and other shapes.
+            ValueError: a parameter is tied, quantised or on the meta device; with ``force``, values that its type
+                cannot hold.
+        """
+        handle = Overwritten()
+        handle.apply(self.fit(model, force=force), self.changes, self.info)
+        return handle
+
+    @contextmanager
+    def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
+        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends.
+
+        Raises:
+            ValueError: at the end of the block, if the edited weights have changed in it (training, a cast); they are
+                then left as they are.
+        """
+        with overwritten(self.fit(model, force=force), self.changes, self.info):
+            yield model
+
+    def fold(self, model: nn.Module, *, force: bool = False) -> Overwritten:
+        """Writes the new values in place for good, all or none: a plain checkpoint.
+
+        Returns:
+            A handle whose ``undo()`` puts the exact old bits back.
+
+        Raises:
+            EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
+        """
+        handle = Overwritten(lasting=True)
+        handle.apply(self.fit(model, force=force), self.changes, self.info)
+        return handle
+
+    def combine(self, other: WeightEdit, rule: Literal["disjoint", "last"] = "disjoint") -> WeightEdit:
+        """Both edits as one. An entry in both is refused, or ``other``'s counts (as if both were applied).
+
+        Raises:
+            EditMismatch: a parameter that both touch has another fingerprint in each.
+            ValueError: unknown ``rule``, or an entry in both under ``"disjoint"``.
+        """
+        if not isinstance(other, WeightEdit):
+            raise TypeError(f"other: expected a WeightEdit, got {type(other).__name__}")
+        if rule not in ("disjoint", "last"):
+            raise ValueError(f"rule: expected 'disjoint' or 'last', got {rule!r}")
+        changes = {**self.changes, **other.changes}
+        for name in self.changes.keys() & other.changes.keys():
+            if self.model[name] != other.model[name]:
+                raise EditMismatch(f"combine: the edits were made for different bits of {name!r}")
+            (mine, values), (theirs, others) = self.changes[name], other.changes[name]
+            both = torch.isin(mine, theirs)
+            if rule == "disjoint" and bool(both.any()):
+                raise ValueError(
+                    f"combine: both edits change {name!r}[{int(mine[both][0])}]; rule='last' takes the other's value"
+                )
+            changes[name] = (torch.cat([mine[~both], theirs]), torch.cat([values[~both], others]))
+        info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
+        return WeightEdit(changes, {**self.model, **other.model}, info)
+
+    def save(self, path: PathLike) -> None:
+        """Writes a safetensors file, all or nothing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_edit(path, _KIND, "values", self.changes, self.model, self.info)
+
+    @classmethod
+    def load(cls, path: PathLike) -> WeightEdit:
+        """Reads a file of :meth:`save`.
+
+        Raises:
+            FileError: not such a file, truncated, changed, or from a newer Spurge.
+            OSError: the file cannot be read.
+        """
+        return read_edit(path, _KIND, "values", cls, "an edit of weights")
+
+    def __len__(self) -> int:
+        return sum(len(indices) for indices, _ in self.changes.values())
+
+    def __repr__(self) -> str:
+        method = f", {self.info['method']}" if "method" in self.info else ""
+        return f"WeightEdit({len(self)} weights of {len(self.changes)} parameters{method})"
+
+
+def load_edit(path: PathLike) -> NeuronEdit | WeightEdit:
+    """Reads an edit of neurons or of weights, whichever the file holds.
+
+    Raises:
+        FileError: neither, truncated, changed, or from a newer Spurge.
+        OSError: the file cannot be read.
+    """
+    _, metadata = read_tensors(path)
+    if metadata["kind"] not in ("edit", _KIND):
+        raise FileError(f"{path}: holds {metadata['kind']!r}, expected an edit of neurons or weights")
+    return (NeuronEdit if metadata["kind"] == "edit" else WeightEdit).load(path)
+
+
+def _difference(name: str, new: Any, old: Tensor, *, everything: bool = False) -> tuple[Tensor, Tensor]:
+    """Flat indices and values where ``new``, rounded to the type of ``old``, has other bits (or everywhere)."""
+    if not isinstance(new, Tensor) or not new.is_floating_point():
+        found = new.dtype if isinstance(new, Tensor) else type(new).__name__
+        raise TypeError(f"changes: {name!r} needs a floating tensor, got {found}")
+    if new.shape != old.shape:
+        raise ValueError(f"changes: {name!r} has shape {tuple(old.shape)}, got {tuple(new.shape)}")
+    new, bits = new.detach().cpu().reshape(-1), FLOATS[old.dtype]
+    differs = new.to(old.dtype).view(bits) != old.detach().cpu().reshape(-1).view(bits)
+    indices = torch.arange(len(new)) if everything else differs.nonzero()[:, 0]
+    return indices, cast(name, indices, new[indices], old.dtype)
+
+
+def _pair(name: str, pair: Any) -> tuple[Tensor, Tensor]:
+    try:
+        indices, values = pair
+        values = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+        return torch.as_tensor(indices), values
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"changes: {name!r} needs a tensor, or flat indices and as many values: {error}") from error
+
+
+def _checked_print(name: str, found: Any) -> dict[str, Any]:
+    """A fingerprint that has all its parts."""
+    fields = dict(found) if isinstance(found, Mapping) else {}
+    shape = fields.get("shape")
+    whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+    if not whole or fields.get("dtype") not in _TYPES or not isinstance(fields.get("sha256"), str):
+        raise ValueError(
+            f"model: expected {{'shape', 'dtype', 'sha256'}} of {name!r}, a type of {sorted(_TYPES)}, got {found!r}"
+        )
+    return fields
+
+
+def _checked(name: str, indices: Tensor, values: Tensor, model: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """One parameter's changes, ascending, owned, on the CPU."""
+    if indices.dtype != torch.int64 or indices.dim() != 1 or indices.shape != values.shape or not len(indices):
+        raise ValueError(
+            f"changes: {name!r} needs int64 indices [n] and values [n], got {indices.dtype} {tuple(indices.shape)} and "
+            f"{tuple(values.shape)}"
+        )
+    indices, order = indices.detach().cpu().sort()
+    size = int(torch.Size(model["shape"]).numel())
+    if indices[0] < 0 or indices[-1] >= size or bool((indices.diff() == 0).any()):
+        raise ValueError(f"changes: {name!r} needs indices that differ and lie below {size}")
+    if not values.is_floating_point():
+        raise TypeError(f"changes: {name!r} needs floating values, got {values.dtype}")
+    return indices, cast(name, indices, values.detach().cpu()[order], _TYPES[model["dtype"]]).clone()

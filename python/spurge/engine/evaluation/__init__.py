@@ -1,0 +1,1 @@
+"""Accuracy, groups and controls, and the report of them."""

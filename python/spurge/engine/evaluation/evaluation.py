@@ -1,0 +1,280 @@
+"""What an edit did: accuracy, worst group and proximity on every test set, with the controls beside it.
+
+Controls answer the two questions a reader asks of any edit of neurons: would erasing the same neurons have done as
+well (``zero-all``), and would any neurons have done (``random``: the same gates on as many other neurons of each site,
+drawn ``draws`` times)? Without an edit there is nothing to control. An edit of weights is measured beside ``none``
+alone: its controls are other choices of weights, which only its method can make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spurge.engine.base.checks import integer
+from spurge.engine.cascade.cascade import Cascade
+from spurge.engine.data.examples import Examples
+from spurge.engine.edits.gates import attached, gates_on, is_gated, suspended
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on, overwritten
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.evaluation.prediction import Golden, Outcome, Prepared, accuracy, predict
+from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summarize
+from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.sites import Site, find_sites
+
+__all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    tests: Examples | Mapping[str, Examples],
+    *,
+    edit: NeuronEdit | WeightEdit | None = None,
+    located: NeuronSet | None = None,
+    name: str = "edit",
+    controls: bool = True,
+    draws: int = 20,
+    golden: Golden | None = None,
+    top_k: int = 5,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    memory: str | int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Report:
+    r"""Measures a classifier on test sets, without an edit, with it, and with its controls.
+
+    Methods: ``none`` (the model without the edit), ``name`` (with it); for an edit of neurons ``zero-all`` (all located
+    neurons erased) and ``random`` (its gates on other neurons, the same number in each site; where a site has too few
+    others, on any of it). Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
+
+    Metrics: accuracy; its change against the first method, on the same examples; the lowest accuracy of a group; with
+    ``golden``
+
+    .. math:: \eta = \frac1N \sum_i \mathrm{prox}(C_i, G_\mathrm{spu}^{\hat y_i})
+
+    the hard proximity (MacU Eq. 6) of example i's ``top_k`` units under the last layer's attention to the spurious set
+    of the label the (edited) model predicts. ``average`` is the mean over sets, each with the same weight. Intervals
+    are 95 % percentile bootstrap intervals over examples, the same resamples for all methods.
+
+    Args:
+        model: a ``transformers`` sequence classifier; comes back as it was.
+        tokenizer: its tokenizer, a fast one if ``golden`` is given.
+        tests: one set, or sets by name.
+        edit: what to measure; by default what is applied to the model now, if anything is.
+        located: the neurons an edit of neurons was chosen from, which ``zero-all`` erases; by default the edit's own.
+        name: what to call it in the report.
+        controls: with ``zero-all`` and ``random``.
+        draws: of random neurons; below 20 their spread says little.
+        golden: sets of tokens for eta.
+        top_k: correlation units of an example.
+        seed: of draws and resamples; the same seed gives the same report.
+        bootstrap: resamples, 0 for no intervals.
+        batch_size: rows of a batch; halved while memory runs out.
+        max_length: longer texts are cut.
+        memory: bytes (``"1 GiB"``) that a batch's activations may take.
+        force: apply an edit that was made for other weights.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: no set, a label the model has no output for, logits that are not finite (both name the set),
+            golden sets that do not fit, a number out of range, an ``edit`` given while another is applied, or gates
+            and new weights applied at once.
+        EditMismatch: the edit does not fit the model.
+    """
+    sets = _named(tests)
+    draws = integer("draws", draws, 2)
+    bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
+    if edit is not None and not isinstance(edit, (NeuronEdit, WeightEdit)):
+        raise TypeError(f"edit: expected a NeuronEdit or WeightEdit, got {type(edit).__name__}")
+    if located is not None and not isinstance(located, NeuronSet):
+        raise TypeError(f"located: expected a NeuronSet, got {type(located).__name__}")
+    if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
+        raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
+    if is_gated(model) or is_overwritten(model):
+        if edit is not None:
+            raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
+        edit = _applied(model)
+    if located is not None and not isinstance(edit, NeuronEdit):
+        raise ValueError("located: is a control of an edit of neurons, and there is none")
+    with suspended(model), lifted(model):
+        return _evaluate(
+            model,
+            tokenizer,
+            sets,
+            edit,
+            located,
+            name,
+            draws if controls else 0,
+            seed,
+            bootstrap,
+            force,
+            progress,
+            batch_size=batch_size,
+            max_length=max_length,
+            golden=golden,
+            top_k=top_k,
+            memory=memory,
+        )
+
+
+def _applied(model: nn.Module) -> NeuronEdit | WeightEdit:
+    """The gates, or the new weights, that are applied to the model now, as an edit."""
+    vectors, infos = gates_on(model)
+    if is_overwritten(model):
+        if vectors:
+            raise ValueError("model: an edit of neurons and one of weights are applied to it now; fold one of them in")
+        changes, infos = overwrites_on(model)
+        return WeightEdit.build(model, changes, _origin(infos, "last"))
+    neurons = NeuronSet({site: (gates != 1).nonzero()[:, 0] for site, gates in vectors.items()})
+    gates = [vectors[site][neurons.indices(site)] for site in neurons.sites]
+    return NeuronEdit.build(model, neurons, torch.cat([torch.empty(0), *gates]), _origin(infos, "multiply"))
+
+
+def _origin(infos: list[Mapping[str, Any]], rule: str) -> Mapping[str, Any]:
+    return infos[0] if len(infos) == 1 else {"method": "combine", "rule": rule, "edits": infos}
+
+
+def _evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    sets: dict[str, Examples],
+    edit: NeuronEdit | WeightEdit | None,
+    located: NeuronSet | None,
+    name: str,
+    draws: int,
+    seed: int,
+    bootstrap: int,
+    force: bool,
+    progress: bool,
+    **reading: Any,
+) -> Report:
+    """:func:`evaluate` of checked arguments on a model without gates; no ``draws`` means no controls."""
+    golden, memory = reading["golden"], reading["memory"]
+    sites: dict[str, Site] = {}
+    prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
+    # Nothing attached is still eager, as gates are: compiled code rounds otherwise. New weights run as the model does.
+    plain = nullcontext if isinstance(edit, WeightEdit) else partial(attached, {}, {})
+    passes: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [(NONE, plain)]
+    random: list[dict[str, Tensor]] = []
+    cascade = None
+    if isinstance(edit, WeightEdit):
+        passes.append((name, partial(overwritten, edit.fit(model, force=force), edit.changes, edit.info)))
+    elif edit is not None:
+        erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(model, located, 0.0)
+        sites = edit.fit(model, force=force) | erased.fit(model, force=force)
+        passes.append((name, partial(attached, sites, edit.full())))
+        if draws:
+            passes.append(("zero-all", partial(attached, sites, erased.full())))
+            random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
+        if random and bool((edit.vector() != 1).any()):
+            cascade = _cascade(model, sites, memory, golden is not None)
+    if cascade is None:
+        passes += [("random", partial(attached, sites, gates)) for gates in random]
+    found: dict[str, dict[str, list[np.ndarray]]] = {case: {} for case in sets}
+    total = (len(passes) + (0 if cascade is None else draws)) * sum(len(item.batches) for item in prepared.values())
+    with tqdm(total=total, desc="evaluate", disable=not progress) as bar:
+        for method, edited in passes:
+            with edited():
+                for case, item in prepared.items():
+                    found[case].setdefault(method, []).append(_right(item, item.run(bar.update)))
+        if cascade is not None:
+            neurons, together = _joined(random)
+            for case, item in prepared.items():
+                outcomes = item.run_gated(cascade, neurons, together, lambda: bar.update(draws))
+                found[case]["random"] = [_right(item, outcome) for outcome in outcomes]
+    labels = {NONE: "none", **dict.fromkeys((name, "zero-all", "random"), _labels(edit))}
+    measures = summarize(sets, found, labels, bootstrap, seed)
+    settings = {
+        "sets": {case: {"n": len(examples), "data": examples.fingerprint()} for case, examples in sets.items()},
+        "edit": None if edit is None else edit.info,
+        "draws": len(random),
+        "top_k": reading["top_k"] if golden is not None else None,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "max_length": reading["max_length"],
+    }
+    return Report(tuple(measures), settings)
+
+
+def _named(tests: Any) -> dict[str, Examples]:
+    if isinstance(tests, Examples):
+        return {"test": tests}
+    if not isinstance(tests, Mapping):
+        raise TypeError(f"tests: expected Examples or a dict of them, got {type(tests).__name__}")
+    if not tests:
+        raise ValueError("tests: need at least 1 set, got 0")
+    for case, examples in tests.items():
+        if not isinstance(case, str) or not isinstance(examples, Examples):
+            raise TypeError(f"tests: expected name to Examples, got {case!r}: {type(examples).__name__}")
+        if case == AVERAGE or not case:
+            raise ValueError(f"tests: a set cannot be called {case!r}")
+    return dict(tests)
+
+
+def _labels(edit: NeuronEdit | WeightEdit | None) -> str | None:
+    labels = None if edit is None else edit.info.get("labels")
+    return labels if labels in ("none", "class", "group") else None
+
+
+def _draw_seed(seed: int, draw: int) -> int:
+    return int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
+
+
+def _random_gates(edit: NeuronEdit, seed: int) -> dict[str, Tensor]:
+    """The edit's gates in random order on random neurons, per site: on others than its own where there are enough."""
+    widths = {site: print["shape"][1] for site, print in edit.model.items()}
+    own, counts = edit.neurons, edit.neurons.counts()
+    exclude = NeuronSet({site: own.indices(site) for site in own.sites if 2 * counts[site] <= widths[site]})
+    drawn = own.random_like(widths, seed, exclude)
+    generator = torch.Generator().manual_seed(seed)
+    gates = {}
+    for site, (_, values) in edit.gates.items():
+        gates[site] = torch.ones(widths[site])
+        gates[site][drawn.indices(site)] = values[torch.randperm(len(values), generator=generator)]
+    return gates
+
+
+def _joined(settings: list[dict[str, Tensor]]) -> tuple[NeuronSet, Tensor]:
+    """Several settings of the same sites' gates as the neurons that any of them moves, and their gates ``[P, n]``."""
+    stacked = {site: torch.stack([gates[site] for gates in settings]) for site in settings[0]}
+    neurons = NeuronSet({site: (gates != 1).any(0).nonzero()[:, 0] for site, gates in stacked.items()})
+    return neurons, torch.cat([stacked[site][:, neurons.indices(site)] for site in neurons.sites], 1)
+
+
+def _cascade(model: nn.Module, sites: Mapping[str, Site], memory: Any, attention: bool) -> Cascade | None:
+    """Runs all draws at once and shares what lies before the first edited layer; None where the plain way is needed.
+
+    That is where an edit touches something else than the model's own feed-forward layers, where weights are quantised
+    or offloaded, or where the model is spread over devices.
+    """
+    try:
+        own = {site.name for site in find_sites(model)}
+    except ValueError:
+        return None
+    weights = [site.parameter for site in sites.values()]
+    plain = all(weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta for weight in weights)
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if not sites.keys() <= own or not plain or spread:
+        return None
+    return Cascade(model, memory=memory, attention=attention)
+
+
+def _right(prepared: Prepared, outcome: Outcome) -> np.ndarray:
+    """Per example: whether it is right, and its proximity if measured, ``[1 or 2, N]``."""
+    rows = [(outcome.logits.argmax(1) == prepared.examples.targets).double()]
+    if outcome.proximity is not None:
+        rows.append(outcome.proximity.double())
+    return torch.stack(rows).numpy()

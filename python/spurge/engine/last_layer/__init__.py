@@ -1,0 +1,1 @@
+"""Everything on fixed features: fits, associations, rates."""

@@ -1,0 +1,365 @@
+"""Sites: where a model keeps its feed-forward neurons, found from the module tree.
+
+A site is the input of a layer's down projection ``u = z W2' + b``, ``z`` ``[R, T, F]``. One coordinate of ``z`` is a
+neuron; in a gated layer ``z = act(gate(x)) * up(x)``, so the neuron is counted after the product. The routed experts
+of a layer are one site (`spurge.engine.models.experts`), beside that of a shared expert.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from spurge.engine.base.tensor_parallel import is_spread
+from spurge.engine.models.experts import SUPPORTED, Experts, is_routed, refusal
+from spurge.engine.models.projections import Linear, Projection
+from spurge.engine.models.sharded_projection import RowSharded
+from spurge.engine.models.sharded_projection import refusal as refused_shards
+
+# Names that transformers' model families use. Shapes decide first; a name decides where shapes leave a choice, which
+# they do only when F = H. A pattern matches the end of a module path.
+_DOWN = (
+    "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa, ViT of transformers 4
+    "ffn.lin2",  # DistilBERT
+    "mlp.c_proj",  # GPT-2
+    "dense_4h_to_h",  # GPT-NeoX
+    "down_proj",  # LLaMA, Mistral, Qwen, Gemma, GLM-4
+    "fc2",  # Phi, OPT, BART, ViT of transformers 5
+    "fc_out",  # GPT-J
+    "linear2",  # torch.nn.TransformerEncoderLayer
+    "wo",  # T5
+    "Wo",  # ModernBERT
+)
+_QUERY = ("query", "query_proj", "q_proj", "q_lin", "q")
+_HEADS_OUT = ("output.dense", "o_proj", "out_lin", "c_proj", "out_proj", "dense", "Wo", "o")
+
+
+@dataclass(frozen=True)
+class NeuronRef:
+    """One neuron: coordinate ``index`` (from 0) of the site called ``site``.
+
+    Raises:
+        TypeError: ``site`` is no string or ``index`` no integer.
+        ValueError: ``index`` is negative.
+    """
+
+    site: str
+    index: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, str):
+            raise TypeError(f"site: expected a module path, got {type(self.site).__name__}")
+        if isinstance(self.index, bool) or not hasattr(self.index, "__index__"):
+            raise TypeError(f"index: expected an integer, got {type(self.index).__name__}")
+        object.__setattr__(self, "index", self.index.__index__())
+        if self.index < 0:
+            raise ValueError(f"index: must not be negative, got {self.index}")
+
+    def __str__(self) -> str:
+        return f"{self.site}[{self.index}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One feed-forward layer, as the model's own modules; holds references and copies nothing.
+
+    Attributes:
+        name: module path of the down projection, ``"bert.encoder.layer.3.output.dense"``, or of the module that holds
+            the routed experts, ``"model.layers.3.mlp.experts"``.
+        layer: position of its block, from 0 (an encoder-decoder counts on from the encoder's last).
+        width: F, the neurons of the site; of E experts, neuron ``e * F / E + k`` is neuron k of expert e.
+        hidden: H, the model's width.
+        projection: the down projection.
+        block: the transformer layer that holds it (a hand-named site outside all layers: ``down`` itself).
+        block_name: module path of ``block``.
+        ffn: the module that receives the feed-forward layer's input ``[R, T, H]`` as its first argument, and that of
+            the experts beside it; None where experts stand in the block itself.
+        attention: the module that computes (self-)attention: the one transformers hands to its attention function.
+        query: the separate query projection; None where query, key and value are one matrix.
+        attention_output: the projection of the joined heads.
+    """
+
+    name: str
+    layer: int
+    width: int
+    hidden: int
+    projection: Projection
+    block: nn.Module
+    block_name: str
+    ffn: nn.Module | None
+    attention: nn.Module | None
+    query: nn.Linear | None
+    attention_output: nn.Module | None
+
+    @property
+    def down(self) -> nn.Module:
+        """The down projection's module: ``nn.Linear``, transformers' ``Conv1D``, or an experts module."""
+        return self.projection.module
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter that holds W2, in its own shape."""
+        return self.projection.parameter
+
+    def weight(self) -> Tensor:
+        """W2 as ``[H, F]``: column k belongs to neuron k. A view of the parameter; of experts, it may be a copy."""
+        return self.projection.weight()
+
+    def bias(self) -> Tensor | None:
+        """The down projection's bias ``[H]`` (of experts ``[E, H]``), or None."""
+        return self.projection.bias()
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, layer={self.layer}, width={self.width}, hidden={self.hidden})"
+
+
+def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
+    """The sites of ``model``, ordered by layer.
+
+    Blocks are the children of the longest ``ModuleList`` whose children hold attention beside a feed-forward pair
+    (up: H to F or 2F, down: F to H) or routed experts; an encoder-decoder has two such lists.
+
+    Args:
+        model: any ``transformers`` model, bare or with a head, or a ``torch.nn.TransformerEncoder``.
+        names: module paths of down projections or experts modules, to take these instead of what would be found (a
+            projection outside all blocks, such as a classifier, is allowed). They come back ordered by layer.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``names`` is one string or holds something else than strings.
+        ValueError: nothing was found, experts are held in a form that is not supported, ranks hold a down projection
+            in another way than by its neurons, or a name is unknown, repeated or no such module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    lists = _block_lists(model)
+    if names is not None:
+        return _named(model, lists, names)
+    longest = max((len(blocks) for blocks in lists), default=0)
+    blocks = [block for blocks in lists if len(blocks) == longest for block in blocks]
+    sites = [site for layer, (name, block) in enumerate(blocks) for site in _sites_in(block, name, layer)]
+    if not sites:
+        raise ValueError(
+            f"model: found no feed-forward layers beside attention in {type(model).__name__}; name the down "
+            f"projections by hand, names=[...]{_advice(_linears(model))}"
+        )
+    return sites
+
+
+def widths(sites: Sequence[Site]) -> dict[str, int]:
+    """Site name to F, in the order given."""
+    return {site.name: site.width for site in sites}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _projection(module: nn.Module) -> Projection | None:
+    """What can be a site's down projection, or None."""
+    if _is_linear(module):
+        return RowSharded(module) if is_spread(module.weight) else Linear(module)  # type: ignore[arg-type]
+    return Experts(module) if refusal(module) is None else None
+
+
+def _check_shards(name: str, module: nn.Module) -> None:
+    """Raises ValueError where ranks hold a linear layer in a way that does not deal out its neurons."""
+    if _is_linear(module) and is_spread(module.weight) and (odd := refused_shards(module)):  # type: ignore[arg-type]
+        raise ValueError(f"model: the down projection {name!r} is {odd}")
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer."""
+    outputs, inputs = Linear(linear).shape
+    return inputs, outputs
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_modules() if _is_linear(child)}
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(path == pattern or path.endswith("." + pattern) for pattern in patterns)
+
+
+def _attention_path(path: str) -> str | None:
+    """The part of ``path`` up to the attention it lies in: ``"attention"`` of ``"attention.self.key"``, else None."""
+    parts = path.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        if "attn" in part.lower() or "attention" in part.lower():
+            return ".".join(parts[: depth + 1])
+    return None
+
+
+def _split(block: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """A block's projections: those inside attention, and the others; routed experts are in neither."""
+    inside: dict[str, nn.Module] = {}
+    outside: dict[str, nn.Module] = {}
+    for path, linear in _linears(block).items():
+        if "experts" in path.split("."):
+            continue
+        (outside if _attention_path(path) is None else inside)[path] = linear
+    return inside, outside
+
+
+def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
+    """(up, down) paths of the feed-forward layers of one block."""
+    inside, outside = _split(block)
+    if not inside:
+        return
+    # The first projection of attention (query, or all three in one) reads the model's width; where its width is
+    # hidden in torch's MultiheadAttention, the output projection has it on both sides.
+    hidden = _shape(next(iter(inside.values())))[0]
+    shapes = {path: _shape(linear) for path, linear in outside.items()}
+    found = []
+    for down, (width, out) in shapes.items():
+        ups = [
+            up
+            for up, (reads, gives) in shapes.items()
+            if up != down and reads == hidden and gives in (width, 2 * width)
+        ]
+        if out == hidden and ups:
+            found.append((ups[0], down))
+    known = [pair for pair in found if _matches(pair[1], _DOWN)]
+    yield from known or found
+
+
+def _routed(block: nn.Module) -> list[str]:
+    """Paths of the routed experts of one block, in whatever form they are held."""
+    if not _split(block)[0]:
+        return []
+    return [path for path, module in block.named_modules() if is_routed(path, module)]
+
+
+def _block_lists(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Every innermost ``ModuleList`` with transformer layers in it, as (path, block) of the children that are such."""
+    lists = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            prefix = f"{name}." if name else ""
+            blocks = [
+                (prefix + key, child) for key, child in module.named_children() if any(_pairs(child)) or _routed(child)
+            ]
+            if blocks:
+                lists[name] = blocks
+    inner = [a for a in lists if not any(b != a and b.startswith(f"{a}." if a else "") for b in lists)]
+    return [lists[name] for name in inner]
+
+
+def _sites_in(block: nn.Module, block_name: str, layer: int) -> list[Site]:
+    routed = _routed(block)
+    for path in routed:
+        experts = block.get_submodule(path)
+        if refusal(experts) is not None:
+            raise ValueError(f"model: {_refused(f'{block_name}.{path}', experts)}")
+    pairs = [*((None, path) for path in routed), *_pairs(block)]
+    return [_site(block, block_name, layer, up, down) for up, down in pairs]
+
+
+def _refused(name: str, experts: nn.Module) -> str:
+    return f"the experts {name!r} are {refusal(experts)}; expected {SUPPORTED}"
+
+
+def _site(block: nn.Module, block_name: str, layer: int, up: str | None, down: str) -> Site:
+    module, name = block.get_submodule(down), f"{block_name}.{down}"
+    _check_shards(name, module)
+    projection = _projection(module)
+    assert projection is not None
+    hidden, width = projection.shape
+    attention, query, heads_out = _attention_parts(block)
+    return Site(
+        name=name,
+        layer=layer,
+        width=width,
+        hidden=hidden,
+        projection=projection,
+        block=block,
+        block_name=block_name,
+        ffn=_ffn(block, up, down),
+        attention=attention,
+        query=query,
+        attention_output=heads_out,
+    )
+
+
+def _ffn(block: nn.Module, up: str | None, down: str) -> nn.Module | None:
+    routed = _routed(block)
+    for mixture in (path.rpartition(".")[0] for path in routed):
+        if mixture and down.startswith(f"{mixture}."):
+            return block.get_submodule(mixture)
+    if down in routed:
+        return None
+    return block.get_submodule(down if up is None else _ffn_path(up, down))
+
+
+def _ffn_path(up: str, down: str) -> str:
+    """The smallest module holding both projections; where that is the block itself (BERT), its child on up's side."""
+    shared = []
+    for a, b in zip(up.split("."), down.split("."), strict=False):
+        if a != b:
+            break
+        shared.append(a)
+    return ".".join(shared) if shared else up.split(".")[0]
+
+
+def _attention_parts(block: nn.Module) -> tuple[nn.Module | None, nn.Linear | None, nn.Module | None]:
+    """(attention, query, output projection) of a block's first attention, which is self-attention."""
+    inside, _ = _split(block)
+    if not inside:
+        return None, None, None
+    first = next(iter(inside))
+    whole = str(_attention_path(first))
+    own = {path: linear for path, linear in inside.items() if path.startswith(whole + ".")}
+    parent = first.rpartition(".")[0]
+    attention = block.get_submodule(parent)
+    queries = [m for path, m in own.items() if path.rpartition(".")[0] == parent and path.rpartition(".")[2] in _QUERY]
+    outs = [linear for path, linear in own.items() if _matches(path, _HEADS_OUT)]
+    query = queries[0] if queries and isinstance(queries[0], nn.Linear) else None
+    return attention, query, outs[-1] if outs else None
+
+
+def _named(model: nn.Module, lists: list[list[tuple[str, nn.Module]]], names: Sequence[str]) -> list[Site]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names: expected a sequence of module paths, got {names!r}")
+    if len(names) == 0:
+        raise ValueError("names: need at least 1, got none")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names: each site may be named once, got {list(names)}")
+    modules, blocks = dict(model.named_modules()), [block for blocks in lists for block in blocks]
+    sites = []
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"names: the model has no module {name!r}{_advice(_linears(model), name)}")
+        if _projection(modules[name]) is None:
+            below = [path for path in _linears(model) if path.startswith(f"{name}.")]
+            if is_routed(name, modules[name]):
+                raise ValueError(f"names: {_refused(name, modules[name])}")
+            raise ValueError(
+                f"names: {name!r} must be a linear projection, got {type(modules[name]).__name__}{_advice(below, name)}"
+            )
+        sites.append(_site_of(name, modules[name], blocks))
+    return sorted(sites, key=lambda site: site.layer)
+
+
+def _site_of(name: str, module: nn.Module, blocks: list[tuple[str, nn.Module]]) -> Site:
+    for layer, (block_name, block) in enumerate(blocks):
+        if name.startswith(f"{block_name}."):
+            down = name[len(block_name) + 1 :]
+            ups = {d: u for u, d in _pairs(block)}
+            return _site(block, block_name, layer, ups.get(down), down)
+    _check_shards(name, module)
+    projection = _projection(module)
+    assert projection is not None
+    hidden, width = projection.shape
+    return Site(name, len(blocks), width, hidden, projection, module, name, module, None, None, None)
+
+
+def _advice(paths: Sequence[str] | dict[str, nn.Module], name: str | None = None) -> str:
+    """``"; did you mean ..."`` with up to three of ``paths``: the closest to ``name``, or the last ones."""
+    paths = list(paths)
+    close = paths[-3:] if name is None else difflib.get_close_matches(name, paths, n=3, cutoff=0.6)
+    verb = "for example" if name is None else "did you mean"
+    return f"; {verb} {', '.join(map(repr, close))}" if close else ""

@@ -1,0 +1,109 @@
+"""Operations of a cascade's passes, counted on one row and on two: what belongs to a pass, and what to each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spurge import ops
+from spurge.engine.cascade.meter import Meter
+from spurge.engine.cascade.partial_forward import Relay, Trace
+from spurge.engine.models.arguments import first, repeat_rows, take
+from spurge.engine.models.hooks import hook, hook_before, replaced_forward
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Of a pass: whatever its rows, and for each row."""
+
+    fixed: int
+    row: int
+
+    def of(self, rows: int) -> int:
+        return self.fixed + rows * self.row
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of passes.
+
+    Attributes:
+        unedited: of the unedited pass.
+        forward, backward: by site, of a pass whose rows open there.
+        pulled: by site, of the product of one example's gradients with the down projection.
+    """
+
+    unedited: Operations
+    forward: tuple[Operations, ...]
+    backward: tuple[Operations, ...]
+    pulled: tuple[int, ...]
+
+
+def cost_of(relay: Relay, inputs: Mapping[str, Any]) -> Cost:
+    """Counted with the first example of ``inputs``; the model has to be frozen."""
+    one = take(inputs, slice(0, 1))
+    unedited = []
+    for times in (1, 2):
+        with Meter(operations=True) as meter, torch.no_grad():
+            trace = relay.trace({name: repeat_rows(value, 1, times) for name, value in one.items()})
+        unedited.append(meter.flops)
+    single, double = (_counted(relay, one, times) for times in (1, 2))
+    forward, backward = (
+        tuple(_line(a, b) for a, b in zip(first, second, strict=True))
+        for first, second in zip(single, double, strict=True)
+    )
+    pulled = tuple(site.z.numel() * site.u.shape[-1] for site in trace.sites)  # of two rows, 2 for each multiply-add
+    return Cost(_line(*unedited), forward, backward, pulled)
+
+
+def _line(one: int, two: int) -> Operations:
+    """From the operations of one row and of two."""
+    return Operations(2 * one - two, two - one)
+
+
+def _counted(relay: Relay, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
+    """Operations of a pass with so many rows that open at each site: forwards, and back."""
+    with torch.no_grad():
+        trace = relay.trace(one)
+    leaf, meter = opened(trace, 0, times), Meter(operations=True)
+    seen: list[int] = []  # operations so far, at each block's start and end
+    reached: dict[int, int] = {}  # block -> operations until a gradient came back to its output
+
+    def watched(place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            first(output).register_hook(lambda _: reached.update({place: meter.flops}))
+            return output
+
+        return run
+
+    with ExitStack() as stack:
+        for place, block in enumerate(relay.blocks):
+            stack.enter_context(hook_before(block, lambda *_: seen.append(meter.flops)))
+            stack.enter_context(hook(block, lambda *_: seen.append(meter.flops)))
+            stack.enter_context(replaced_forward(block, watched(place, block.forward)))
+        with meter, torch.enable_grad():
+            value = stand_in(relay.run(trace, {0: leaf}).logits)
+            there = meter.flops
+            torch.autograd.grad(value, leaf)
+    entry, ends = relay.place[0], seen[1::2]
+    outside = seen[0] + ends[entry] - seen[2 * entry]  # before the first layer, and where rows open
+    back = meter.flops - reached.setdefault(entry, meter.flops)
+    forward = [outside + there - ends[place] for place in relay.place]
+    return forward, [back + reached[place] - there for place in relay.place]
+
+
+def opened(trace: Trace, site: int, times: int) -> Tensor:
+    """Rows that open at a site, with every node at 0, ready for a gradient."""
+    seen = trace.sites[site]
+    return ops.open_rows(seen.anchor, seen.u, torch.zeros(times, dtype=torch.float64)).requires_grad_()
+
+
+def stand_in(logits: Tensor) -> Tensor:
+    """A stand-in for a target."""
+    return logits.log_softmax(-1)[..., 0].sum()

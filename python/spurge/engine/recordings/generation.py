@@ -1,0 +1,113 @@
+"""What a causal language model says after a prompt: greedy decoding, padding on the side that a pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from spurge.engine.base.checks import integer
+from spurge.engine.data.examples import checked_texts, encode
+from spurge.engine.models.arguments import main_input
+from spurge.engine.models.hooks import frozen
+
+
+@contextmanager
+def padded(tokenizer: Any, side: Literal["left", "right"] = "right") -> Iterator[None]:
+    """The tokenizer pads on ``side``, and with its end token where it has no padding token; both are put back.
+
+    A pass over whole texts wants the right: positions then count from a text's first token in every model. Generation
+    wants the left, so that new tokens follow the prompt.
+    """
+    before, token = tokenizer.padding_side, tokenizer.pad_token
+    try:
+        tokenizer.padding_side = side
+        if token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        yield
+    finally:
+        tokenizer.padding_side = before
+        if token is None:
+            tokenizer.pad_token = None
+
+
+def check_generates(model: nn.Module) -> None:
+    """Refuses a model without a head that gives the next token.
+
+    Raises:
+        ValueError: a classifier, a bare model, or no model of ``transformers``.
+    """
+    can: Any = getattr(model, "can_generate", None)
+    if can is None or not can():
+        raise ValueError(
+            f"generate: {type(model).__name__} has no head that gives the next token; load a causal language model "
+            "(AutoModelForCausalLM), or generate nothing (0)"
+        )
+
+
+def continuations(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    generate: int,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> list[str]:
+    """Greedy continuations of N prompts: the most likely token each time, up to the model's end token.
+
+    Sampling and penalties of the model's own generation settings do not count. Model and tokenizer come back as they
+    were.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        tokenizer: the model's.
+        prompts: the texts.
+        generate: new tokens, at most.
+        batch_size: prompts that run at once.
+        max_length: tokens a prompt is cut to (default: the tokenizer's own limit, where it has one).
+
+    Returns:
+        What follows each prompt, without the prompt and without special tokens; empty where the model ended at once.
+
+    Raises:
+        TypeError: prompts that are no str.
+        ValueError: no prompts, a number below 1, or a model that cannot generate.
+    """
+    texts = checked_texts("prompts", prompts)
+    integer("generate", generate, 1)
+    integer("batch_size", batch_size, 1)
+    check_generates(model)
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    found = [""] * len(texts)
+    with frozen(model), torch.no_grad(), padded(tokenizer, "left"), _greedy(model, tokenizer, generate) as settings:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = encode(tokenizer, [texts[row] for row in rows], max_length=max_length, device=device)
+            # generate() refuses arguments that the model does not use, such as segment ids.
+            taken = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
+            tokens = model.generate(**taken, generation_config=settings)  # type: ignore[operator]
+            new = tokens[:, main_input(inputs).shape[1] :]
+            for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                found[row] = text
+    return found
+
+
+@contextmanager
+def _greedy(model: Any, tokenizer: Any, generate: int) -> Iterator[GenerationConfig]:
+    """Settings of greedy decoding, also in place of the model's own, whose values would fill what is left open."""
+    before = model.generation_config
+    end = before.eos_token_id if before.eos_token_id is not None else tokenizer.eos_token_id
+    settings = GenerationConfig(
+        max_new_tokens=generate, do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+    try:
+        model.generation_config = settings
+        yield settings
+    finally:
+        model.generation_config = before

@@ -1,0 +1,298 @@
+"""FCR: a class, or a feature seen as a fictitious class, removed from a classifier by single weights.
+
+Hakemi, Hassan, Akhtar, Mian: "Post-hoc Spurious Correlation Neutralization with Single-Weight Fictitious Class
+Unlearning". Equation and algorithm numbers are that paper's; what it leaves open is a named option here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from spurge.engine.base.checks import integer
+from spurge.engine.features.features import Features
+from spurge.engine.last_layer.association import Activation, Association, Reduction, association
+from spurge.engine.last_layer.fitting import fit_head
+from spurge.engine.models.heads import Head
+from spurge.methods.fcr.edges import Edge, Sign, best_columns, tilt, usable
+from spurge.methods.fcr.fictitious import Row, count_kinds, features_and_rows
+from spurge.methods.fcr.orthogonal import checked_rate
+from spurge.methods.fcr.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion, told
+from spurge.methods.fcr.removal import Removal
+
+Score = Literal["sca", "product"]
+Rates = Literal["shared", "each"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCR:
+    r"""Settings: :meth:`remove_class` is Algorithm 1, :meth:`remove_feature` Algorithm 2.
+
+    Attributes:
+        score: edges are ranked by Eq. 6, or (``"product"``) by :math:`G_c A_c` without the entropies.
+        reduction: accumulate class means, or the paper's literal sums, which class sizes sway.
+        activation: of a negative feature counts its size, or nothing.
+        sign: only positive weights, so that the edit lowers the output; ``"any"`` is literal Eq. 7, which raises it
+            where the weight is negative.
+        least_weight: skip weights below this share of the row's greatest: Eq. 7 divides by the weight.
+        weights: :math:`\delta`, how many weights to edit for a class or feature, one after the other.
+        rates: a criterion chooses one rate for all edges, as in the paper, or one for each.
+        candidates: for each edge so many of the highest scores are tried by the criterion, and the best is taken; the
+            paper takes the highest. More than 1 need ``rates="each"``. Independence takes the highest, too: without
+            labels, an edit that drowns the classes in noise looks as good.
+        most: greatest rate; the paper's range ends at 1.
+        row: which output of the classifier a feature is taken from: the one whose predictions go with the feature
+            most, the same by class labels, or the one to which the chosen unit speaks most.
+        floor: least entropy of activations, as a share of the greatest possible.
+        l2: penalty of the head that is fitted for fictitious classes.
+        memory: budget of the scores beyond their inputs, e.g. "256MiB".
+        progress: show bars.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    score: Score = "sca"
+    reduction: Reduction = "mean"
+    activation: Activation = "magnitude"
+    sign: Sign = "positive"
+    least_weight: float = 1e-3
+    weights: int = 1
+    rates: Rates = "shared"
+    candidates: int = 1
+    most: float = 1.0
+    row: Row = "predicted"
+    floor: float = 1e-6
+    l2: float = 1e-4
+    memory: str | int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("score", Score), ("reduction", Reduction), ("activation", Activation), ("sign", Sign)):
+            _choice(name, getattr(self, name), get_args(kind))
+        _choice("row", self.row, get_args(Row))
+        _choice("rates", self.rates, get_args(Rates))
+        integer("weights", self.weights, 1)
+        if integer("candidates", self.candidates, 1) > 1 and self.rates != "each":
+            raise ValueError("candidates: are compared at rates of their own; give rates='each', too")
+        if not 0 <= self.least_weight <= 1:
+            raise ValueError(f"least_weight: expected 0 to 1, got {self.least_weight}")
+        if checked_rate(self.most) == 0:
+            raise ValueError("most: expected a rate above 0, got 0")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> FCR:
+        """One weight for each class, the one of highest SCA, and one rate for all: the defaults."""
+        return cls(**changes)
+
+    @classmethod
+    def best(cls, **changes: Any) -> FCR:
+        """What did best where it was measured: five candidates for each edge, and a rate for each.
+
+        On frozen features a shortcut is spread over many units and no shared rate may help; a criterion that is free to
+        balance the rates does. It needs enough selection data: the choice is among more.
+        """
+        return cls(**{"rates": "each", "candidates": 5, **changes})
+
+    def remove_class(
+        self, features: Features, label: int, *, rate: float | None = None, angle: float | None = None
+    ) -> Removal:
+        """Tilts the hyperplane of one class about its most specific edge (Algorithm 1); only that output changes.
+
+        Args:
+            features: labelled samples of all classes, and the head to edit.
+            label: the class.
+            rate: r of Eq. 8, default 1: orthogonal.
+            angle: degrees of tilt, in place of a rate.
+
+        Raises:
+            ValueError: no such class or no samples of it, both a rate and an angle, a rate above ``most``, or no edge
+                that can be edited.
+        """
+        label = integer("label", label, 0)
+        if label >= features.head.outputs:
+            raise ValueError(f"label: expected a class below {features.head.outputs}, got {label}")
+        if rate is None and angle is None:
+            rate = 1.0
+        _only_one(rate=rate, angle=angle)
+        found = self._associate(features.values, features.labels, features.head, [label], label)
+        scores = self._scores(found)[0]
+        allowed = usable(features.head.weight[label], self.least_weight, self.sign)
+        picks = self._columns(scores, allowed, label, label, features.head, [])
+        edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=None, most=self.most)
+        says = f"class labels of {len(features)} samples for the scores; the tilt was given"
+        info = self._info(features, "remove_class", label=label, says=says)
+        return Removal(tuple(edges), features.head, head, labels="class", info=info)
+
+    def remove_feature(
+        self,
+        features: Features,
+        feature_labels: Tensor,
+        *,
+        feature: int | Sequence[int] | None = None,
+        row: int | None = None,
+        fictitious: Head | None = None,
+        select: Features | None = None,
+        criterion: Criterion | None = None,
+        rate: float | None = None,
+        angle: float | None = None,
+    ) -> Removal:
+        """Takes a feature's influence out of a class by the edge most specific for the feature (Algorithm 2).
+
+        A head for the feature is fitted on the same features; its most specific edge tells the unit, and the weight
+        from that unit in the classifier is edited. The feature may be labelled in another set than the classifier was
+        made with.
+
+        Args:
+            features: samples for which the feature is known, and the head to edit.
+            feature_labels: the fictitious class of each, int64 ``[N]``.
+            feature: which fictitious classes to remove; default for each class the one that goes with it most: one
+                weight for every class of the classifier.
+            row: the output to edit; default as the setting ``row`` says.
+            fictitious: a head for the feature, instead of fitting one.
+            select: data to choose the rate on.
+            criterion: least gap between average and worst group (the paper's), best worst group, best worst class,
+                or (no labels) the least dependence of predictions on the predicted feature. The last assumes that the
+                feature says nothing about the class.
+            rate, angle: a given tilt, in place of a criterion.
+
+        Raises:
+            ValueError: labels, features or rows out of range; not exactly one way to set the tilt; no groups or labels
+                that the criterion needs; or no edge that can be edited.
+        """
+        _only_one(rate=rate, angle=angle, criterion=criterion)
+        if criterion is not None:
+            _choice("criterion", criterion, CRITERIA)
+            if select is None:
+                raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
+            if select.head.weight.shape != features.head.weight.shape:
+                raise ValueError("select: its head has another shape than that of features")
+        kinds = count_kinds(features, feature_labels, fictitious)
+        feature_labels = feature_labels.to(features.values.device)
+        if fictitious is None:
+            fictitious = fit_head(features.values, feature_labels, kinds, l2=self.l2, progress=self.progress)
+        pairs = features_and_rows(features, feature_labels, kinds, feature, row, self.row)
+        found = self._associate(features.values, feature_labels, fictitious, sorted({f for f, _ in pairs}), None)
+        scores = dict(zip(found.rows.tolist(), self._scores(found), strict=True))
+        picks: list[Edge] = []
+        for kind, output in pairs:
+            picks += self._feature_edges(scores[kind], fictitious, kind, output, features.head, picks)
+
+        rounds: list[Chosen] = []
+        choice = None
+        if criterion is not None and select is not None:
+            seen = fictitious.predictions(select.values) if criterion == "independence" else None
+            chooser = Chooser(select, criterion, seen, high=self.most, each=self.rates == "each")
+
+            def choice(head: Head, edges: Sequence[Edge]) -> list[tuple[Edge, float]]:
+                done = [edge for chosen in rounds for edge in chosen.edges]
+                slots = [[edge] for edge in edges]
+                if self.candidates > 1 and criterion != "independence":
+                    taken = [*done, *picks]
+                    slots = [self._slot(edge, scores[edge.target], fictitious, head, taken) for edge in edges]
+                rounds.append(chooser.choose(head, slots))
+                return list(zip(rounds[-1].edges, rounds[-1].rates, strict=True))
+
+        edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choice, most=self.most)
+        says = f"feature labels of {len(features)} samples for the edges"
+        used = "class" if self.row == "labelled" and row is None else "none"
+        if used == "class":
+            says += ", with their class labels"
+        if criterion is None:
+            says += "; the tilt was given"
+        else:
+            assert select is not None
+            says += f"; {told(criterion, len(select), self.rates == 'each', self.candidates)}"
+            used = max(used, LABELS[criterion], key=("none", "class", "group").index)
+        info = self._info(features, "remove_feature", says=says, criterion=criterion)
+        info["rounds"] = [{"rates": chosen.rates, "value": chosen.value} for chosen in rounds]
+        curve = rounds[0].curve if rounds else None
+        return Removal(tuple(edges), features.head, head, used, fictitious, curve, info)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _associate(
+        self, values: Tensor, labels: Tensor, head: Head, rows: list[int], target: int | None
+    ) -> Association:
+        return association(
+            values,
+            labels,
+            head,
+            rows=rows,
+            target=target,
+            activation=self.activation,
+            reduction=self.reduction,
+            floor=self.floor,
+            memory=self.memory,
+            progress=self.progress,
+        )
+
+    def _scores(self, found: Association) -> Tensor:
+        return (found.sca if self.score == "sca" else found.product).cpu()
+
+    def _columns(
+        self, scores: Tensor, allowed: Tensor, target: int, row: int, head: Head, before: Sequence[Edge]
+    ) -> list[Edge]:
+        """The next ``weights`` edges of a row by score that no edge of ``before`` uses."""
+        columns = best_columns(scores, allowed, _columns_of(row, before), self.weights)
+        if len(columns) < self.weights:
+            signs = "positive " if self.sign == "positive" else ""
+            raise ValueError(
+                f"edge: row {row} has {len(columns)} usable edges for class {target}, expected {self.weights}: none "
+                f"left with a {signs}weight of at least {self.least_weight:g} of the greatest and a score above 0"
+            )
+        return [_edge(row, column, target, head, scores) for column in columns]
+
+    def _slot(self, edge: Edge, scores: Tensor, fictitious: Head, head: Head, others: Sequence[Edge]) -> list[Edge]:
+        """An edge and the next best of its row that no other edge uses: candidates for one edit."""
+        allowed = self._speaks(fictitious, edge.target) & usable(head.weight[edge.row], self.least_weight, self.sign)
+        columns = best_columns(scores, allowed, _columns_of(edge.row, others), self.candidates - 1)
+        return [edge, *(_edge(edge.row, column, edge.target, head, scores) for column in columns)]
+
+    def _speaks(self, fictitious: Head, kind: int) -> Tensor:
+        """The units ``[M]`` that speak for a feature in its own head; all where signs do not matter."""
+        return (fictitious.weight[kind] > 0) | (self.sign == "any")
+
+    def _feature_edges(
+        self, scores: Tensor, fictitious: Head, kind: int, row: int | None, head: Head, before: Sequence[Edge]
+    ) -> list[Edge]:
+        """Edges of the classifier for one feature; where the row is open, that of the greatest weight."""
+        speaks = self._speaks(fictitious, kind)
+        if row is None:
+            grid = torch.stack([usable(weights, self.least_weight, self.sign) for weights in head.weight])
+            columns = best_columns(scores, speaks & grid.any(0))
+            row = int(head.weight[:, columns[0]].where(grid[:, columns[0]], -torch.inf).argmax()) if columns else 0
+        allowed = speaks & usable(head.weight[row], self.least_weight, self.sign)
+        return self._columns(scores, allowed, kind, row, head, before)
+
+    def _info(self, features: Features, step: str, **more: Any) -> dict[str, Any]:
+        settings = {name: value for name, value in asdict(self).items() if name != "progress"}
+        return {"method": "FCR", "step": step, "settings": settings, "data": features.fingerprint(), **more}
+
+
+def _edge(row: int, column: int, target: int, head: Head, scores: Tensor) -> Edge:
+    return Edge(row, column, target, float(head.weight[row, column]), float(scores[column]))
+
+
+def _columns_of(row: int, edges: Sequence[Edge]) -> list[int]:
+    return [edge.column for edge in edges if edge.row == row]
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _only_one(**ways: Any) -> None:
+    """Exactly one of these is given."""
+    there = [name for name, value in ways.items() if value is not None]
+    if len(there) != 1:
+        raise ValueError(f"{' or '.join(ways)}: expected exactly one of them, got {there or 'none'}")
+
+
+def _rate(rate: Any) -> float | None:
+    return None if rate is None else checked_rate(rate)

@@ -1,0 +1,147 @@
+"""What a removal by single weights did: the edges, the edited head, and how the rate was chosen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.features.features import Features
+from spurge.engine.last_layer.rate_sweep import Sweep, sweep
+from spurge.engine.models.heads import Head
+from spurge.methods.fcr.edges import Edge, rounds, shifts
+from spurge.methods.fcr.rates import Dependence
+
+_STEPS = ("rates", "average", "worst", "worst_group", "sizes", "groups", "intervals")
+_TERMS = ("rates", "gaps", "drifts")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Removal:
+    """Made by :class:`spurge.FCR`.
+
+    Attributes:
+        edges: the edited weights, in the order of the edits.
+        original, head: the classifier's head before and after.
+        labels: which labels of classes or groups were used, beside those of the feature: none, class or group.
+        fictitious: the head for the feature, or None.
+        curve: the criterion on the selection data for every rate shared by the edges (the first of each row), or None
+            where the tilt was given.
+        info: settings, fingerprint of the data, and in ``says`` what was labelled; JSON-able.
+    """
+
+    edges: tuple[Edge, ...]
+    original: Head
+    head: Head
+    labels: str
+    fictitious: Head | None = None
+    curve: Sweep | Dependence | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", json.loads(canonical_json(self.info)))
+
+    def edit(self) -> WeightEdit:
+        """The new weights as an edit of the model that the head comes from.
+
+        Raises:
+            ValueError: the head belongs to no model (it was not made by ``Head.of``).
+        """
+        info = {**self.info, "labels": self.labels, "edges": [edge.to_dict() for edge in self.edges]}
+        return WeightEdit.for_head(self.original, weight=self.head.weight, info=info)
+
+    def sweep(self, features: Features, *, high: float = 1.0) -> Sweep:
+        """Accuracies on labelled features for every rate from 0 to ``high`` that all edges share.
+
+        Raises:
+            ValueError: two of the edges are in one row, where logits do not follow the rate along lines.
+        """
+        if len(rounds(self.edges)) > 1:
+            raise ValueError("sweep: two edges of one row do not move logits along lines; measure each rate by itself")
+        rows = torch.tensor([edge.row for edge in self.edges], device=features.values.device)
+        moves = shifts(self.original, self.edges, features.values)
+        logits = self.original.logits(features.values)
+        return sweep(logits, moves, rows, features.labels, features.groups, low=0.0, high=high)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Flat result rows ``{"case", "method", "metric", "value", "n", "unit", "labels"}``, as reports write them."""
+        out = []
+        for edge in self.edges:
+            case = f"row {edge.row}, unit {edge.column}"
+            numbers = (("weight", edge.weight, ""), ("new weight", edge.new, ""), ("score", edge.score, ""))
+            for metric, value, unit in (*numbers, ("rate", edge.rate, ""), ("angle", edge.angle, "degrees")):
+                row = {"case": case, "method": "FCR", "metric": metric, "value": value, "spread": None, "n": 1}
+                out.append({**row, "unit": unit, "labels": self.labels})
+        return out
+
+    def save(self, path: PathLike) -> None:
+        """Writes a safetensors file, all or nothing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        tensors, places = {}, {}
+        for name, head in (("original", self.original), ("head", self.head), ("fictitious", self.fictitious)):
+            if head is not None:
+                tensors[f"{name}.weight"] = head.weight
+                tensors |= {} if head.bias is None else {f"{name}.bias": head.bias}
+                places[name] = {"name": head.name, "prints": head.prints}
+        texts: dict[str, Any] = {
+            "heads": places,
+            "edges": [edge.to_dict() for edge in self.edges],
+            "labels": self.labels,
+            "info": self.info,
+        }
+        if isinstance(self.curve, Sweep):
+            texts["range"] = [self.curve.low, self.curve.high]
+            tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _STEPS}
+        elif self.curve is not None:
+            texts["range"] = [self.curve.high]
+            tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _TERMS}
+        metadata = {key: canonical_json(value) for key, value in texts.items()}
+        write_tensors(path, tensors, {"kind": "removal", **metadata})
+
+    @classmethod
+    def load(cls, path: PathLike) -> Removal:
+        """Reads a file of :meth:`save`.
+
+        Raises:
+            FileError: not such a file, truncated, changed, or from a newer Spurge.
+            OSError: the file cannot be read.
+        """
+        tensors, metadata = read_tensors(path, "removal")
+        try:
+            heads = {
+                name: Head(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), place["name"], place["prints"])
+                for name, place in json.loads(metadata["heads"]).items()
+            }
+            reach = json.loads(metadata.get("range", "[]"))
+            curve: Sweep | Dependence | None = None
+            if len(reach) == 2:
+                curve = Sweep(*reach, *(tensors[f"curve.{name}"] for name in _STEPS))
+            elif reach:
+                rates, gaps, drifts = (tensors[f"curve.{name}"] for name in _TERMS)
+                curve = Dependence(rates, gaps, drifts, *reach)
+            edges = tuple(Edge(**edge) for edge in json.loads(metadata["edges"]))
+            labels, info = json.loads(metadata["labels"]), json.loads(metadata["info"])
+            return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise FileError(f"{path}: not a removal: {error}") from error
+
+    def __repr__(self) -> str:
+        edges = ", ".join(f"[{edge.row}, {edge.column}] at rate {edge.rate:.4g}" for edge in self.edges)
+        return f"Removal({edges}; labels: {self.labels})"
+
+    def __str__(self) -> str:
+        """A table with one line per edge, and what was labelled."""
+        lines = [f"{'row':>5} {'unit':>6} {'for':>5} {'score':>10} {'weight':>10} {'new':>10} {'rate':>8} {'angle':>7}"]
+        for edge in self.edges:
+            lines.append(
+                f"{edge.row:5d} {edge.column:6d} {edge.target:5d} {edge.score:10.3g} {edge.weight:10.4g} "
+                f"{edge.new:10.4g} {edge.rate:8.4g} {edge.angle:6.1f}°" + (" raises its class" if edge.raises else "")
+            )
+        return "\n".join([*lines, f"labels used: {self.info.get('says', self.labels)}"])

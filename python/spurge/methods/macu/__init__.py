@@ -1,0 +1,1 @@
+"""MacU: neurons located by proximity, edited by a swarm."""

@@ -1,0 +1,190 @@
+"""Counterfactual texts made from golden words and the training set alone.
+
+From a training text of label y up to three rows are made:
+
+* *kept*: the text itself; the unedited model's prediction should stay.
+* *swapped*: every causal word of y replaced by one of another label y', the nearest by the model's input embeddings,
+  and every word of y' by one of y; the prediction should be y'.
+* *neutral*: the phrases that go with a label without being a reason for it taken out, and one that goes with another
+  label put in; the prediction should be the unedited model's for the text without them.
+
+No new data and no annotation beyond the golden words is used.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spurge.engine.base.tensor_parallel import whole
+from spurge.engine.data.examples import Example
+from spurge.engine.data.words import as_phrase
+from spurge.methods.golden.phrases import Finder, TellingPhrase
+
+Kind = Literal["kept", "swapped", "neutral"]
+Nearest = Mapping[tuple[int, int], Mapping[str, str]]
+
+_BLANKS = re.compile(r"\s{2,}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text of the counterfactual set.
+
+    Attributes:
+        example: what the model reads, with the label it should give; that of its source unless swapped.
+        kind: how it was made.
+        source: index of the training text it comes from.
+        reference: the text for which the unedited model's prediction is what is wanted; None where the label is.
+    """
+
+    example: Example
+    kind: Kind
+    source: int
+    reference: Example | None
+
+
+def nearest_words(
+    model: nn.Module, tokenizer: Any, causal: Sequence[Sequence[str]]
+) -> dict[tuple[int, int], dict[str, str]]:
+    """For labels (y, y'): each causal unit of y, and the causal unit of y' nearest to it.
+
+    Nearest by the cosine of the mean input embeddings of the units' sub-words; ties by the order of the list. A unit
+    that two labels share belongs to neither.
+
+    Args:
+        model: a ``transformers`` model with input embeddings.
+        tokenizer: its tokenizer.
+        causal: words and multi-word units of each label.
+    """
+    own = _own(causal)
+    vectors = [_embedded(model, tokenizer, units) for units in own]
+    nearest: dict[tuple[int, int], dict[str, str]] = {}
+    for a, here in enumerate(own):
+        for b, there in enumerate(own):
+            if a == b or not here or not there:
+                continue
+            # In parts, so that two lists of 10,000 words do not make a matrix of 400 MB.
+            closest = torch.cat([(part @ vectors[b].T).argmax(1) for part in vectors[a].split(2048)])
+            nearest[a, b] = {unit: there[i] for unit, i in zip(here, closest.tolist(), strict=True)}
+    return nearest
+
+
+def _own(causal: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The folded units of each label that no other label has, each once."""
+    folded = [list(dict.fromkeys(" ".join(w) for w in map(as_phrase, words) if w)) for words in causal]
+    times = Counter(unit for units in folded for unit in units)
+    return [[unit for unit in units if times[unit] == 1] for units in folded]
+
+
+def _embedded(model: nn.Module, tokenizer: Any, units: Sequence[str]) -> Tensor:
+    """Unit-length mean input embeddings, ``[units, H]`` float32 on the CPU."""
+    table = whole(model.get_input_embeddings().weight.detach())  # type: ignore[operator]
+    if not units:
+        return torch.zeros(0, table.shape[1])
+    # A leading blank: byte-level tokenizers know a word inside a sentence by it.
+    ids = tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
+    rows = [table[torch.tensor(i, dtype=torch.long, device=table.device)].float().sum(0) for i in ids]
+    return nn.functional.normalize(torch.stack(rows), dim=1).cpu()
+
+
+class Counterfactuals:
+    """Makes the rows of training texts.
+
+    Args:
+        nearest: as :func:`nearest_words` gives it.
+        causal: words and multi-word units of each label.
+        phrases: as :func:`spurge.methods.golden.phrases.telling_phrases` gives them.
+        seed: of all choices; the rows of a text depend on the seed, its index and its words alone.
+    """
+
+    def __init__(
+        self, nearest: Nearest, causal: Sequence[Sequence[str]], phrases: Sequence[TellingPhrase], *, seed: int = 0
+    ):
+        self.seed, self.phrases, self._nearest = seed, tuple(phrases), nearest
+        self._labels = len(causal)
+        self._of = {unit: label for label, units in enumerate(_own(causal)) for unit in units}
+        self._causal = Finder(self._of)
+        self._phrase = Finder(phrase.text for phrase in phrases)
+
+    def rows(self, index: int, example: Example) -> list[Row]:
+        """One kept row, and a swapped and a neutral one where the words of the text allow."""
+        draw = random.Random(f"{self.seed}-{index}")
+        segments = [example.text] if example.pair is None else [example.text, example.pair]
+        out = [Row(example, "kept", index, example)]
+        other = draw.choice([y for y in range(self._labels) if y != example.label])
+        swapped = self._swapped(segments, example.label, other)
+        if swapped is not None:
+            out.append(Row(_example(swapped, other), "swapped", index, None))
+        neutral = self._neutral(segments, example.label, draw)
+        if neutral is not None:
+            changed, bare = neutral
+            out.append(Row(_example(changed, example.label), "neutral", index, _example(bare, example.label)))
+        return out
+
+    def _swapped(self, segments: Sequence[str], label: int, other: int) -> list[str] | None:
+        """Units of ``label`` and ``other`` exchanged; None unless those of ``label`` outnumber each other label's.
+
+        A text whose causal words speak for another label than its own is noise, negation or irony: swapping its words
+        would not turn it into one of ``other``.
+        """
+        found = [self._causal.find(segment) for segment in segments]
+        votes = Counter(self._of[unit] for spans in found for _, _, unit in spans)
+        if not votes[label] or any(votes[y] >= votes[label] for y in range(self._labels) if y != label):
+            return None
+        partner = {label: other, other: label}
+        changed = []
+        for segment, spans in zip(segments, found, strict=True):
+            edits = []
+            for start, end, unit in spans:
+                new = self._nearest.get((self._of[unit], partner.get(self._of[unit], -1)), {}).get(unit)
+                if new is not None:
+                    edits.append((start, end, _cased(new, segment[start:end])))
+            changed.append(_replace(segment, edits))
+        return changed if changed != list(segments) else None
+
+    def _neutral(self, segments: Sequence[str], label: int, draw: random.Random) -> tuple[list[str], list[str]] | None:
+        """The text with another label's phrase in place of its own phrases, and the text with none."""
+        bare = [_replace(s, [(start, end, "") for start, end, _ in self._phrase.find(s)]) for s in segments]
+        if not all(bare):  # nothing but phrases
+            return None
+        foreign = [phrase for phrase in self.phrases if phrase.label != label]
+        if not foreign:
+            return (bare, bare) if bare != list(segments) else None
+        (phrase,) = draw.choices(foreign, [p.strength**2 for p in foreign])
+        changed, at = list(bare), draw.randrange(len(bare))
+        changed[at] = self._insert(changed[at], phrase.text, draw)
+        return changed, bare
+
+    def _insert(self, segment: str, phrase: str, draw: random.Random) -> str:
+        """The segment with a phrase in front, at its end, or between two words."""
+        spans = self._causal.split(segment)
+        place = draw.choice([0, len(spans), draw.randrange(len(spans) + 1)])
+        at = spans[place][0] if place < len(spans) else spans[-1][1] if spans else len(segment)
+        return _BLANKS.sub(" ", f"{segment[:at]} {phrase} {segment[at:]}").strip()
+
+
+def _example(segments: Sequence[str], label: int) -> Example:
+    return Example(segments[0], label, segments[1] if len(segments) > 1 else None)
+
+
+def _cased(new: str, old: str) -> str:
+    if len(old) > 1 and old.isupper():
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
+
+
+def _replace(segment: str, edits: Sequence[tuple[int, int, str]]) -> str:
+    """The segment with spans replaced; an emptied one leaves no double blank."""
+    if not edits:
+        return segment
+    for start, end, new in reversed(edits):
+        segment = segment[:start] + new + segment[end:]
+    return _BLANKS.sub(" ", segment).strip()

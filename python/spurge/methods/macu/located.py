@@ -1,0 +1,157 @@
+"""What MacU's localisation found: two score maps, the sets chosen by them, and how far to trust them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.cascade.scores import NeuronScores, NeuronSet
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Located:
+    """Neurons that carry causal and spurious correlations (MacU section 3.1.3).
+
+    Attributes:
+        causal, spurious: Eq. 5 of every neuron, once with the causal and once with the spurious golden sets, summed
+            over the training texts.
+        causal_set, spurious_set: the neurons selected by them.
+        certificate: exact single-unit ablations of a short list beside their scores; empty where none was asked for.
+        info: settings, data and model fingerprints, completeness by site, seed; JSON-able.
+    """
+
+    causal: NeuronScores
+    spurious: NeuronScores
+    causal_set: NeuronSet
+    spurious_set: NeuronSet
+    certificate: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.causal.widths != self.spurious.widths:
+            raise ValueError("causal, spurious: the two score maps must have the same sites and widths")
+        for name in ("causal_set", "spurious_set"):
+            getattr(self, name).check(self.causal.widths)
+        for name in ("certificate", "info"):
+            object.__setattr__(self, name, json.loads(canonical_json(getattr(self, name), nan_to_null=True)))
+
+    @property
+    def overlap(self) -> NeuronSet:
+        """Neurons of both sets: what the paper gives to the swarm."""
+        return self.causal_set & self.spurious_set
+
+    @property
+    def spurious_only(self) -> NeuronSet:
+        """Neurons of the spurious set alone: what the paper erases."""
+        return self.spurious_set - self.causal_set
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One flat row per site: neurons of each set, sums of the scores, and what completeness compares them with.
+
+        ``*_effect`` is F(1) - F(0) summed over the texts, ``*_gap`` the share of it that the scores miss (absolute
+        residuals summed over texts); None where the path has no F(0) of its own.
+        """
+        completeness = self.info.get("completeness", {})
+        rows = []
+        for site, width in self.causal.widths.items():
+            row: dict[str, Any] = {"site": site, "neurons": width}
+            for name, scores in (("causal", self.causal), ("spurious", self.spurious)):
+                row[name] = int(getattr(self, f"{name}_set").indices(site).numel())
+                row[f"{name}_sum"] = scores.per_site()[site]
+                row |= {f"{name}_{key}": completeness.get(site, {}).get(f"{name}_{key}") for key in ("effect", "gap")}
+            row["overlap"] = int(self.overlap.indices(site).numel())
+            rows.append(row)
+        return rows
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Flat result rows ``{"case", "method", "metric", "value", "n", "unit"}``, as reports write them."""
+        method, n = str(self.info.get("method", "MacU")), self.info.get("texts")
+        counts = {"causal": self.causal_set, "spurious": self.spurious_set, "overlap": self.overlap}
+        out = [("all", f"{name} neurons", len(found), "neurons") for name, found in counts.items()]
+        for row in self.summary():
+            for name in counts:
+                out.append((row["site"], f"{name} neurons", row[name], "neurons"))
+            for name in ("causal_sum", "spurious_sum", "causal_effect", "spurious_effect"):
+                if row[name] is not None:
+                    out.append((row["site"], name.replace("_", " "), row[name], ""))
+        for name, value in self.certificate.get("agreement", {}).items():
+            if value is not None:
+                out.append(("short list", f"rank correlation, {name}", value, ""))
+        return [
+            {"case": case, "method": method, "metric": metric, "value": value, "spread": None, "n": n, "unit": unit}
+            for case, metric, value, unit in out
+        ]
+
+    def save(self, path: PathLike) -> None:
+        """Writes a safetensors file, all or nothing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        tensors = {f"causal/{site}": vector for site, vector in self.causal.values.items()}
+        tensors |= {f"spurious/{site}": vector for site, vector in self.spurious.values.items()}
+        rest = {
+            "causal": self.causal.info,
+            "spurious": self.spurious.info,
+            "causal_set": self.causal_set.to_dict(),
+            "spurious_set": self.spurious_set.to_dict(),
+            "certificate": self.certificate,
+            "info": self.info,
+        }
+        write_tensors(path, tensors, {"kind": "located"} | {key: canonical_json(value) for key, value in rest.items()})
+
+    @classmethod
+    def load(cls, path: PathLike) -> Located:
+        """Reads a file of :meth:`save`.
+
+        Raises:
+            FileError: not such a file, truncated, changed, or from a newer Spurge.
+            OSError: the file cannot be read.
+        """
+        tensors, metadata = read_tensors(path, "located")
+        try:
+            rest = {key: json.loads(metadata[key]) for key in _PARTS}
+            scores = {
+                name: NeuronScores(
+                    {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")},
+                    rest[name],
+                )
+                for name in ("causal", "spurious")
+            }
+            sets = {name: NeuronSet(rest[name]) for name in ("causal_set", "spurious_set")}
+            return cls(
+                scores["causal"],
+                scores["spurious"],
+                sets["causal_set"],
+                sets["spurious_set"],
+                rest["certificate"],
+                rest["info"],
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise FileError(f"{path}: not a file of located neurons: {error}") from error
+
+    def __repr__(self) -> str:
+        return (
+            f"Located({len(self.causal_set)} causal and {len(self.spurious_set)} spurious neurons of "
+            f"{sum(self.causal.widths.values())}, {len(self.overlap)} in both)"
+        )
+
+    def __str__(self) -> str:
+        """A table with one line per site, the phrases that go with a label, and how well scores and ablation agree."""
+        lines = [repr(self), f"{'site':40} {'neurons':>8} {'causal':>7} {'spurious':>9} {'both':>5}"]
+        for row in self.summary():
+            site = row["site"] if len(row["site"]) <= 40 else "..." + row["site"][-37:]
+            lines.append(f"{site:40} {row['neurons']:8d} {row['causal']:7d} {row['spurious']:9d} {row['overlap']:5d}")
+        for phrase in self.info.get("phrases", []):
+            lines.append(
+                f"goes with {phrase['label']}: {phrase['text']!r} ({phrase['count']} texts, z {phrase['strength']:.1f})"
+            )
+        agreement = ", ".join(f"{k} {v:.2f}" for k, v in self.certificate.get("agreement", {}).items() if v is not None)
+        if agreement:
+            lines.append(f"rank correlation of scores with exact ablation: {agreement}")
+        return "\n".join(lines)
+
+
+_PARTS = ("causal", "spurious", "causal_set", "spurious_set", "certificate", "info")

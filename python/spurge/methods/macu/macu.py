@@ -1,0 +1,430 @@
+"""MacU: neurons located by the gradient responses of proximity, and edited so that shortcuts go and reasons stay.
+
+Sun, Tan, Han, Yan, Li, Li, Zhang: "Unlearning the Spurious Correlations for Improving Generalization of Language
+Models". Section and equation numbers are that paper's; what it leaves open is a named option here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spurge.engine.base.distributed import Message, Ranks
+from spurge.engine.base.files import PathLike, canonical_json, fingerprint
+from spurge.engine.base.memory import budget
+from spurge.engine.base.tensor_parallel import mesh_of
+from spurge.engine.cascade.cascade import Cascade
+from spurge.engine.cascade.scores import NeuronScores
+from spurge.engine.data.examples import Examples
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.hooks import frozen
+from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.placement import input_device
+from spurge.engine.models.readout import language_head
+from spurge.engine.models.sites import Site, find_sites, widths
+from spurge.engine.models.verbalizers import Verbalized
+from spurge.methods.golden.golden import GoldenTokens
+from spurge.methods.macu import screening
+from spurge.methods.macu.located import Located
+from spurge.methods.macu.objectives import CounterfactualSet, Job, counterfactual_set
+from spurge.methods.macu.proximity import proximity_jobs
+from spurge.methods.macu.questions import Ask, counterfactual_questions, proximity_questions
+from spurge.methods.macu.search import Climb, Found, swarm_search
+from spurge.methods.macu.settings import LOCATING, Settings
+from spurge.methods.macu.swarm import Swarm
+from spurge.methods.macu.weighted_examples import Weighed
+
+
+class MacU(Settings):
+    """Locate and edit: :meth:`locate` scores and selects neurons, :meth:`edit` finds gates for them.
+
+    Under torchrun both share their work between the ranks of `spurge.Ranks`: every rank calls them with the same
+    arguments and gets the same result, whatever the number of ranks. Ranks that hold the model together (tensor
+    parallelism) do the same work side by side instead.
+
+    The settings are those of `spurge.methods.macu.settings`, by name; :meth:`paper` and :meth:`best` are presets.
+    """
+
+    @classmethod
+    def paper(cls, **changes: Any) -> MacU:
+        """The paper's procedure: proximity, spurious-only neurons erased, a swarm on the overlap (Eq. 5 to 9).
+
+        40 iterations in [-1, 1] with c1 = c2 = 1.5 and w = 0.5. Located with the soft Eq. 6, since the gradient of the
+        hard one knows only its second term; ``proximity="hard"`` is that literal reading. The fitness is measured on
+        64 texts: the paper does not say how many it uses, and each costs 800 forward passes.
+        """
+        return cls(**{"swarm": Swarm.paper(seed=changes.get("seed", 0)), "edit_texts": 64, **changes})
+
+    @classmethod
+    def best(cls, **changes: Any) -> MacU:
+        """The setting that removed shortcuts best where it was measured: counterfactual texts, gates by gradient.
+
+        The threshold is low and the cap decides: a shortcut is spread over more neurons than 0.2 of the maximum shows.
+        """
+        settings = {"objective": "counterfactual", "search": "gradient", "nodes": 2, "fraction": 0.02, "share": 0.3}
+        return cls(**{**settings, "texts": 128, "climb": Climb(seed=changes.get("seed", 0)), **changes})
+
+    def locate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        golden: GoldenTokens,
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        resume: PathLike | None = None,
+    ) -> Located:
+        r"""Score every neuron and select those that carry causal and spurious correlations (section 3.1).
+
+        .. math:: \mathrm{Attr}(w) = \int_0^1 \frac{\partial F(w = \alpha \hat w)}{\partial w} d\alpha
+
+        Eq. 5, w the gate of the neuron. F is proximity to the causal and to the spurious golden sets of the label the
+        unedited model predicts; with ``objective="counterfactual"``, agreement with the wanted answers on kept texts
+        (causal) and disagreement with them on swapped and neutral texts (spurious).
+
+        Scores, completeness and certificate sum :math:`w_b F_b` over the texts b; with ``weights`` None, w = 1. A text
+        made from another takes its weight. In the choice of neurons (``share``) every batch has one vote, whatever its
+        texts weigh; phrases that go with a label are looked for without weights.
+
+        Args:
+            model: a ``transformers`` classifier; comes back as it was.
+            tokenizer: its fast tokenizer.
+            train: `Examples`, or whatever `Examples.load` takes.
+            golden: golden words of the labels of ``train``.
+            weights: how much each text of ``train`` counts, ``[N]``, at least 0. Only their ratios matter: those of the
+                texts used are scaled to mean 1. A text of weight 0 is left out before anything is drawn or counted.
+            resume: a folder for finished batches; a second call with the same arguments goes on where the first
+                stopped, with as many ranks as it likes. All ranks must see the folder.
+
+        Raises:
+            TypeError: weights that are no numbers.
+            ValueError: labels that do not fit, a text without an answer, ``resume`` of another job or with a model
+                that ranks hold together, weights of another length, negative, not finite or all 0, or ranks with
+                different jobs.
+            RankError: another rank was lost or raised an error.
+        """
+        _resumable(model, resume)
+        with Ranks.current(model) as ranks:
+            return self._locate(ranks, model, tokenizer, train, golden, weights, resume)
+
+    def _locate(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        golden: GoldenTokens,
+        weights: Tensor | Sequence[float] | None,
+        resume: PathLike | None,
+    ) -> Located:
+        train, golden = _matched(model, train, golden)
+        sites = find_sites(model)
+        counting = Weighed.of(train, weights)
+        chosen = counting.sample(self.texts, self.seed)
+        cascade = Cascade(
+            model,
+            path=self.path,
+            nodes=self.nodes,
+            tolerance=self.tolerance,
+            memory=self._memory(model, ranks),
+            attention=self.objective == "proximity",
+        )
+        with frozen(model):
+            questions, facts = self._questions(model, tokenizer, counting.examples, golden, chosen)
+        job = {name: value for name, value in asdict(self).items() if name in LOCATING}
+        prints = {site.name: fingerprint(site.parameter) for site in sites}
+        weighing = _weighing(train, counting, chosen)
+        parts = [job, train.fingerprint(), golden.fingerprint(), prints, *_asked(model, tokenizer)]
+        mark = fingerprint(canonical_json(parts if weighing is None else [*parts, weighing["fingerprint"]]))
+        found = screening.screen(
+            cascade,
+            questions,
+            partial(NeuronScores.select, fraction=self.fraction, sign=self.sign),
+            ranks=ranks,
+            resume=resume,
+            fingerprint=mark,
+            progress=self.progress,
+        )
+        info = {
+            "method": "MacU",
+            "objective": self.objective,
+            "settings": job,
+            "data": train.fingerprint(),
+            "weights": weighing,
+            "golden": golden.fingerprint(),
+            "model": prints,
+            "texts": len(chosen),
+            "batches": found.blocks,
+            "labels": "class" if self.objective == "counterfactual" else "none" if weighing is None else None,
+            "seed": self.seed,
+            **facts,
+        }
+        scores = {side: found.total(side, info | {"side": side}) for side in screening.SIDES}
+        sets = {side: self._select(found.frequent(side, self.share), scores[side]) for side in screening.SIDES}
+        info |= {"nodes": found.nodes, "completeness": found.gaps()}
+        certificate: dict[str, Any] = {}
+        if self.certify:
+            short = scores["causal"].top(self.certify) | scores["spurious"].top(self.certify)
+            few = chosen.sample(self.certify_texts, self.seed)
+            with frozen(model):
+                asked, _ = self._questions(model, tokenizer, counting.examples, golden, few)
+            # Short: every rank computes it, so that none waits, and all take that of rank 0.
+            certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
+            certificate = ranks.broadcast(Message(certificate)).facts
+        return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
+
+    def edit(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        located: Located,
+        golden: GoldenTokens,
+        *,
+        resume: PathLike | None = None,
+    ) -> NeuronEdit:
+        """Find gates for the located neurons (section 3.2); the model comes back as it was.
+
+        With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search. The
+        edit's ``info`` has the settings, the history of the search and the number of erased neurons.
+
+        Args:
+            model, tokenizer, train, golden: as for :meth:`locate`.
+            located: what it found.
+            resume: a file for the swarm after each iteration; a second call with the same arguments goes on from it.
+                All ranks must see it, the first writes it. The gradient search is short and begins anew.
+
+        Raises:
+            ValueError: no spurious neuron was located, labels that do not fit, a target that is not finite, ``resume``
+                with a model that ranks hold together, or ranks with different jobs.
+            RankError: another rank was lost or raised an error.
+        """
+        _resumable(model, resume)
+        with Ranks.current(model) as ranks:
+            return self._edit(ranks, model, tokenizer, train, located, golden, resume)
+
+    def _edit(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Any,
+        located: Located,
+        golden: GoldenTokens,
+        resume: PathLike | None,
+    ) -> NeuronEdit:
+        train, golden = _matched(model, train, golden)
+        sites = find_sites(model)
+        if located.causal.widths != widths(sites):
+            raise ValueError("located: its sites are not those of this model")
+        free, erased = self._split(located, sites)
+        if len(free) or self.search == "gradient":
+            found = self._search(ranks, model, tokenizer, train, golden, sites, free, erased, resume)
+            neurons, gates = free | erased, found.gates
+        else:
+            found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
+            neurons, gates = erased, found.gates
+        keep = [abs(gate - 1) > (self.climb.drop if self.search == "gradient" else 0) for gate in gates.tolist()]
+        moved = NeuronSet.from_refs(ref for ref, far in zip(neurons, keep, strict=True) if far)
+        info = {
+            "method": "MacU",
+            "objective": self.objective,
+            "search": self.search,
+            "settings": {name: value for name, value in asdict(self).items() if name != "progress"},
+            "data": train.fingerprint(),
+            "golden": golden.fingerprint(),
+            "labels": located.info.get("labels", "none")
+            if self.objective == "proximity" and self.guard is None
+            else "class",
+            "seed": self.seed,
+            "erased": len(erased),
+            "searched": len(free),
+            "value": found.value,
+            "history": found.history,
+            **found.info,
+        }
+        return NeuronEdit.build(model, moved, gates[torch.tensor(keep, dtype=torch.bool)], info)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _select(self, often: NeuronSet, whole: NeuronScores) -> NeuronSet:
+        """Neurons that enough batches select; of too many, those of highest score."""
+        if len(often) <= self.cap:
+            return often
+        if self.sign == "absolute":
+            whole = NeuronScores({site: v.abs() for site, v in whole.values.items()})
+        members = set(often)
+        return NeuronSet.from_refs(islice((ref for ref, _ in whole.ranking() if ref in members), self.cap))
+
+    def _split(self, located: Located, sites: Sequence[Site]) -> tuple[NeuronSet, NeuronSet]:
+        """Neurons that the search moves, and neurons that are erased."""
+        if self.neurons == "all":
+            return NeuronSet.all(widths(sites)), NeuronSet()
+        if not len(located.spurious_set):
+            raise ValueError(
+                "located: no spurious neuron was found; locate with a smaller fraction or share, or use neurons='all'"
+            )
+        if self.search == "gradient":
+            return located.spurious_set, NeuronSet()
+        return located.overlap, located.spurious_only
+
+    def _search(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        tokenizer: Any,
+        train: Examples,
+        golden: GoldenTokens,
+        sites: Sequence[Site],
+        free: NeuronSet,
+        erased: NeuronSet,
+        resume: PathLike | None,
+    ) -> Found:
+        proximity = self.objective == "proximity"
+        chosen = Weighed.of(train).sample(self.edit_texts, self.seed).examples
+        with frozen(model):
+            if self.search == "pso":
+                jobs = self._jobs(model, tokenizer, train, golden, chosen)
+                cascade = Cascade(model, memory=self._memory(model, ranks), attention=proximity)
+                prints = {site.name: fingerprint(site.parameter) for site in sites} if resume is not None else {}
+                job = [
+                    asdict(self),
+                    train.fingerprint(),
+                    golden.fingerprint(),
+                    prints,
+                    free.to_dict(),
+                    erased.to_dict(),
+                    *_asked(model, tokenizer),
+                ]
+                return swarm_search(
+                    cascade,
+                    jobs,
+                    free,
+                    erased,
+                    self.swarm,
+                    ranks=ranks,
+                    guard=self.guard,
+                    checkpoint=resume,
+                    fingerprint=fingerprint(canonical_json(job)),
+                    progress=self.progress,
+                )
+            if len(chosen) < 2:
+                raise ValueError(f"train: the gradient search needs at least 2 texts, got {len(chosen)}")
+            kept = max(1, min(len(chosen) - 1, round(self.held_out * len(chosen))))
+            held = self._jobs(model, tokenizer, train, golden, chosen[:kept])
+            jobs = self._jobs(model, tokenizer, train, golden, chosen[kept:])
+            ranks.doing = "gates were searched"
+            # Short and one step after the other: every rank takes them all, and the gates of rank 0 count.
+            shown = self.progress and ranks.rank == 0
+            climbed = self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=shown)
+            return Found.of_message(ranks.broadcast(climbed.message()))
+
+    def _questions(
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Weighed
+    ) -> tuple[list[Ask], dict[str, Any]]:
+        """What to ask of each batch of ``chosen``, and what there is to say about how that came about."""
+        size = self._size(model)
+        if self.objective == "proximity":
+            return proximity_questions(
+                model,
+                tokenizer,
+                chosen,
+                golden,
+                token_score=self.token_score,
+                form=self.proximity,
+                top_k=self.top_k,
+                merge=self.merge,
+                sharpness=self.sharpness,
+                **size,
+            ), {}
+        made = self._counterfactuals(model, tokenizer, train, golden, chosen.examples)
+        phrases = [asdict(phrase) | {"label": golden.labels[phrase.label]} for phrase in made.phrases]
+        questions = counterfactual_questions(made, tokenizer, weights=self.weights, sources=chosen.weights, **size)
+        return questions, {"counterfactual": made.counts(), "phrases": phrases}
+
+    def _jobs(
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
+    ) -> list[Job]:
+        """Batches of ``chosen`` with the number that the search maximises."""
+        size = self._size(model)
+        if self.objective == "counterfactual":
+            made = self._counterfactuals(model, tokenizer, train, golden, chosen)
+            return made.jobs(tokenizer, weights=self.weights, **size)
+        settings: dict[str, Any] = {
+            "top_k": self.top_k,
+            "form": self.fitness,
+            "merge": self.merge,
+            "sharpness": self.sharpness,
+        }
+        return proximity_jobs(model, tokenizer, chosen, golden, token_score=self.token_score, **size, **settings)
+
+    def _counterfactuals(
+        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
+    ) -> CounterfactualSet:
+        return counterfactual_set(
+            model,
+            tokenizer,
+            train,
+            golden,
+            chosen,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            seed=self.seed,
+        )
+
+    def _size(self, model: nn.Module) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "max_length": self.max_length, "device": input_device(model)}
+
+    def _memory(self, model: nn.Module, ranks: Ranks) -> str | int | None:
+        """The budget of a cascade: ranks on one machine's CPUs share what is free there."""
+        device = input_device(model)
+        if self.memory is not None or ranks.local_size == 1 or device.type != "cpu":
+            return self.memory
+        return budget(None, device) // ranks.local_size
+
+
+def _resumable(model: nn.Module, resume: PathLike | None) -> None:
+    """Raises ValueError where ranks that must go on in step would each find another state of the same file."""
+    if resume is not None and mesh_of(model) is not None:
+        raise ValueError(f"resume: several ranks hold this model together, expected None, got {str(resume)!r}")
+
+
+def _asked(model: nn.Module, tokenizer: Any) -> list[Any]:
+    """How a language model is asked for a label, where it is one."""
+    if not isinstance(model, Verbalized):
+        return []
+    return [{"tokens": model.tokens, "pool": model.pool, "template": getattr(tokenizer, "template", None)}]
+
+
+def _weighing(train: Examples, counting: Weighed, chosen: Weighed) -> dict[str, Any] | None:
+    """What there is to say about the weights; None where all texts count alike."""
+    if len(counting) == len(train) and counting.even:
+        return None
+    return {
+        "fingerprint": counting.fingerprint(),
+        "left_out": len(train) - len(counting),
+        "effective_texts": chosen.effective,
+    }
+
+
+def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:
+    """Training texts and golden sets under the same labels, as many as the model has."""
+    if not isinstance(golden, GoldenTokens):
+        raise TypeError(f"golden: expected GoldenTokens, got {type(golden).__name__}")
+    if language_head(model) is not None and not isinstance(model, Verbalized):
+        raise ValueError(
+            f"model: {type(model).__name__} gives the next token, not a label; classify by label words: "
+            "see spurge.Verbalizer"
+        )
+    examples = train if isinstance(train, Examples) else Examples.load(train)
+    golden = golden.for_labels(examples.labels)
+    outputs = getattr(getattr(model, "config", None), "num_labels", None)
+    if outputs is not None and outputs != len(golden.labels):
+        raise ValueError(f"golden: has {len(golden.labels)} labels {golden.labels}, the model predicts {outputs}")
+    return examples, golden

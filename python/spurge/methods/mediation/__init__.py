@@ -1,0 +1,1 @@
+"""Causal mediation: which units carry a prompt's effect, topics accounted for."""

@@ -1,0 +1,337 @@
+"""Topic-adjusted causal mediation: which units carry the effect of the prompt on the answer, and how localised it is.
+
+Heckerman, Fotouhi, Bahadori and others, "Removing Spurious Correlation from Neural Network Interpretations" (arXiv
+2412.02893). What is the paper's, as far as its summary tells: the graph (treatment q, unit n, topic x of the
+conversation by clustering, outcome y), natural indirect effects averaged for each unit (AIE), entropy balancing in the
+place of propensity models, ordinary forward passes only. What is this package's reconstruction: the moments that are
+balanced, the coding of q and n, the reduction of an MLP to numbers, intervals, and the two other estimators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spurge.engine.base.checks import checked_values, integer, number, share_of
+from spurge.engine.base.files import (
+    FileError,
+    PathLike,
+    canonical_json,
+    fingerprint,
+    read_tensors,
+    spurge_version,
+    write_tensors,
+)
+from spurge.engine.base.memory import budget, parse_bytes
+from spurge.engine.base.statistics import bootstrap_counts
+from spurge.engine.causal.confounders import Confounders
+from spurge.methods.mediation.effects import SIDES, Effects, Side
+from spurge.methods.mediation.estimators import (
+    BalancedColumns,
+    BalancedStrata,
+    BinaryMediator,
+    ContinuousUnit,
+    Estimator,
+)
+from spurge.methods.mediation.mediators import Mediators, binary, units_of
+
+Kind = Literal["balancing", "binary_mediator", "continuous_unit"]
+_PARTS = ("nie1", "nie0", "aie", "ess", "worst", "status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mediation:
+    """Settings of the mediation analysis, checked at birth; :meth:`effects` runs it.
+
+    Attributes:
+        estimator: ``"balancing"``: entropy balancing with nested weights. ``"binary_mediator"``: units cut at their
+            median, an exact formula; topics only. ``"continuous_unit"``: the unit as a continuous treatment.
+        interact: balance a unit's mean within each topic (with each column), not only overall.
+        square: balance a unit's square.
+        tolerance: greatest standardised difference that balancing may leave.
+        resamples: bootstrap resamples of the prompts, the same for all units; 0: none, and no intervals.
+        confidence: of the intervals.
+        least_ess: effective sample size, as a share of its arm, below which a unit is flagged.
+        least_arm: topics with fewer prompts in either arm are left out of all estimates. 1 keeps whatever has both.
+        memory: budget of a block of units, ``"256MiB"`` or bytes; None: a share of what is free.
+        seed: of the resamples.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError, TypeError: a setting out of range or of another type.
+    """
+
+    estimator: Kind = "balancing"
+    interact: bool = True
+    square: bool = True
+    tolerance: float = 1e-6
+    resamples: int = 200
+    confidence: float = 0.95
+    least_ess: float = 0.1
+    least_arm: int = 10
+    memory: str | int | None = None
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.estimator not in get_args(Kind):
+            raise ValueError(f"estimator: expected one of {', '.join(get_args(Kind))}, got {self.estimator!r}")
+        for name in ("interact", "square", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if number("tolerance", self.tolerance) <= 0:
+            raise ValueError(f"tolerance: expected a number above 0, got {self.tolerance}")
+        if not 0 < number("confidence", self.confidence) < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, got {self.confidence}")
+        share_of("least_ess", self.least_ess)
+        for name, least in (("resamples", 0), ("least_arm", 1), ("seed", 0)):
+            integer(name, getattr(self, name), least)
+        if self.memory is not None:
+            parse_bytes(self.memory)
+
+    def effects(
+        self,
+        units: Mediators | Tensor,
+        treatment: Any,
+        outcome: Any,
+        confounders: Confounders | Any,
+        *,
+        threshold: float = 0.5,
+        resume: PathLike | None = None,
+    ) -> Effects:
+        """Average indirect effects of all units, adjusted for the confounders and not.
+
+        Both use the same prompts and the same resamples. Needs recorded numbers only, no model.
+
+        Args:
+            units: values of U units for N prompts (`spurge.mlp_units`, `spurge.neuron_units`), or a tensor ``[U, N]``.
+            treatment: of each prompt, True or False; of scores, such as toxicity in [0, 1], True from ``threshold`` on.
+            outcome: finite numbers ``[N]``, such as the toxicity of the continuation.
+            confounders: of the prompts: `Confounders`, or topics (`spurge.find_topics`, numbers or names).
+            threshold: where scores of the treatment are cut.
+            resume: a folder for finished blocks of units; a second call with the same arguments goes on where the
+                first stopped.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: lengths that do not fit, numbers that are not finite, an arm without prompts, a topic that
+                predicts the treatment (in all topics one arm is missing), confounders that cannot be balanced at all
+                (`spurge.Unbalanced`), or ``resume`` of another job.
+        """
+        if not isinstance(units, Mediators):
+            units = units_of(units)
+        if not isinstance(confounders, Confounders):
+            confounders = Confounders.of(confounders)
+        treated = binary(treatment, units.rows, threshold)
+        answer = _outcome(outcome, units.rows)
+        if len(confounders) != units.rows:
+            raise ValueError(f"confounders: expected {units.rows} prompts like the units, got {len(confounders)}")
+        kept, dropped = self._kept(treated, confounders)
+        treated, answer, confounders = treated[kept], answer[kept], confounders.subset(kept)
+        estimators = {
+            "adjusted": self._estimator(treated, answer, confounders, units.numbers),
+            "unadjusted": self._estimator(treated, answer, None, units.numbers),
+        }
+        counts = torch.cat(
+            [torch.ones(1, len(kept), dtype=torch.float64), bootstrap_counts(len(kept), self.resamples, self.seed)]
+        )
+        totals = {side: _totals(own, counts) for side, own in estimators.items()}
+        info = self._info(units, kept, treated, answer, confounders, dropped, threshold)
+        blocks = self._blocks(units, kept, estimators, counts, resume, fingerprint(canonical_json(info)))
+        adjusted, unadjusted = (
+            Side(
+                **{name: torch.cat([block[side][name] for block in blocks]) for name in (*_PARTS, "constant")},
+                total=totals[side][0],
+                draws=torch.cat([block[side]["draws"] for block in blocks], 1),
+                total_draws=totals[side][1:, 0] - totals[side][1:, 1],
+                confidence=self.confidence,
+            )
+            for side in SIDES
+        )
+        return Effects(adjusted, unadjusted, units.level, dict(units.widths), info | {"spurge": spurge_version()})
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _kept(self, treated: Tensor, confounders: Confounders) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Prompts of topics with enough of both arms, and what is left out."""
+        for arm, name in ((treated, "treated"), (~treated, "untreated")):
+            if int(arm.sum()) < self.least_arm:
+                raise ValueError(f"treatment: {int(arm.sum())} {name} prompts, need at least {self.least_arm}")
+        if confounders.topics is None:
+            return torch.arange(len(treated)), []
+        count = len(confounders.names)
+        sizes = torch.bincount(confounders.topics, minlength=count)
+        with_treatment = torch.bincount(confounders.topics[treated], minlength=count)
+        thin = (sizes > 0) & (torch.minimum(with_treatment, sizes - with_treatment) < self.least_arm)
+        if bool((thin == (sizes > 0)).all()):
+            raise ValueError(
+                f"treatment: every topic has fewer than {self.least_arm} prompts in one arm: the topic predicts the "
+                "treatment, and there is nothing to compare"
+            )
+        dropped = [
+            {"topic": confounders.names[topic], "prompts": int(sizes[topic]), "treated": int(with_treatment[topic])}
+            for topic in thin.nonzero()[:, 0].tolist()
+        ]
+        return (~thin[confounders.topics]).nonzero()[:, 0], dropped
+
+    def _estimator(
+        self, treated: Tensor, answer: Tensor, confounders: Confounders | None, numbers: int
+    ) -> BalancedStrata | BalancedColumns | BinaryMediator | ContinuousUnit:
+        """The estimator that these confounders and units call for; None: unadjusted."""
+        columns = torch.zeros(len(treated), 0, dtype=torch.float64) if confounders is None else confounders.design()
+        single = confounders is None or confounders.columns is None
+        how: dict[str, Any] = {"interact": self.interact, "square": self.square, "tolerance": self.tolerance}
+        if self.estimator == "continuous_unit":
+            if numbers > 1:
+                raise ValueError(f"units: the continuous unit is one number, got {numbers}; reduce it otherwise")
+            return ContinuousUnit(treated, answer, columns, tolerance=self.tolerance)
+        if self.estimator == "binary_mediator" and (numbers > 1 or not single):
+            what = f"units of {numbers} numbers" if numbers > 1 else "columns"
+            raise ValueError(f"estimator: the binary mediator knows topics and single numbers only, got {what}")
+        if numbers > 1 or not single:
+            return BalancedColumns(treated, answer, columns, numbers=numbers, **how)
+        topics = torch.zeros(len(treated), dtype=torch.int64) if confounders is None else confounders.topics
+        assert topics is not None
+        strata, count = topics.unique(return_inverse=True)[1], len(topics.unique())
+        if self.estimator == "binary_mediator":
+            return BinaryMediator(treated, answer, strata, count)
+        return BalancedStrata(treated, answer, strata, count, **how)
+
+    def _info(
+        self,
+        units: Mediators,
+        kept: Tensor,
+        treated: Tensor,
+        answer: Tensor,
+        confounders: Confounders,
+        dropped: list[dict[str, Any]],
+        threshold: float,
+    ) -> dict[str, Any]:
+        settings = {name: value for name, value in asdict(self).items() if name not in ("memory", "progress")}
+        topics = []
+        if confounders.topics is not None:
+            for topic in confounders.topics.unique().tolist():
+                own = confounders.topics == topic
+                topics.append(
+                    {
+                        "topic": confounders.names[topic],
+                        "prompts": int(own.sum()),
+                        "treated": int(treated[own].sum()),
+                    }
+                )
+        return {
+            "method": "Mediation",
+            "settings": settings,
+            "threshold": float(threshold),
+            "units": units.info
+            | {
+                "level": units.level,
+                "numbers": units.numbers,
+                "widths": [list(item) for item in units.widths.items()],
+            },
+            "prompts": len(treated),
+            "treated": int(treated.sum()),
+            "topics": topics,
+            "dropped": dropped,
+            "columns": list(confounders.column_names),
+            "data": fingerprint(
+                canonical_json([*(fingerprint(x) for x in (kept, treated, answer)), confounders.fingerprint()])
+            ),
+            "seed": self.seed,
+        }
+
+    def _blocks(
+        self,
+        units: Mediators,
+        kept: Tensor,
+        estimators: dict[str, Any],
+        counts: Tensor,
+        resume: PathLike | None,
+        mark: str,
+    ) -> list[dict[str, dict[str, Tensor]]]:
+        """Effects of all units, block by block, both sides of each."""
+        folder = None if resume is None else Path(resume)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        each = max(own.unit_bytes() for own in estimators.values()) + 8 * len(kept) + 8 * len(counts) * len(SIDES)
+        size = max(1, min(len(units), budget(self.memory, "cpu") // (2 * each * units.numbers)))
+        found = []
+        work = len(units) * len(counts) * len(SIDES)
+        with tqdm(total=work, desc="mediate", unit="fit", unit_scale=True, disable=not self.progress) as bar:
+            for place, values in units.blocks(size):
+                path = None if folder is None else folder / f"units-{place.start:08d}-{place.stop:08d}.safetensors"
+                block = None if path is None else _read_block(path, mark)
+                if block is None:
+                    values = values[:, kept]
+                    block = {side: _side(own, values, counts, bar) for side, own in estimators.items()}
+                    if path is not None:
+                        _write_block(path, block, mark)
+                else:
+                    bar.update((place.stop - place.start) * len(counts) * len(SIDES))
+                found.append(block)
+        return found
+
+
+def _outcome(outcome: Any, rows: int) -> Tensor:
+    found = outcome if isinstance(outcome, Tensor) else torch.as_tensor(np.asarray(outcome))
+    if found.dim() != 1 or len(found) != rows:
+        raise ValueError(f"outcome: expected one for each of {rows} prompts, got shape {tuple(found.shape)}")
+    return checked_values("outcome", found.double()[:, None], 1)[:, 0].cpu()
+
+
+def _totals(estimator: Estimator, counts: Tensor) -> Tensor:
+    """mu11 and mu00 of the whole and of every resample, float64 ``[1 + R, 2]``; NaN for one that has none.
+
+    Raises:
+        Unbalanced: the whole has none.
+    """
+    found = [estimator.total(counts[0])]
+    for count in counts[1:]:
+        try:
+            found.append(estimator.total(count))
+        except ValueError:
+            found.append((torch.nan, torch.nan))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _side(estimator: Estimator, values: Tensor, counts: Tensor, bar: Any) -> dict[str, Tensor]:
+    """The whole, then every resample from there."""
+    prepared = estimator.prepare(values)
+    whole = estimator.estimate(prepared, counts[0])
+    bar.update(len(values))
+    draws = torch.empty(len(counts) - 1, len(values), dtype=torch.float32)
+    for own, count in zip(draws, counts[1:], strict=True):
+        own.copy_(estimator.estimate(prepared, count, whole.warm).aie)
+        bar.update(len(values))
+    constant = (values == values[:, :1]).flatten(1).all(1)
+    return {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
+
+
+def _write_block(path: Path, block: dict[str, dict[str, Tensor]], mark: str) -> None:
+    tensors = {f"{side}/{name}": tensor for side, own in block.items() for name, tensor in own.items()}
+    write_tensors(path, tensors, {"kind": "mediation block", "fingerprint": mark})
+
+
+def _read_block(path: Path, mark: str) -> dict[str, dict[str, Tensor]] | None:
+    """A finished block; None where there is none.
+
+    Raises:
+        ValueError: one of another job.
+        FileError: a damaged one.
+    """
+    try:
+        tensors, metadata = read_tensors(path, "mediation block")
+    except FileNotFoundError:
+        return None
+    if metadata.get("fingerprint") != mark:
+        raise ValueError(f"resume: {path} was made with other settings or data; choose another folder")
+    try:
+        return {side: {name: tensors[f"{side}/{name}"] for name in (*_PARTS, "draws", "constant")} for side in SIDES}
+    except KeyError as error:
+        raise FileError(f"{path}: not a block of a mediation: {error} is missing") from error

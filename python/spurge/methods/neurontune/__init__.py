@@ -1,0 +1,1 @@
+"""NeuronTune: misleading dimensions of the last layer, suppressed or retrained."""

@@ -1,0 +1,140 @@
+"""What NeuronTune returns: a new last layer, the mask it was trained behind, and how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import Tensor
+
+from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.features.features import Features
+from spurge.engine.models.heads import Head
+from spurge.methods.neurontune.dimensions import Scores, Signs, encode
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned:
+    """A retrained last layer; call it with features to get logits.
+
+    Attributes:
+        head: the new layer, on encoded features ``[N, D]``; suppressed weights are 0, or small where some was kept.
+        base: the model's own layer.
+        mask: which dimensions are suppressed, bool ``[D]``, or ``[O, D]`` where every output has its own.
+        scores: what the mask was chosen by.
+        signed: whether the features it was made from have negative values.
+        info: method, settings, labels used (``"class"``), data, and ``candidates`` with what selection saw of each.
+    """
+
+    head: Head
+    base: Head
+    mask: Tensor
+    scores: Scores
+    signed: bool
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", json.loads(canonical_json(self.info)))
+
+    @property
+    def signs(self) -> Signs:
+        """What the new layer reads, see `spurge.methods.neurontune.dimensions.encode`."""
+        return self.scores.signs
+
+    @property
+    def labels(self) -> str:
+        """Labels that were used: class."""
+        return str(self.info["labels"])
+
+    @property
+    def suppressed(self) -> float:
+        """Share of dimensions that are suppressed."""
+        return float(self.mask.double().mean())
+
+    def __call__(self, features: Features) -> Tensor:
+        """Logits ``[N, O]``, so that it can stand in `spurge.compare`."""
+        return self.logits(features.values)
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Logits ``[N, O]`` of the model's own features ``[N, M]``."""
+        return self.head.logits(encode(values, self.signs))
+
+    def predictions(self, values: Tensor) -> Tensor:
+        """The class with the largest logit, int64 ``[N]``."""
+        return self.head.predictions(encode(values, self.signs))
+
+    def plain(self) -> Head:
+        """The new layer on the model's own features, where it can be one.
+
+        Raises:
+            ValueError: the features are signed, and the layer reads their positive parts.
+        """
+        if self.signs in ("magnitude", "raw"):
+            return self.head
+        if self.signed:
+            raise ValueError(
+                f"signs: with {self.signs!r} the new layer reads positive parts of features, and these have negative "
+                "values: no linear layer of the model does that; call the result itself, or use signs='magnitude'"
+            )
+        return self.base.with_(weight=self.head.weight[:, : self.base.width], bias=self.head.bias)
+
+    def edit(self) -> WeightEdit:
+        """The new layer as an edit of the model's weights.
+
+        Raises:
+            ValueError: as :meth:`plain`, or features that belong to no model.
+        """
+        plain = self.plain()
+        return WeightEdit.for_head(self.base, plain.weight, plain.bias, self.info)
+
+    def save(self, path: PathLike) -> None:
+        """Writes a safetensors file, all or nothing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        scores = self.scores
+        optional = {"bias": self.head.bias, "base.bias": self.base.bias}
+        tensors = {"weight": self.head.weight, "base.weight": self.base.weight, "mask": self.mask}
+        tensors |= {"deltas": scores.deltas, "wrong": scores.wrong, "right": scores.right}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        rest = {
+            "place": {"name": self.base.name, "prints": self.base.prints},
+            "scores": {"signs": scores.signs, "names": scores.names, "skipped": scores.skipped},
+            "signed": self.signed,
+        }
+        texts = {"tuned": canonical_json(rest), "info": canonical_json(self.info)}
+        write_tensors(path, tensors, {"kind": "neurontune", **texts})
+
+    @classmethod
+    def load(cls, path: PathLike) -> Tuned:
+        """Reads a file of :meth:`save`.
+
+        Raises:
+            FileError: not such a file, truncated, changed, or from a newer Spurge.
+            OSError: the file cannot be read.
+        """
+        tensors, metadata = read_tensors(path, "neurontune")
+        try:
+            rest, info = json.loads(metadata["tuned"]), json.loads(metadata["info"])
+            place, own = rest["place"], rest["scores"]
+            base = Head(tensors["base.weight"], tensors.get("base.bias"), place["name"], place["prints"])
+            if own["signs"] not in get_args(Signs):
+                raise ValueError(f"signs {own['signs']!r}")
+            deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
+            scores = Scores(deltas, wrong, right, tuple(own["skipped"]), own["signs"], tuple(own["names"]))
+            head = Head(tensors["weight"], tensors.get("bias"))
+            if head.weight.shape == base.weight.shape:
+                head = base.with_(weight=head.weight, bias=head.bias)
+            return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), info)
+        except (KeyError, ValueError, TypeError) as error:
+            raise FileError(f"{path}: not a result of NeuronTune: {error}") from error
+
+    def __repr__(self) -> str:
+        rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
+        return (
+            f"Tuned({self.info.get('method', 'NeuronTune')}, {rows} of {self.mask.shape[-1]} dimensions suppressed "
+            f"({100 * self.suppressed:.1f} %), labels used: {self.labels})"
+        )
