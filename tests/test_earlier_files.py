@@ -15,12 +15,12 @@ import torch
 import transformers
 from torch import Tensor
 
-import earlier
 import spurge
-from earlier import TEXTS, V1
-from models import WIDTH, tiny_tokenizer
+from helpers import earlier
+from helpers.earlier import TEXTS, V1
+from helpers.tiny_models import WIDTH, tiny_tokenizer
+from helpers.tolerance import assert_near
 from spurge.report.results import Results
-from tolerance import assert_near
 
 KNOWN = json.loads((V1 / "known.json").read_text(encoding="utf-8"))
 SITES = ("bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense")
@@ -391,7 +391,8 @@ def test_mediation_goes_on(rest: Rest) -> None:
 
 
 here = pytest.mark.skipif(
-    earlier.environment() != KNOWN["environment"], reason="stored outputs are bound to versions of Python and torch"
+    earlier.environment() != KNOWN["environment"],
+    reason="stored outputs are bound to versions of Python and torch",
 )
 
 
@@ -401,7 +402,11 @@ def test_a_recording_goes_on(rest: Rest) -> None:
     last = rest.path / "block-00001.safetensors"
     last.unlink()
     found = spurge.record(
-        earlier.language(), tiny_tokenizer(decoder=True), earlier.PROMPTS, rest.path, **earlier.RECORDED
+        earlier.language(),
+        tiny_tokenizer(decoder=True),
+        earlier.PROMPTS,
+        rest.path,
+        **earlier.RECORDED,
     )
     want = spurge.Recording.open(V1 / "recording")
     assert rest.new() == [last.name]

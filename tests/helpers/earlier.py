@@ -14,11 +14,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from mixtures import mixture
-from models import tiny
+from helpers.tiny_mixtures import mixture
+from helpers.tiny_models import tiny
 from spurge import FCR, Examples, GoldenTokens, MacU, Mediation, NeuronTune, Swarm
 
-V1 = Path(__file__).parent / "files" / "v1"
+V1 = Path(__file__).parents[1] / "files" / "v1"
 
 
 def pattern(name: str, *shape: int) -> Tensor:
