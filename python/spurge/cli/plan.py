@@ -15,7 +15,7 @@ from spurge.cli.inputs import prepare, read_data, read_model, write_results
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.data.examples import Examples, encode
-from spurge.engine.models.placement import input_device
+from spurge.engine.models.handle import input_device
 from spurge.engine.planning.plan import Plan, peak_bytes, plan
 from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
@@ -61,12 +61,11 @@ def of_texts(
 
     Time is that of batches of middle length, memory that of the longest.
     """
-    device = input_device(cascade.model)
     batches = [encode(tokenizer, part, max_length=max_length) for part in texts[: min(count, LOOKED_AT)].batches(size)]
     lengths = [batch["input_ids"].shape[1] for batch in batches]
     typical, longest = (batches[lengths.index(length)] for length in (median_low(lengths), max(lengths)))
-    found = plan(cascade, _on(typical, device), count, targets=targets)
-    return replace(found, bytes_peak=max(found.bytes_peak, peak_bytes(cascade, _on(longest, device))))
+    found = plan(cascade, _on(typical, cascade.handle.device), count, targets=targets)
+    return replace(found, bytes_peak=max(found.bytes_peak, peak_bytes(cascade, _on(longest, cascade.handle.device))))
 
 
 def of_locating(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> Plan:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from helpers.torchrun import torchrun
 from spurge.engine.base.distributed import ALONE, Message, RankError, RankFailed, RankLost, Ranks
 from spurge.engine.base.ranks import Place
-from spurge.engine.models.placement import input_device
+from spurge.engine.models.handle import input_device
 
 TENSOR = torch.tensor([0.1, 1e8, -1e-9], dtype=torch.float64)
 

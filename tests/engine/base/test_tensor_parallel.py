@@ -25,9 +25,9 @@ from spurge.engine.base.ranks import Place
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.cascade.locator import Locator
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import model_budget
 from spurge.engine.models.probes import token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.methods.macu.gated_model import gated_pass
@@ -117,7 +117,7 @@ def slope(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     labels = torch.zeros(count, dtype=torch.int64)
     job = Job(inputs, lambda rows: rows.logits.softmax(1)[:, 0], labels, torch.ones(count))
     gates = torch.full((len(some(model)),), 0.7, requires_grad=True)
-    with frozen(model), gated_pass(model, find_sites(model), some(model)) as run:
+    with frozen(model), gated_pass(Handle(model), some(model)) as run:
         (gradient,) = torch.autograd.grad(run.value(job, gates).sum(), gates)
     return gradient
 
@@ -169,11 +169,11 @@ def work(folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name}-{rank}.safetensors")
         neurons = some(model)
         edit = NeuronEdit.build(model, neurons, 0.0)
-        with Ranks.current(model) as ranks:
+        with Ranks.current(Handle(model).mesh) as ranks:
             seen[name] = {
                 "print": edit.model,
                 "alone": ranks is ALONE,
-                "room": model_budget(model, 1000 + rank),
+                "room": Handle(model).budget(1000 + rank),
                 "width": find_sites(model)[0].width,
                 "refusals": refusals(model, folder),
             }

@@ -17,9 +17,10 @@ from torch import Tensor
 from helpers.tiny_models import DECODERS, LANGUAGE, tiny, tiny_language
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.cascade.quadrature import gauss_legendre
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import hook_before
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.probes import is_decoder, probed_token, token_scores
+from spurge.engine.models.probes import probed_token, token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.engine.models.verbalizers import Verbalized
 
@@ -246,14 +247,14 @@ def test_ablations_and_gates_equal_hooks_on_the_plain_model(name: str, side: str
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_language_model_is_read_at_its_last_real_token(name: str) -> None:
     model = tiny_language(name)
-    assert is_decoder(model)
+    assert Handle(model).decoder
     assert probed_token(model, batch(model, "right")).tolist() == [length - 1 for length in LENGTHS]
     assert probed_token(model, batch(model, "left")).tolist() == [max(LENGTHS) - 1] * len(LENGTHS)
 
 
 def test_a_language_model_whose_attention_says_nothing_is_a_decoder() -> None:
-    assert is_decoder(tiny("bloom", language=True))
-    assert not is_decoder(tiny("bert"))
+    assert Handle(tiny("bloom", language=True)).decoder
+    assert not Handle(tiny("bert")).decoder
 
 
 @pytest.mark.parametrize("kind", ["attention", "attention_norm", "gradient_x_input", "ablation"])

@@ -15,9 +15,9 @@ from spurge.engine.cascade.locator import Locator
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.evaluation.prediction import predict
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import model_budget
 from spurge.engine.models.probes import token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.methods.macu.gated_model import gated_pass
@@ -84,7 +84,7 @@ def slope(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     labels = inputs["input_ids"].new_zeros(count)
     gates = torch.full((len(some(model)),), 0.7).to(labels.device).requires_grad_()
     job = Job(inputs, lambda rows: both(rows).sum(1), labels, labels.float() + 1)
-    with frozen(model), gated_pass(model, find_sites(model), some(model), attention=True) as run:
+    with frozen(model), gated_pass(Handle(model), some(model), attention=True) as run:
         (gradient,) = torch.autograd.grad(run.value(job, gates).sum(), gates)
     return gradient
 
@@ -166,5 +166,5 @@ def test_the_fullest_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("bert")
     monkeypatch.setattr("spurge.engine.base.memory.free_bytes", lambda device: {NEAR: 4000, FAR: 1000}[device])
     with pretended(model, placement(model, NEAR)):
-        assert model_budget(model, None) == 500
-        assert model_budget(model, "3 kB") == 3000
+        assert Handle(model).budget(None) == 500
+        assert Handle(model).budget("3 kB") == 3000

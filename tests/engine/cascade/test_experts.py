@@ -23,10 +23,11 @@ from helpers.tiny_mixtures import (
     plain_experts,
 )
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
-from spurge.engine.cascade.footprint import weigh
-from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.cascade.footprint import measure_footprint
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.cascade.quadrature import gauss_legendre, gauss_radau
 from spurge.engine.models.experts import Experts
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.projections import Linear, RowGates
 from spurge.engine.models.sites import Site, find_sites
@@ -231,7 +232,11 @@ def test_a_shared_expert_is_a_site_beside_them() -> None:
     assert [type(site.projection) for site in sites[:2]] == [Experts, Linear]
     assert sites[0].ffn is sites[1].ffn
     cascade = Cascade(model)
-    assert [joint.kind for joint in cascade.relay._study(batch()).junctions] == ["residual", "replay"] * 3
+    placements = cascade.forward._anatomy_for(batch()).placements
+    assert [placement.kind for placement in placements] == [
+        "residual",
+        "replay",
+    ] * 3
 
 
 def as_list(experts: Any) -> nn.ModuleList:
@@ -422,12 +427,12 @@ def test_experts_without_a_token_score_zero() -> None:
 
 def test_a_small_budget_gives_the_same() -> None:
     model, inputs = mixture("qwen2_moe"), batch()
-    relay = Relay(model)
-    weight = weigh(relay, inputs)
+    forward = PartialForward(Handle(model))
+    footprint = measure_footprint(forward, inputs)
     kept = sum(site.width for site in find_sites(model)) * inputs["input_ids"].shape[1] * 4
-    assert weight.trace > kept  # the activations of all experts, and what else a trace holds
+    assert footprint.trace > kept  # the activations of all experts, and what else a trace holds
     want = Cascade(model).attribute(inputs, predicted_logit).values
-    least = weight.backward([0], 1, 1)
+    least = footprint.backward([0], 1, 1)
     got = Cascade(model, memory=least).attribute(inputs, predicted_logit).values
     for name, value in want.items():
         assert relative(got[name], value) < 1e-5, name

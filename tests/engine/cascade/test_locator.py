@@ -99,7 +99,7 @@ def test_questions_of_a_prompt_share_its_unedited_pass(rule: Any) -> None:
 def test_a_prompt_that_does_not_fit_is_read_again() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
     locator = Locator(model, memory="400kB")
-    locator.cascade.budget = 4 * locator.cascade.weigh(inputs).kept(4, differentiable=False) - 4
+    locator.cascade.budget = 4 * locator.cascade.footprint(inputs).kept(4, differentiable=False) - 4
     prompt = locator.read(inputs)
     assert not prompt.traces
     assert prompt.kept == 0

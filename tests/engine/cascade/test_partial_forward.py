@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.tiny_models import FAMILIES, tiny
-from spurge.engine.cascade.norm_placement import study
-from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.cascade.norm_placement import layer_anatomy
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.arguments import cut, leading, repeat_rows, take
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, frozen, hook, hook_before, replaced_forward
 from spurge.engine.models.sites import find_sites
 
@@ -31,23 +32,23 @@ POST_NORM = {"bert", "distilbert", "roberta", "electra", "deberta_v2"}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_junctions_are_what_the_family_builds(family: str) -> None:
-    relay = Relay(tiny(family))
-    trace = relay.trace(inputs_for(family))
+    forward = PartialForward(Handle(tiny(family)))
+    trace = forward.trace(inputs_for(family))
     want = "post_norm" if family in POST_NORM else "sandwich" if family == "glm4" else "residual"
-    assert {joint.kind for joint in trace.anatomy.junctions} == {want}
-    assert relay.pruned  # every one of these heads reads a single token
+    assert {joint.kind for joint in trace.anatomy.placements} == {want}
+    assert forward.pruned  # every one of these heads reads a single token
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unchanged_rows_give_the_unedited_logits(family: str) -> None:
     model, inputs = tiny(family, labels=3), inputs_for(family)
-    relay = Relay(model)
-    trace = relay.trace(inputs)
+    forward = PartialForward(Handle(model))
+    trace = forward.trace(inputs)
     with torch.no_grad():
         want = model(**inputs).logits
         torch.testing.assert_close(trace.rows.logits, want, rtol=1e-5, atol=1e-5)
         seen = trace.sites
-        rows = relay.run(trace, {i: seen[i].anchor.repeat(2, 1, 1) for i in range(len(seen))})
+        rows = forward.run(trace, {i: seen[i].anchor.repeat(2, 1, 1) for i in range(len(seen))})
     assert rows.logits.shape == (2 * len(seen) * 3, 3)
     torch.testing.assert_close(rows.logits, want.repeat(2 * len(seen), 1), rtol=1e-4, atol=1e-5)
     assert rows.example.tolist() == [0, 1, 2] * 2 * len(seen)
@@ -72,9 +73,9 @@ def test_unknown_junctions_are_replayed() -> None:
     model, inputs = tiny("gpt2", labels=3), inputs_for("gpt2")
     model.transformer.h = nn.ModuleList(OddLayer(layer) for layer in model.transformer.h)
     site = find_sites(model)[0]
-    relay = Relay(model)
-    assert relay.trace(inputs).anatomy.junctions[0].kind == "replay"
-    assert not relay.pruned
+    forward = PartialForward(Handle(model))
+    assert forward.trace(inputs).anatomy.placements[0].kind == "replay"
+    assert not forward.pruned
     got = Cascade(model).ablate(inputs, predicted_logit, NeuronSet({site.name: [3]}))[0, :, 0]
 
     def erase(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -98,9 +99,9 @@ def test_a_head_that_reads_every_token_is_not_pruned() -> None:
             return hidden.mean(1)
 
     model.bert.pooler = MeanPooler()
-    relay = Relay(model)
-    trace = relay.trace(inputs)
-    assert not relay.pruned
+    forward = PartialForward(Handle(model))
+    trace = forward.trace(inputs)
+    assert not forward.pruned
     with torch.no_grad():
         torch.testing.assert_close(trace.rows.logits, model(**inputs).logits)
 
@@ -111,7 +112,7 @@ def test_work_between_layers_is_refused() -> None:
     with hook_before(layers[1], lambda m, args, kwargs: ((args[0] * 2, *args[1:]), kwargs)):
         sites = find_sites(model)
         with pytest.raises(ValueError, match="changes the hidden states between layers 0 and 1"):
-            study(model, [site.block for site in sites], sites, inputs)
+            layer_anatomy(model, [site.block for site in sites], sites, inputs)
 
 
 def test_arguments_are_cut_by_their_batch_dimension_only() -> None:

@@ -15,6 +15,7 @@ from spurge.engine.cascade.cascade import Cascade, predicted_logit
 from spurge.engine.edits.gates import gates_on, is_gated, suspended
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
 from spurge.engine.models.fingerprint import model_print
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites
 from spurge.engine.recordings.prompt_pass import PromptPass
@@ -160,7 +161,7 @@ def test_the_gated_pass_is_the_edited_model(family: str) -> None:
     job = Job(inputs, lambda rows: rows.logits.softmax(1)[:, 0], torch.zeros(3, dtype=torch.long), torch.ones(3))
     with NeuronEdit.build(model, neurons, gates).applied(model), torch.no_grad():
         want = model(**inputs).logits.softmax(1)[:, 0]
-    with gated_pass(model, find_sites(model), neurons) as run:
+    with gated_pass(Handle(model), neurons) as run:
         leaf = gates.clone().requires_grad_()
         value = run.value(job, leaf)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)

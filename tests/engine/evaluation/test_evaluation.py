@@ -21,6 +21,7 @@ from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation import evaluation
 from spurge.engine.evaluation.evaluation import Report, accuracy, evaluate, predict
 from spurge.engine.evaluation.prediction import Prepared
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.probes import token_scores
 from spurge.engine.models.sites import find_sites
 
@@ -265,9 +266,9 @@ def test_all_draws_at_once_are_the_draws_one_by_one(family, first):
     sites = {site.name: site for site in find_sites(model)[first:]}
     neurons = NeuronSet({name: range(6) for name in sites})
     edit = NeuronEdit.build(model, neurons, torch.linspace(-1, 2, len(neurons)))
-    prepared = Prepared("set", model, tokenizer_for(family), examples(7), batch_size=4, golden=Words())
+    prepared = Prepared("set", Handle(model, tokenizer_for(family)), examples(7), batch_size=4, golden=Words())
     draws = [evaluation._random_gates(edit, seed) for seed in range(3)]
-    cascade = evaluation._cascade(model, sites, None, attention=True)
+    cascade = evaluation._cascade(Handle(model), sites, None, attention=True)
     together = prepared.run_gated(cascade, *evaluation._joined(draws))
     for gates, outcome in zip(draws, together, strict=True):
         with evaluation.attached(sites, gates):
@@ -284,7 +285,7 @@ def test_draws_run_one_by_one_where_they_must(why, monkeypatch):
     edit = NeuronEdit.build(model, NeuronSet({site: [] if why == "empty" else [1, 2]}), float(why == "nothing moves"))
     if why == "meta":
         sites = {site.name: site for site in find_sites(copy.deepcopy(model).to("meta"))}
-        assert evaluation._cascade(model, sites, None, attention=False) is None
+        assert evaluation._cascade(Handle(model), sites, None, attention=False) is None
         return
     report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
     assert not joined

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.tiny_models import DECODERS, ENCODERS, FAMILIES, tiny, tiny_inputs
-from spurge.engine.models.probes import AttentionRow, is_decoder, probed_token, token_scores
+from spurge.engine.models.handle import Handle
+from spurge.engine.models.probes import AttentionRow, probed_token, token_scores
 from spurge.engine.models.sites import find_sites
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -74,11 +75,11 @@ def fingerprint(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_is_decoder(family):
-    assert is_decoder(tiny(family)) == (family in DECODERS)
+    assert Handle(tiny(family)).decoder == (family in DECODERS)
 
 
 def test_is_decoder_without_layers():
-    assert not is_decoder(nn.Linear(2, 2))
+    assert not Handle(nn.Linear(2, 2)).decoder
 
 
 @pytest.mark.parametrize(

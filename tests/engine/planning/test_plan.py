@@ -18,7 +18,7 @@ from helpers.tiny_mixtures import batch, mixture
 from helpers.tiny_models import tiny, tiny_inputs, tiny_language
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.planning.plan import Plan, peak_bytes, plan, plan_swarm
 
@@ -49,26 +49,26 @@ class Operations(TorchDispatchMode):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """The passes of all relays inside the block: what they were and how many rows they had."""
     calls: list[tuple[str, int]] = []
-    run, scaled, trace = Relay.run, Relay.scaled, Relay.trace
+    run, scaled, trace = PartialForward.run, PartialForward.scaled, PartialForward.trace
 
-    def ran(self: Relay, seen: Any, openings: Any, **others: Any) -> Rows:
+    def ran(self: PartialForward, seen: Any, openings: Any, **others: Any) -> Rows:
         graded = torch.is_grad_enabled()
         calls.append(("cascade" if graded else "forward", sum(len(rows) for rows in openings.values())))
         return run(self, seen, openings, **others)
 
-    def scaling(self: Relay, seen: Any, alphas: Tensor) -> Any:
+    def scaling(self: PartialForward, seen: Any, alphas: Tensor) -> Any:
         calls.append(("cascade" if torch.is_grad_enabled() else "forward", seen.batch * len(alphas)))
         return scaled(self, seen, alphas)
 
-    def tracing(self: Relay, *args: Any, **others: Any) -> Any:
+    def tracing(self: PartialForward, *args: Any, **others: Any) -> Any:
         made = trace(self, *args, **others)
         calls.append(("unedited", made.batch))
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(Relay, "run", ran)
-        patch.setattr(Relay, "scaled", scaling)
-        patch.setattr(Relay, "trace", tracing)
+        patch.setattr(PartialForward, "run", ran)
+        patch.setattr(PartialForward, "scaled", scaling)
+        patch.setattr(PartialForward, "trace", tracing)
         yield calls
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge.engine.data.examples import Example
+from spurge.engine.models.handle import Handle
 from spurge.methods.golden.phrases import TellingPhrase
 from spurge.methods.macu.counterfactual import Counterfactuals, Row, nearest_words
 
@@ -81,7 +82,7 @@ def test_nearest_words() -> None:
     table = model.get_input_embeddings().weight.data
     ids = tiny_tokenizer()("superb awful", add_special_tokens=False)["input_ids"]
     table[ids[0]] = 3 * table[ids[1]]  # the same direction
-    nearest = nearest_words(model, tiny_tokenizer(), CAUSAL)
+    nearest = nearest_words(Handle(model, tiny_tokenizer()), CAUSAL)
     assert nearest[1, 0]["superb"] == "awful"
     assert nearest[0, 1]["awful"] == "superb"
     assert set(nearest) == {(0, 1), (1, 0)}
@@ -90,9 +91,9 @@ def test_nearest_words() -> None:
 
 
 def test_a_word_of_two_labels_belongs_to_neither() -> None:
-    nearest = nearest_words(tiny("bert"), tiny_tokenizer(), (["bad", "so"], ["good", "So", "a+"]))
+    nearest = nearest_words(Handle(tiny("bert"), tiny_tokenizer()), (["bad", "so"], ["good", "So", "a+"]))
     assert nearest == {(0, 1): {"bad": "good"}, (1, 0): {"good": "bad"}}
-    assert nearest_words(tiny("bert"), tiny_tokenizer(), (["bad"], ["a+"])) == {}
+    assert nearest_words(Handle(tiny("bert"), tiny_tokenizer()), (["bad"], ["a+"])) == {}
 
 
 @settings(max_examples=60, deadline=None)

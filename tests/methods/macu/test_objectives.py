@@ -16,8 +16,9 @@ from spurge import ops
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Example, Examples, encode
 from spurge.engine.data.words import Units, Vocabulary, split_units
+from spurge.engine.models.handle import Handle
 from spurge.methods.golden.golden import GoldenTokens
-from spurge.methods.macu.objectives import Likelihood, Weights, counterfactual_set
+from spurge.methods.macu.objectives import KindWeights, Likelihood, counterfactual_set
 from spurge.methods.macu.proximity import Proximity, ProximityGap, proximity_jobs, soft_proximity
 
 TEXTS = ["the film is good and dull", "a lovely sad story", "happy"]
@@ -135,13 +136,11 @@ def test_likelihood_is_minus_the_divergence(weights: list[float], seed: int) -> 
 def test_proximity_jobs_share_one_vocabulary() -> None:
     examples = Examples([Example(text, 0) for text in TEXTS], planted_texts.LABELS)
     jobs = proximity_jobs(
-        tiny("bert"),
-        tiny_tokenizer(),
+        Handle(tiny("bert"), tiny_tokenizer()),
         examples,
         planted_texts.GOLDEN,
         token_score="attention",
         batch_size=2,
-        device="cpu",
         top_k=3,
     )
     assert [len(job.labels) for job in jobs] == [2, 1]
@@ -152,7 +151,7 @@ def test_proximity_jobs_share_one_vocabulary() -> None:
 
 def test_counterfactual_rows_have_the_answers_wanted_of_them() -> None:
     model, examples = planted_texts.model(), planted_texts.train().sample(60, 0)
-    made = counterfactual_set(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN, examples)
+    made = counterfactual_set(Handle(model, tiny_tokenizer()), planted_texts.train(), planted_texts.GOLDEN, examples)
     assert set(made.counts()) == {"kept", "swapped", "neutral"}
     assert all(made.counts().values())
     assert any("tuesday" in phrase.text for phrase in made.phrases)
@@ -162,12 +161,12 @@ def test_counterfactual_rows_have_the_answers_wanted_of_them() -> None:
             assert wanted[row.example.label] == 1
         if row.kind == "neutral":
             assert int(wanted.argmax()) == row.example.label
-    jobs = made.jobs(tiny_tokenizer(), batch_size=16, device="cpu", weights=Weights(kept=3.0))
+    jobs = made.jobs(Handle(model, tiny_tokenizer()), batch_size=16, weights=KindWeights(kept=3.0))
     assert sum(len(job.labels) for job in jobs) == len(made.rows)
     assert {float(w) for job in jobs for w in job.weights[job.labels >= 0]} == {3.0}
     kept = made.of(["kept"])
     assert kept.counts() == {"kept": 60, "swapped": 0, "neutral": 0}
-    job = kept.jobs(tiny_tokenizer(), batch_size=99, device="cpu")[0]
+    job = kept.jobs(Handle(model, tiny_tokenizer()), batch_size=99)[0]
     with torch.no_grad():  # the unedited model agrees with itself
         logits = model(**job.inputs).logits
     value = job.target(Rows(logits, None, torch.arange(60), logits.argmax(1)))
@@ -178,7 +177,7 @@ def test_texts_without_golden_words_are_refused() -> None:
     examples = Examples([Example("well well", 0), Example("street", 1)], planted_texts.LABELS)
     golden = GoldenTokens(planted_texts.LABELS, {"negative": ["bad"], "positive": ["good"]})
     with pytest.raises(ValueError, match="golden: nothing to change in 2 texts"):
-        counterfactual_set(tiny("bert"), tiny_tokenizer(), examples, golden, examples)
+        counterfactual_set(Handle(tiny("bert"), tiny_tokenizer()), examples, golden, examples)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_texts_without_golden_words_are_refused() -> None:
 )
 def test_bad_weights(given: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Weights(**given)
+        KindWeights(**given)
 
 
 def test_empty_units_are_fine() -> None:

@@ -152,17 +152,17 @@ def test_what_is_kept_does_not_grow_with_the_number_of_blocks(monkeypatch: pytes
     made: list[weakref.ref[Block]] = []
     most = 0
 
-    def answered(cascade: Any, ask: Any, path: Any, fingerprint: str) -> Block:
+    def answered(cascade: Any, questions: Any, number: int, path: Any, fingerprint: str) -> Block:
         nonlocal most
         most = max(most, sum(reference() is not None for reference in made))
-        row = {f"{side}_{name}": float(ask()) for side in SIDES for name in ("effect", "moved", "missed")}
-        block = Block({side: scores * 1.0 for side, scores in maps[ask()].items()}, {"mlp.0": row}, ask())
+        row = {f"{side}_{name}": float(number) for side in SIDES for name in ("effect", "moved", "missed")}
+        block = Block({side: scores * 1.0 for side, scores in maps[number].items()}, {"mlp.0": row}, number)
         made.append(weakref.ref(block))
         return block
 
     monkeypatch.setattr(screening, "_answered", answered)
     select = partial(NeuronScores.select, fraction=0.5)
-    found = screening.screen(Cascade(tiny("bert")), [lambda n=n: n for n in range(9)], select)  # type: ignore[misc]
+    found = screening.screen(Cascade(tiny("bert")), range(9), select)  # type: ignore[arg-type]
     assert most <= 1
     assert (found.blocks, found.nodes) == (9, 8)
     assert found.gaps() == {"mlp.0": {f"{side}_{name}": value for side in SIDES for name, value in GAPS.items()}}

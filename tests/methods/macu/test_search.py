@@ -13,6 +13,7 @@ from torch import Tensor
 from helpers.tiny_models import tiny, tiny_inputs
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites, widths
 from spurge.methods.macu.gated_model import gated_pass
@@ -42,7 +43,7 @@ def test_the_gated_pass_is_the_edited_model(family: str) -> None:
     model = tiny(family)
     neurons, job = some_neurons(model), job_of(model, family)
     gates = torch.rand(len(neurons)) * 2 - 0.5
-    with gated_pass(model, find_sites(model), neurons) as run, torch.no_grad():
+    with gated_pass(Handle(model), neurons) as run, torch.no_grad():
         got = run.value(job, gates)
         plain = run.value(job, None)
     with torch.no_grad():
@@ -59,7 +60,7 @@ def test_gradient_search_climbs_and_leaves_the_model_as_it_was() -> None:
     wants = [parameter.requires_grad for parameter in model.parameters()]
     neurons, job = some_neurons(model), job_of(model, "bert")
     climb = Climb(steps=20, look=5, rate=0.1, low=-0.5, high=1.5, l1=0.0)
-    found = climb.maximise(model, find_sites(model), neurons, [job], [job])
+    found = climb.maximise(Handle(model), neurons, [job], [job])
     assert found.value > found.history["value"][0]
     assert found.gates.shape == (len(neurons),)
     assert bool((found.gates >= -0.5).all() and (found.gates <= 1.5).all())
@@ -70,7 +71,7 @@ def test_gradient_search_climbs_and_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
-    again = climb.maximise(model, find_sites(model), neurons, [job], [job])
+    again = climb.maximise(Handle(model), neurons, [job], [job])
     assert torch.equal(found.gates, again.gates)
     # what it promises holds for the edited model
     with torch.no_grad(), NeuronEdit.build(model.eval(), neurons, found.gates).applied(model):
@@ -86,11 +87,11 @@ def test_the_pull_to_1_is_a_soft_threshold() -> None:
         return rows.logits[:, 0] * 1e-12
 
     flat = Job(job.inputs, nothing, job.labels, job.weights)
-    loose = Climb(steps=1, look=1, l1=0.0, high=2.0).maximise(model, find_sites(model), neurons, [job], [job])
-    tight = Climb(steps=1, look=1, l1=0.5, high=2.0).maximise(model, find_sites(model), neurons, [job], [job])
+    loose = Climb(steps=1, look=1, l1=0.0, high=2.0).maximise(Handle(model), neurons, [job], [job])
+    tight = Climb(steps=1, look=1, l1=0.5, high=2.0).maximise(Handle(model), neurons, [job], [job])
     assert float((loose.gates - 1).abs().max()) == pytest.approx(0.1, rel=1e-3)  # Adam's first step is its rate
     assert float((tight.gates - 1).abs().max()) == pytest.approx(0.05, rel=1e-3)
-    still = Climb(steps=5, look=1, l1=0.5).maximise(model, find_sites(model), neurons, [flat], [flat])
+    still = Climb(steps=5, look=1, l1=0.5).maximise(Handle(model), neurons, [flat], [flat])
     assert float((still.gates - 1).abs().max()) < 0.06
 
 
@@ -98,7 +99,7 @@ def test_no_better_gates_leaves_all_at_1() -> None:
     model = tiny("bert")
     neurons, job = some_neurons(model), job_of(model, "bert")
     worse = Job(job.inputs, lambda rows: -job.target(rows), job.labels, job.weights)
-    found = Climb(steps=8, look=2).maximise(model, find_sites(model), neurons, [job], [worse])
+    found = Climb(steps=8, look=2).maximise(Handle(model), neurons, [job], [worse])
     assert torch.equal(found.gates, torch.ones(len(neurons)))
     assert found.info["best_step"] == 0
 
@@ -116,7 +117,7 @@ def test_gradient_search_reads_attention() -> None:
     with torch.no_grad():
         predicted = model(**job.inputs).logits.argmax(1)
     found = Climb(steps=6, look=3, rate=0.3, l1=0.0, low=-1.0, high=2.0).maximise(
-        model, find_sites(model), neurons, [looking], [looking], attention=True
+        Handle(model), neurons, [looking], [looking], attention=True
     )
     assert found.value > found.history["value"][0]
     assert all(torch.equal(rows.predicted, predicted) for rows in seen)  # of the unedited model, whatever the gates
@@ -130,25 +131,25 @@ def test_an_exception_leaves_no_hook() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Climb().maximise(model, find_sites(model), neurons, [Job(job.inputs, stop, job.labels, job.weights)], [job])
+        Climb().maximise(Handle(model), neurons, [Job(job.inputs, stop, job.labels, job.weights)], [job])
     with pytest.raises(KeyboardInterrupt):
-        Climb().maximise(model, find_sites(model), neurons, [job], [Job(job.inputs, stop, job.labels, job.weights)])
+        Climb().maximise(Handle(model), neurons, [job], [Job(job.inputs, stop, job.labels, job.weights)])
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_gradient_search_refuses() -> None:
     model = tiny("bert")
-    neurons, job, sites = some_neurons(model), job_of(model, "bert"), find_sites(model)
+    neurons, job = some_neurons(model), job_of(model, "bert")
     for arguments in ((NeuronSet(), [job], [job]), (neurons, [], [job]), (neurons, [job], [])):
         with pytest.raises(ValueError, match="search: need neurons and texts"):
-            Climb().maximise(model, sites, *arguments)
+            Climb().maximise(Handle(model), *arguments)
     steps = Job(job.inputs, lambda rows: (rows.logits[:, 0] > 0).float(), job.labels, job.weights)
     with pytest.raises(ValueError, match="not differentiable by the gates; use search='pso'"):
-        Climb().maximise(model, sites, neurons, [steps], [steps])
+        Climb().maximise(Handle(model), neurons, [steps], [steps])
     nan = Job(job.inputs, lambda rows: rows.logits[:, 0] * torch.nan, job.labels, job.weights)
     with pytest.raises(ValueError, match="not finite at step 1"):
-        Climb().maximise(model, sites, neurons, [nan], [nan])
+        Climb().maximise(Handle(model), neurons, [nan], [nan])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_gates_stay_in_the_box(seed: int, steps: int, l1: float) -> None:
     model = tiny("bert", layers=2)
     neurons, job = some_neurons(model, 2), job_of(model, "bert", rows=2)
     climb = Climb(steps=steps, look=1, rate=1.0, low=0.5, high=1.2, l1=l1, seed=seed)
-    found = climb.maximise(model, find_sites(model), neurons, [job], [job])
+    found = climb.maximise(Handle(model), neurons, [job], [job])
     assert bool((found.gates >= 0.5).all() and (found.gates <= 1.2 + 1e-6).all())
 
 

@@ -15,9 +15,10 @@ from helpers import planted_texts
 from helpers.tiny_models import tiny_tokenizer
 from spurge.engine.causal.adjustment import confounder_weights
 from spurge.engine.data.examples import Examples
+from spurge.engine.models.handle import Handle
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
-from spurge.methods.macu.objectives import Weights, counterfactual_set
+from spurge.methods.macu.objectives import KindWeights, counterfactual_set
 from spurge.methods.macu.weighted_examples import Weighed
 
 QUICK: dict[str, Any] = {"batch_size": 8, "certify": 2, "certify_texts": 6, "nodes": 2, "progress": False}
@@ -102,17 +103,17 @@ def test_scores_completeness_and_certificate_are_weighted_sums_over_texts() -> N
 
 
 def test_made_texts_take_the_weight_of_their_source() -> None:
-    model, chosen = planted_texts.model(), TRAIN[:20]
-    made = counterfactual_set(model, tiny_tokenizer(), TRAIN, planted_texts.GOLDEN, chosen)
-    sources, kinds = RANDOM[:20], Weights(kept=3.0)
-    size: dict[str, Any] = {"batch_size": 7, "device": "cpu", "weights": kinds}
-    plain, weighted = (made.jobs(tiny_tokenizer(), sources=w, **size) for w in (None, sources))
+    handle, chosen = Handle(planted_texts.model(), tiny_tokenizer()), TRAIN[:20]
+    made = counterfactual_set(handle, TRAIN, planted_texts.GOLDEN, chosen)
+    sources, kinds = RANDOM[:20], KindWeights(kept=3.0)
+    size: dict[str, Any] = {"batch_size": 7, "weights": kinds}
+    plain, weighted = (made.jobs(handle, sources=w, **size) for w in (None, sources))
     total = sum(getattr(kinds, row.kind) * float(sources[row.source]) for row in made.rows)
     assert sum(float(job.weights.sum()) for job in weighted) == pytest.approx(total)
     for one, two in zip(plain, weighted, strict=True):
         assert torch.equal(one.inputs["input_ids"], two.inputs["input_ids"])
         assert torch.equal(one.labels, two.labels)
-    (whole,) = made.take([4]).jobs(tiny_tokenizer(), sources=sources, **size)
+    (whole,) = made.take([4]).jobs(handle, sources=sources, **size)
     row = made.rows[4]
     assert whole.weights.tolist() == pytest.approx([getattr(kinds, row.kind) * float(sources[row.source])])
 

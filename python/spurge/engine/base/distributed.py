@@ -19,16 +19,18 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from spurge.engine.base.checks import number
 from spurge.engine.base.ranks import Place, RankError, RankFailed, RankLost
-from spurge.engine.base.tensor_parallel import mesh_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ALONE", "Message", "RankError", "RankFailed", "RankLost", "Ranks"]
 
@@ -121,18 +123,18 @@ class Ranks:
 
     @classmethod
     @contextmanager
-    def current(cls, model: nn.Module | None = None) -> Iterator[Ranks]:
+    def current(cls, mesh: DeviceMesh | None = None) -> Iterator[Ranks]:
         """The ranks this process works with: those of :meth:`from_environment` around the call, those of the process
         group that torch.distributed has, or itself alone. An error that leaves the block on one rank leaves it on all.
 
         Args:
-            model: what they will run. Ranks that hold it together (tensor parallelism) run the same rows and share no
-                work: each counts as alone.
+            mesh: the ranks that hold the model together (tensor parallelism), if any: they run the same rows and share
+                no work, so each counts as alone.
 
         Raises:
             RankLost, RankFailed: as :meth:`from_environment`.
         """
-        if model is not None and mesh_of(model) is not None:
+        if mesh is not None:
             yield ALONE
         elif cls._around is not None:
             with cls._around._together():

@@ -16,38 +16,27 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge import ops
-from spurge.engine.base.tensor_parallel import agreed, mesh_of
-from spurge.engine.cascade.attribution import (
-    ALL,
-    Attribution,
-    check_differentiable,
-    gradients,
-    join,
-    residuals,
-    target_values,
-)
-from spurge.engine.cascade.footprint import Weight, weigh
-from spurge.engine.cascade.partial_forward import Relay, Rows, Target, Trace, predicted_logit
-from spurge.engine.cascade.quadrature import Goal, Nodes, Piece, Point, gauss_legendre, gauss_radau, integrate
+from spurge.engine.base.tensor_parallel import agreed
+from spurge.engine.cascade.ablation import Unit, ablated, gated
+from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
+from spurge.engine.cascade.footprint import Footprint, measure_footprint
+from spurge.engine.cascade.partial_forward import PartialForward, Rows, Target, Trace, predicted_logit
+from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients
+from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
 from spurge.engine.models.arguments import main_input, take
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import model_budget
-from spurge.engine.models.projections import RowGates
 from spurge.engine.models.sites import Site
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
 
-Path = Literal["layer", "joint", "neuron"]
-Rule = Literal["legendre", "radau"]
-Ends = dict[int, tuple[Tensor | None, ...]]  # per target, the unedited model's gradient at each site's output
 KEPT_SHARE = 0.25  # of the budget, for the unedited pass of a prompt that is asked about again
 
 
@@ -97,7 +86,7 @@ class Cascade:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Handle,
         *,
         path: Path = "layer",
         nodes: int = 2,
@@ -116,19 +105,21 @@ class Cascade:
             raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
         if rule == "radau" and path != "layer":
             raise ValueError(f"rule: radau belongs to the layer path, got path {path!r}")
-        self._rules = gauss_legendre(nodes), gauss_radau(nodes)
+        gauss_legendre(nodes)  # raises for a number of nodes there is no rule for
         if tolerance is not None and not 0 < tolerance < 1:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
         if tolerance is not None and path == "neuron":
             raise ValueError("tolerance: the neuron path is exact and takes none")
         if tolerance is not None and not completeness:
             raise ValueError("completeness: a tolerance needs it, got False")
-        self.model, self.path, self.nodes, self.tolerance, self.progress = model, path, nodes, tolerance, progress
-        self.rule, self.completeness = rule, completeness
-        self.relay = Relay(model, attention=attention, sites=sites, read=read)
-        self.sites = self.relay.sites
-        self.budget = model_budget(model, memory)
-        self._weights: dict[tuple[int, ...], Weight] = {}
+        self.handle = Handle.of(model)
+        self.model, self.path, self.nodes = self.handle.model, path, nodes
+        self.tolerance, self.rule, self.completeness, self.progress = tolerance, rule, completeness, progress
+        self.forward = PartialForward(self.handle, attention=attention, sites=sites, read=read)
+        self.sites = self.forward.sites
+        self.budget = self.handle.budget(memory)
+        self._paths = Paths(self.forward, self.footprint, nodes, rule, path == "joint")
+        self._footprints: dict[tuple[int, ...], Footprint] = {}
 
     # ---- public calls ------------------------------------------------------------------------------------------
 
@@ -144,7 +135,7 @@ class Cascade:
         """As :meth:`read`, of several batches that are asked in turn: as many as fit together are kept."""
         differentiable, total, fitting = self.rule == "radau", 0, []
         for inputs in batches:
-            kept = self.weigh(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
+            kept = self.footprint(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
             fitting.append(total + kept <= KEPT_SHARE * self.budget)
             total += kept if fitting[-1] else 0
         with frozen(self.model), torch.set_grad_enabled(differentiable):
@@ -218,41 +209,41 @@ class Cascade:
                 return
             inputs = inputs.inputs
         batch = len(main_input(inputs))
-        size = min(batch, self.weigh(inputs).examples(self.budget, self.nodes))
+        size = min(batch, self.footprint(inputs).examples(self.budget, self.nodes))
         starts = range(0, batch, size)
         for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
             examples = slice(start, start + size)
             number = torch.arange(batch, device=main_input(inputs).device)[examples]
-            yield self.relay.trace(take(inputs, examples), number, differentiable=differentiable)
+            yield self.forward.trace(take(inputs, examples), number, differentiable=differentiable)
 
-    def weigh(self, inputs: Mapping[str, Any]) -> Weight:
-        """What a cascade over inputs of this shape weighs, by which its work is cut; measured once for a shape."""
+    def footprint(self, inputs: Mapping[str, Any]) -> Footprint:
+        """The memory of a cascade over inputs of this shape, by which its work is cut; measured once for a shape."""
         shape = tuple(main_input(inputs).shape[1:])
-        if shape not in self._weights:
-            self._weights[shape] = self._weight(inputs)
-        return self._weights[shape]
+        if shape not in self._footprints:
+            self._footprints[shape] = self._footprint(inputs)
+        return self._footprints[shape]
 
-    def _weight(self, inputs: Mapping[str, Any]) -> Weight:
-        """The weight by which the work is cut: the largest that any of the ranks that hold the model together finds."""
-        weight, mesh = weigh(self.relay, inputs), mesh_of(self.model)
+    def _footprint(self, inputs: Mapping[str, Any]) -> Footprint:
+        """Of ranks that hold the model together, the largest that any of them measures."""
+        found, mesh = measure_footprint(self.forward, inputs), self.handle.mesh
         if mesh is None:
-            return weight
-        sizes = {name: size for name, size in asdict(weight).items() if type(size) is int}
+            return found
+        sizes = {name: size for name, size in asdict(found).items() if type(size) is int}
         largest: dict[str, Any] = dict(zip(sizes, agreed([*sizes.values()], mesh, largest=True), strict=True))
-        return replace(weight, **largest)
+        return replace(found, **largest)
 
-    def units(self, neurons: NeuronSet) -> list[tuple[int, int]]:
+    def units(self, neurons: NeuronSet) -> list[Unit]:
         """(site, index) of every neuron, in the order given.
 
         Raises:
             ValueError: a neuron the model does not have, or an empty set.
         """
-        place = {site.name: i for i, site in enumerate(self.sites)}
+        number = {site.name: i for i, site in enumerate(self.sites)}
         units = []
         for ref in neurons:
-            if ref.site not in place or ref.index >= self.sites[place[ref.site]].width:
+            if ref.site not in number or ref.index >= self.sites[number[ref.site]].width:
                 raise ValueError(f"neurons: the model has no neuron {ref}")
-            units.append((place[ref.site], ref.index))
+            units.append((number[ref.site], ref.index))
         if not units:
             raise ValueError("neurons: the set is empty")
         return units
@@ -260,22 +251,24 @@ class Cascade:
     # ---- the paths ---------------------------------------------------------------------------------------------
 
     def _attribute(self, trace: Trace, target: Target, room: int, *, keep: bool) -> Attribution:
-        trace, ends = self._ends(trace, target, keep=keep)
+        trace, ends = end_gradients(trace, target, keep=keep)
         with torch.no_grad():
-            full = target_values(target, trace.rows).t()
-        if self.path == "neuron":
-            return self._neuron_path(trace, target, full, room)
+            full = target_values(target, trace.rows)
+            if self.path == "neuron":
+                return self._neuron_path(trace, target, full.t(), room)
+        full = full.t()
         check_differentiable(target, trace.rows)
-        measure = self._joint_path if self.path == "joint" else partial(self._layer_path, ends)
-        erased = self._erased(trace, target, room) if self.completeness else {}
-        keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
-
+        keys = self._paths.keys
+        erased: dict[str, Tensor] = {}
+        if self.completeness:
+            at_zero = self._paths.at(trace, target, room, {}, [(key, 0.0) for key in keys])
+            erased = dict(zip(keys, at_zero, strict=True))
         goal = None
         if self.tolerance is not None:
             effect = torch.stack([(full - value).abs() for value in erased.values()]).amax(0)
             known = {(key, 0.0): value for key, value in erased.items()} | {(key, 1.0): full for key in keys}
-            goal = Goal(self.tolerance, effect, partial(self._at, trace, target, room, known))
-        found = integrate(keys, partial(measure, trace, target, room), self.nodes, goal)
+            goal = Goal(self.tolerance, effect, partial(self._paths.at, trace, target, room, known))
+        found = integrate(keys, partial(self._paths.integrals, ends, trace, target, room), self.nodes, goal)
         values: dict[str, Tensor] = {}
         nodes: dict[str, int] = {}
         change: dict[str, float | None] = {}
@@ -285,201 +278,32 @@ class Cascade:
             nodes |= dict.fromkeys(total, integral.nodes)
             change |= dict.fromkeys(total, integral.change)
         residual = residuals(full, erased, values)
-        late = [key for key, integral in found.items() if not integral.reached]
-        if goal is not None and late:
-            worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
-            warnings.warn(
-                f"tolerance {self.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
-                f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}",
-                stacklevel=4,
-            )
+        if goal is not None:
+            _warn_of_missed(goal, found, residual)
         return Attribution(values, full, erased, residual, nodes, change)
-
-    def _ends(self, trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, Ends]:
-        """Gradients of the unedited model at every site, ``f(1)`` of each path, and the trace without their graph.
-
-        Args:
-            keep: leave the graph as it was: a prompt's next question wants it too.
-        """
-        if not trace.outputs:
-            return trace, {}
-        with torch.enable_grad():
-            value = target_values(target, trace.rows)
-        ends = dict(gradients(value, trace.outputs, keep=keep))
-        rows = trace.rows
-        attention = None if rows.attention is None else rows.attention.detach()
-        rows = replace(rows, logits=rows.logits.detach(), attention=attention)
-        return replace(trace, rows=rows, outputs=[]), ends
-
-    def _layer_path(
-        self, ends: Ends, trace: Trace, target: Target, room: int, pieces: Sequence[Piece]
-    ) -> list[dict[str, Tensor]]:
-        number = {site.name: i for i, site in enumerate(self.sites)}
-        sites = [number[piece.key] for piece in pieces]
-        rules = [self._rule(piece) for piece in pieces]
-        found: list[dict[str, Tensor]] = [{} for _ in pieces]
-        for group, s in self.weigh(trace.inputs).cuts(room, self.nodes, trace.batch, sites):
-            members: dict[int, list[int]] = {}  # site -> its pieces in this block
-            for p in group:
-                members.setdefault(sites[p], []).append(p)
-            with torch.enable_grad():
-                leaves = {
-                    i: ops.open_rows(
-                        trace.sites[i].anchor, trace.sites[i].u, torch.cat([rules[p].alphas[s] for p in own])
-                    ).requires_grad_()
-                    for i, own in members.items()
-                }
-                value = target_values(target, self.relay.run(trace, leaves))
-            for q, grads in gradients(value, list(leaves.values())):
-                for (i, own), grad in zip(members.items(), grads, strict=True):
-                    parts = [None] * len(own) if grad is None else grad.chunk(len(own))
-                    for p, part in zip(own, parts, strict=True):
-                        whole = ops.node_sum(part, rules[p].weights[s]) if part is not None else None
-                        last = ends[q][i] if rules[p].end and s.start == 0 else None
-                        if last is not None:
-                            whole = _plus(whole, last, rules[p].end)
-                        score = self._collect(i, trace, whole)
-                        total = found[p].setdefault(pieces[p].key, score.new_zeros(value.shape[1], *score.shape))
-                        total[q] += score
-        return found
-
-    def _rule(self, piece: Piece) -> Nodes:
-        """The nodes of one interval; a rule with a node at 1 is of use where the interval ends there."""
-        legendre, radau = self._rules
-        alphas, weights, end = radau if self.rule == "radau" and piece.high == 1 else (*legendre, 0.0)
-        width = piece.high - piece.low
-        return Nodes(piece.low + width * alphas, width * weights, width * end)
-
-    def _collect(self, i: int, trace: Trace, pulled: Tensor | None) -> Tensor:
-        """``[B, F]`` from the weighted gradient sum ``[B, T, H]``: through W2, times z, summed over tokens."""
-        z = trace.sites[i].z
-        if pulled is None:  # the target does not read this layer
-            return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
-        return ops.multiply_sum(self.sites[i].projection.pull(pulled.to(z.dtype)), z, _mask(trace, z)).float()
-
-    def _joint_path(self, trace: Trace, target: Target, room: int, pieces: Sequence[Piece]) -> list[dict[str, Tensor]]:
-        return [self._joint_piece(trace, target, room, self._rule(piece)) for piece in pieces]
-
-    def _joint_piece(self, trace: Trace, target: Target, room: int, rule: Nodes) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        for s in self.weigh(trace.inputs).node_slices(room, self.nodes, trace.batch):
-            with torch.enable_grad():
-                rows, z, scaled = self.relay.scaled(trace, rule.alphas[s])
-                value = target_values(target, rows)
-            for q, grads in gradients(value, scaled):
-                share = rule.weights[s].repeat_interleave(trace.batch)[:, None]
-                for site, active, grad in zip(self.sites, z, grads, strict=True):
-                    part = active.new_zeros(trace.batch, site.width, dtype=torch.float32)
-                    if grad is not None:
-                        mask = _mask(trace, active)
-                        mask = mask.repeat(len(share) // trace.batch, 1) if mask is not None else None
-                        each = ops.multiply_sum(site.projection.pull(grad), active, mask).float()
-                        part = (each * share.to(each)).unflatten(0, (-1, trace.batch)).sum(0)
-                    whole = total.setdefault(site.name, part.new_zeros(value.shape[1], *part.shape))
-                    whole[q] += part
-        return total
 
     def _neuron_path(self, trace: Trace, target: Target, full: Tensor, room: int) -> Attribution:
         units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]
-        with torch.no_grad():
-            effects = self._ablate(trace, target, units, room)
-        values = dict(
-            zip((site.name for site in self.sites), effects.split([site.width for site in self.sites], 2), strict=True)
-        )
+        effects = self._ablate(trace, target, units, room).split([site.width for site in self.sites], 2)
+        values = {site.name: own for site, own in zip(self.sites, effects, strict=True)}
         return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), dict.fromkeys(values))
 
-    def _erased(self, trace: Trace, target: Target, room: int) -> dict[str, Tensor]:
-        """F(0) of every path, ``[Q, B]``."""
-        keys = [ALL] if self.path == "joint" else [site.name for site in self.sites]
-        return dict(zip(keys, self._at(trace, target, room, {}, [(key, 0.0) for key in keys]), strict=True))
+    def _ablate(self, trace: Trace, target: Target, units: Sequence[Unit], room: int) -> Tensor:
+        at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
+        return ablated(self.forward, trace, target, units, at_once, progress=self.progress)
 
-    def _at(
-        self, trace: Trace, target: Target, room: int, known: Mapping[Point, Tensor], points: Sequence[Point]
-    ) -> list[Tensor]:
-        """The target at points of the paths, ``[Q, B]`` each: one row without gradients for each that is not known."""
-        missing = [point for point in points if point not in known]
-        size, batch = self.weigh(trace.inputs).rows_forward(room, trace.batch), trace.batch
-        found = dict(known)
-        with torch.no_grad():
-            for group in (missing[start : start + size] for start in range(0, len(missing), size)):
-                alphas = torch.tensor([alpha for _, alpha in group], dtype=torch.float64)
-                if self.path == "joint":
-                    rows = self.relay.scaled(trace, alphas)[0]
-                else:
-                    rows = self.relay.run(trace, self._opened(trace, [key for key, _ in group], alphas))
-                values = target_values(target, rows).unflatten(0, (len(group), batch))
-                found |= {point: value.t() for point, value in zip(group, values, strict=True)}
-        return [found[point] for point in points]
-
-    def _opened(self, trace: Trace, names: Sequence[str], alphas: Tensor) -> dict[int, Tensor]:
-        """Rows that open at sites, each scaled by its alpha; names of one site stand together, in the sites' order."""
-        number = {site.name: i for i, site in enumerate(self.sites)}
-        members: dict[int, list[float]] = {}
-        for name, alpha in zip(names, alphas.tolist(), strict=True):
-            members.setdefault(number[name], []).append(alpha)
-        return {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, own) for i, own in members.items()}
-
-    def _ablate(self, trace: Trace, target: Target, units: list[tuple[int, int]], room: int) -> Tensor:
-        order = sorted(range(len(units)), key=units.__getitem__)
-        at_once = self.weigh(trace.inputs).rows_forward(room, trace.batch)
-        full = target_values(target, trace.rows)
-        effects = full.new_empty(len(units), *full.shape)
-        blocks = range(0, len(order), at_once)
-        for start in tqdm(blocks, desc="ablate", unit="block", disable=not self.progress or len(blocks) == 1):
-            chosen = order[start : start + at_once]
-            columns: dict[int, list[int]] = {}
-            for j in chosen:
-                columns.setdefault(units[j][0], []).append(units[j][1])
-            opened = {i: self._without(i, trace, torch.tensor(ks)) for i, ks in columns.items()}
-            value = target_values(target, self.relay.run(trace, opened)).unflatten(0, (len(chosen), trace.batch))
-            effects[chosen] = full - value
-        return effects.permute(2, 1, 0)
-
-    def _without(self, i: int, trace: Trace, columns: Tensor) -> Tensor:
-        """Rows ``[n * B, T, H]`` in the place of the site's anchor, each with one unit off."""
-        seen = trace.sites[i]
-        columns = columns.to(seen.z.device)
-        z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
-        w = self.sites[i].projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
-        return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
-
-    def _gated(self, trace: Trace, target: Target, units: list[tuple[int, int]], gates: Tensor, room: int) -> Tensor:
-        gates = gates.to(torch.float32)
-        members: dict[int, list[int]] = {}  # site -> positions in `units`
-        for j, (i, _) in enumerate(units):
-            members.setdefault(i, []).append(j)
-        device = {i: trace.sites[i].z.device for i in members}
-        columns = {i: torch.tensor([units[j][1] for j in js], device=device[i]) for i, js in members.items()}
-        entries = self._entries(trace, sorted(members))
-        results = []
-        for setting in gates.split(self.weigh(trace.inputs).rows_forward(room, trace.batch)):
-            on = {i: RowGates(columns[i], setting[:, js].contiguous().to(device[i])) for i, js in members.items()}
-            opened = self._moved(trace, {i: on.pop(i) for i in entries})
-            value = target_values(target, self.relay.run(trace, {entries[0]: opened}, inside=on))
-            results.append(value.unflatten(0, (len(setting), trace.batch)))
-        return torch.cat(results)
-
-    def _entries(self, trace: Trace, sites: list[int]) -> list[int]:
-        """Which gated sites of the first block open the rows: one that runs the block again, gated inside, else all."""
-        place = self.relay.place
-        first = [i for i in sites if place[i] == place[sites[0]]]
-        return [i for i in first if trace.anatomy.junctions[i].kind == "replay"][:1] or first
-
-    def _moved(self, trace: Trace, gates: Mapping[int, RowGates]) -> Tensor:
-        """Rows ``[P * B, T, H]`` in the place of the sites' common anchor, each with some of their units gated."""
-        rows = trace.sites[min(gates)].anchor
-        for i, on in gates.items():
-            z = trace.sites[i].z
-            change = z[..., on.columns] * (on.values[:, None, None] - 1).to(z.dtype)
-            rows = rows + change @ self.sites[i].projection.columns(on.columns).t()
-        return rows.flatten(0, 1)
+    def _gated(self, trace: Trace, target: Target, units: Sequence[Unit], gates: Tensor, room: int) -> Tensor:
+        at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
+        return gated(self.forward, trace, target, units, gates, at_once)
 
 
-def _plus(whole: Tensor | None, last: Tensor, weight: float) -> Tensor:
-    return weight * last.float() if whole is None else whole.add_(last, alpha=weight)
-
-
-def _mask(trace: Trace, z: Tensor) -> Tensor | None:
-    """Which tokens count, ``[B, T]``; None where all do."""
-    mask = trace.inputs.get("attention_mask")
-    return mask.to(z.device, torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None
+def _warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:
+    late = [key for key, integral in found.items() if not integral.reached]
+    if not late:
+        return
+    worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
+    warnings.warn(
+        f"tolerance {goal.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
+        f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}",
+        stacklevel=5,
+    )

@@ -1,4 +1,4 @@
-"""What a cascade weighs in memory, measured on one example, and how to cut it into blocks that fit a budget."""
+"""What a cascade takes of memory, measured on one example, and how to cut it into blocks that fit a budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spurge import ops
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.arguments import take
 from spurge.engine.models.hooks import frozen, hook, hook_before
 
@@ -26,14 +26,14 @@ CPU_TOKENS = 4096  # tokens of all rows of one block on a CPU; above it activati
 
 
 @dataclass(frozen=True)
-class Weight:
+class Footprint:
     """Bytes of a cascade over inputs of one shape.
 
     Where rows join at every layer, each layer's tensors are larger than those of the layer before. An allocator can
     then not put them where temporaries were, and what a layer needs for a moment counts for all layers.
 
     Attributes:
-        place: block of each site.
+        block_of: block of each site.
         blocks: L, the layers of the model.
         tokens: T, positions per row.
         trace: kept by the unedited pass, per example.
@@ -48,7 +48,7 @@ class Weight:
         cpu: whether blocks should also stay in cache.
     """
 
-    place: tuple[int, ...]
+    block_of: tuple[int, ...]
     blocks: int
     tokens: int
     trace: int
@@ -67,7 +67,7 @@ class Weight:
 
         The gradients of a first target, which stay while those of a second are computed, are among them.
         """
-        places = [self.place[i] for i in sites]
+        places = [self.block_of[i] for i in sites]
         layers = sum(max(0, self.blocks - 2 - place) for place in places)  # that rows run through before the last one
         growing = layers if len(set(places)) > 1 else min(layers, len(places))
         ends = sum(place < self.blocks - 1 for place in places)
@@ -95,7 +95,7 @@ class Weight:
 
     def examples(self, limit: int, nodes: int) -> int:
         """Examples that go into one cascade over all sites; at least one."""
-        sites = range(len(self.place))
+        sites = range(len(self.block_of))
         fitting = (limit - self.fixed) // (self.backward(sites, nodes, 1) - self.fixed)
         if self.cpu:
             fitting = min(fitting, CPU_TOKENS // (self.tokens * nodes * len(sites)))
@@ -163,8 +163,8 @@ class Weight:
         return self.fixed + math.ceil(MARGIN * batch * max(each, self.trace + self._through))
 
 
-def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
-    """Measure a cascade's weight on the first example of ``inputs``."""
+def measure_footprint(partial_forward: PartialForward, inputs: Mapping[str, Any]) -> Footprint:
+    """The memory of a cascade, measured on the first example of ``inputs``."""
     meter, marks = Meter(), [(0, 0)]  # at each block's end, what it keeps and what it needed beside that
 
     def start(*_: Any) -> None:
@@ -174,29 +174,29 @@ def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
         marks[-1] = meter.live - marks[-1][0], meter.peak - meter.live
 
     with ExitStack() as stack:
-        stack.enter_context(frozen(relay.model))
+        stack.enter_context(frozen(partial_forward.model))
         with meter, torch.no_grad():
-            trace = relay.trace(take(inputs, slice(0, 1)))
+            trace = partial_forward.trace(take(inputs, slice(0, 1)))
         kept, seen = meter.live, trace.sites[0]
         leaf = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64))
         with meter, torch.no_grad():
             before = meter.restart()
-            relay.run(trace, {0: leaf})
+            partial_forward.run(trace, {0: leaf})
         passing = meter.peak - before
-        for block in relay.blocks:
+        for block in partial_forward.blocks:
             stack.enter_context(hook_before(block, start))
             stack.enter_context(hook(block, end))
         with meter, torch.enable_grad():
-            logits = relay.run(trace, {0: leaf.requires_grad_()}).logits
+            logits = partial_forward.run(trace, {0: leaf.requires_grad_()}).logits
             value = logits.log_softmax(-1)
         head = meter.live - before - sum(saved for saved, _ in marks)
     del value
-    entered, *behind = marks[1 + relay.place[0] :]
+    entered, *behind = marks[1 + partial_forward.block_of[0] :]
     *full, last = behind or [(0, 0)]
     row = _bytes(seen.anchor)
-    return Weight(
-        place=tuple(relay.place),
-        blocks=len(relay.blocks),
+    return Footprint(
+        block_of=tuple(partial_forward.block_of),
+        blocks=len(partial_forward.blocks),
         tokens=seen.z.shape[1],
         trace=kept,
         saved=_mean([saved for saved, _ in full]) if full else last[0],
@@ -206,7 +206,7 @@ def weigh(relay: Relay, inputs: Mapping[str, Any]) -> Weight:
         head=2 * head,
         row=row,
         passing=passing,
-        fixed=PACKED_COPIES * max(_bytes(site.parameter) for site in relay.sites)
+        fixed=PACKED_COPIES * max(_bytes(site.parameter) for site in partial_forward.sites)
         if seen.z.device.type == "cpu"
         else CUBLAS_WORKSPACE,
         cpu=seen.z.device.type == "cpu",

@@ -16,12 +16,11 @@ from torch.nn.functional import pad
 
 from spurge.engine.base.checks import integer
 from spurge.engine.base.device_checks import Check, deferred, settle
-from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph
 from spurge.engine.models.arguments import main_input
-from spurge.engine.models.readout import language_head
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import Site
 
 MOST_GRAPHS = 8  # each keeps its own memory
@@ -89,10 +88,11 @@ class Locator:
         bucket: int = 16,
     ):
         self.target, self.bucket = target, integer("bucket", bucket, 1)
-        model = _as_type(model, dtype)
-        spread = mesh_of(model) is not None or len({parameter.device for parameter in model.parameters()}) > 1
+        handle = _as_type(Handle.of(model), dtype)
+        parameters = list(handle.model.parameters())
+        divided = handle.mesh is not None or len({parameter.device for parameter in parameters}) > 1
         self.cascade = Cascade(
-            model,
+            handle,
             nodes=nodes,
             rule=rule,
             tolerance=tolerance,
@@ -102,10 +102,9 @@ class Locator:
             memory=memory,
             sites=sites,
         )
-        first = next(model.parameters())
-        self.dtype, self.device = first.dtype, first.device
-        self._records = graphs and self.device.type == "cuda" and tolerance is None and not spread
-        self._filler = None if attention else _filler(model)  # a target that reads attention knows the text's length
+        self.dtype, self.device = parameters[0].dtype, parameters[0].device
+        self._records = graphs and self.device.type == "cuda" and tolerance is None and not divided
+        self._filler = None if attention else _filler(handle)  # a target that reads attention knows the text's length
         self._graphs: OrderedDict[tuple[Any, ...], CudaGraph[Asked] | None] = OrderedDict()
 
     def __call__(self, inputs: Mapping[str, Any] | Prompt, target: Target | None = None) -> Attribution:
@@ -185,23 +184,25 @@ def _copied(found: Attribution) -> Attribution:
 _TENSORS = ("values", "erased", "residual")
 
 
-def _filler(model: nn.Module) -> int | None:
+def _filler(handle: Handle) -> int | None:
     """The token that texts are padded with; None where the model's head would take any token for a real one."""
-    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
-    if padding is None and language_head(model) is not None:
+    padding = getattr(getattr(handle.model, "config", None), "pad_token_id", None)
+    if padding is None and handle.head is not None:
         return 0
     return padding
 
 
-def _as_type(model: nn.Module, dtype: torch.dtype | Literal["fastest"] | None) -> nn.Module:
+def _as_type(handle: Handle, dtype: torch.dtype | Literal["fastest"] | None) -> Handle:
+    """The model, or a copy of it in another type."""
     if dtype is None:
-        return model
+        return handle
     if dtype != "fastest" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: expected a floating-point type, 'fastest' or None, got {dtype!r}")
-    if mesh_of(model) is not None:
+    if handle.mesh is not None:
         raise ValueError(f"dtype: several ranks hold this model, expected None, got {dtype!r}; load it in that type")
+    model = handle.model
     wanted = _fastest(model) if dtype == "fastest" else dtype
-    return model if wanted == next(model.parameters()).dtype else copy.deepcopy(model).to(wanted)
+    return handle if wanted == next(model.parameters()).dtype else Handle(copy.deepcopy(model).to(wanted))
 
 
 def _fastest(model: nn.Module) -> torch.dtype:

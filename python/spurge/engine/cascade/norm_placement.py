@@ -19,7 +19,7 @@ Kind = Literal["residual", "post_norm", "sandwich", "replay"]
 
 
 @dataclass(frozen=True)
-class Junction:
+class NormPlacement:
     """What happens between a down projection's output ``o`` and its layer's output.
 
     ``residual``: added to the rest (pre-norm and parallel layers); ``post_norm``: added, then ``norm`` (BERT);
@@ -32,14 +32,16 @@ class Junction:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Per site its junction; per block the length of the tuple it returns, 0 for the bare hidden states."""
+    """Per site its placement; per block the length of the tuple it returns, 0 for the bare hidden states."""
 
-    junctions: list[Junction]
+    placements: list[NormPlacement]
     tuples: list[int]
 
 
-def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], inputs: Mapping[str, Any]) -> Anatomy:
-    """Find the junction of every site from one pass over ``inputs``.
+def layer_anatomy(
+    model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], inputs: Mapping[str, Any]
+) -> Anatomy:
+    """Find the placement of every site from one pass over ``inputs``.
 
     Raises:
         ValueError: the model does something to the hidden states between two blocks, or has experts whose output is
@@ -68,29 +70,29 @@ def study(model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], 
                 "it cannot be entered in the middle"
             )
     order = {id(block): index for index, block in enumerate(blocks)}
-    junctions = []
+    placements = []
     with torch.no_grad():
         for site, keep in zip(sites, seen, strict=True):
             index = order[id(site.block)]
             site.projection.verify(site.name, keep["z"], keep["o"], keep["rest"])
-            junctions.append(
-                _junction(site, starts[index], first(outputs[index]), keep["o"], keep["rest"], keep["leaves"])
+            placements.append(
+                _placement(site, starts[index], first(outputs[index]), keep["o"], keep["rest"], keep["leaves"])
             )
-    return Anatomy(junctions, [len(output) if isinstance(output, tuple) else 0 for output in outputs])
+    return Anatomy(placements, [len(output) if isinstance(output, tuple) else 0 for output in outputs])
 
 
 def _keep(seen: dict[str, Any], z: Tensor, o: Tensor, rest: Tensor | None) -> None:
     seen.update(z=z, o=o, rest=rest)
 
 
-def _junction(
+def _placement(
     site: Site,
     start: tuple[tuple, dict],
     out: Tensor,
     o: Tensor,
     rest: Tensor | None,
     leaves: list[tuple[nn.Module, tuple, Tensor]],
-) -> Junction:
+) -> NormPlacement:
     """How a layer joins ``o``, the output of its down projection, to its own output ``out``."""
     erased = torch.zeros_like(o) if rest is None else rest.to(o.dtype).expand_as(o)
     with hook(site.down, lambda module, args, output: erased):
@@ -110,5 +112,5 @@ def _junction(
     slack = 64 * torch.finfo(out.dtype).eps * out.abs().max()
     for kind, norm, guess in guesses:
         if (guess - truth).abs().max() <= slack:
-            return Junction(kind, norm)
-    return Junction("replay")
+            return NormPlacement(kind, norm)
+    return NormPlacement("replay")

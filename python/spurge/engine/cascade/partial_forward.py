@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.cascade.norm_placement import Anatomy, Junction, study
+from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, layer_anatomy
 from spurge.engine.models.arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
+from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, hook, hook_before, replaced_forward
-from spurge.engine.models.probes import AttentionRow, first_token, is_decoder, last_real_token
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.readout import Readout
-from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.models.sites import Site
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class Trace:
     outputs: list[Tensor]  # of each down projection, [B, T, H], in the rows' graph; empty without gradients
 
 
-class Relay:
+class PartialForward:
     """A model prepared to be entered behind any layer.
 
     Args:
-        model: a ``transformers`` model whose output has ``logits``.
+        handle: of a ``transformers`` model whose output has ``logits``.
         attention: capture the attention row of the probed token in the last layer.
         sites: where rows may open; all sites of the model by default. Every block runs whether it has one or not.
         read: how many of the last real tokens a language model is read at.
@@ -104,17 +105,15 @@ class Relay:
         ValueError: the weights of a site are offloaded or not loaded.
     """
 
-    def __init__(
-        self, model: nn.Module, *, attention: bool = False, sites: Sequence[Site] | None = None, read: int = 1
-    ):
-        self.model, self.readout, self.decoder = model, Readout(model, read), is_decoder(model)
-        every = find_sites(model)
+    def __init__(self, handle: Handle, *, attention: bool = False, sites: Sequence[Site] | None = None, read: int = 1):
+        self.handle, self.model, self.readout = handle, handle.model, Readout(handle.head, read)
+        every = handle.sites
         self.sites = list(sites) if sites is not None else every
         for site in self.sites:
             _check_loaded(site)
         self.blocks = list({id(site.block): site.block for site in every}.values())
         order = {id(block): i for i, block in enumerate(self.blocks)}
-        self.place = [order[id(site.block)] for site in self.sites]  # block of each site
+        self.block_of = [order[id(site.block)] for site in self.sites]
         self.attention = attention
         self.pruned = False  # the last layer computes only the probed token
         self.narrow = False  # and what follows it takes that token alone
@@ -125,10 +124,10 @@ class Relay:
         self._half_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
         self._anatomy: Anatomy | None = None
 
-    def _study(self, inputs: Mapping[str, Any]) -> Anatomy:
+    def _anatomy_for(self, inputs: Mapping[str, Any]) -> Anatomy:
         if self._anatomy is None:
             one = take(inputs, slice(0, 1))
-            anatomy = study(self.model, self.blocks, self.sites, one)
+            anatomy = layer_anatomy(self.model, self.blocks, self.sites, one)
             if main_input(inputs).shape[1] == 1:  # one token says nothing about the others
                 return anatomy
             self._anatomy = anatomy
@@ -138,13 +137,15 @@ class Relay:
     def _prunable(self, anatomy: Anatomy) -> bool:
         """Whether the feed-forward layer of the last block can compute one token: all its sites read one input."""
         ends = [
-            joint for site, joint in zip(self.sites, anatomy.junctions, strict=True) if site.block is self.blocks[-1]
+            placement
+            for site, placement in zip(self.sites, anatomy.placements, strict=True)
+            if site.block is self.blocks[-1]
         ]
-        return self._reads_once and not any(joint.kind == "replay" for joint in ends)
+        return self._reads_once and not any(placement.kind == "replay" for placement in ends)
 
     def _prune(self, inputs: Mapping[str, Any], *, possible: bool) -> None:
         """Find out whether the head reads the probed token alone: the logits stay, bit for bit, when others change."""
-        position = self.probed(inputs)
+        position = self.handle.probed(inputs)
         outputs: list[Any] = []
         with ExitStack() as stack, torch.no_grad():
             for block in self.blocks:
@@ -181,10 +182,6 @@ class Relay:
             return False
         return True
 
-    def probed(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The token whose state the head reads, ``[B]`` (`spurge.engine.models.probes.probed_token`)."""
-        return last_real_token(self.model, inputs) if self.decoder else first_token(inputs)
-
     def _logits(self, inputs: Mapping[str, Any], position: Tensor) -> Tensor:
         with WideAttention() if self._half_on_cpu else nullcontext():
             return self.readout.logits(lambda: self.model(**inputs), position)
@@ -203,11 +200,11 @@ class Relay:
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             inputs["use_cache"] = False  # a layer may run several times on different rows
         batch = len(main_input(inputs))
-        position = self.probed(inputs)
-        anatomy = self._study(inputs)
+        position = self.handle.probed(inputs)
+        anatomy = self._anatomy_for(inputs)
         seen: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.sites))}
         calls: list[Call] = []
-        replays = {self.place[i] for i, joint in enumerate(anatomy.junctions) if joint.kind == "replay"}
+        replays = {self.block_of[i] for i, placement in enumerate(anatomy.placements) if placement.kind == "replay"}
 
         outputs: dict[int, Tensor] = {}
 
@@ -221,12 +218,12 @@ class Relay:
 
         with ExitStack() as stack, torch.set_grad_enabled(differentiable):
             row = self._last_layer(stack, lambda rows: position)
-            for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True)):
+            for i, (site, placement) in enumerate(zip(self.sites, anatomy.placements, strict=True)):
                 keep = seen[i]
                 stack.enter_context(site.projection.watch(partial(watch, i)))
                 stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o).detach())))
-                if joint.kind == "post_norm":
-                    stack.enter_context(hook(joint.norm, lambda m, a, o, k=keep: k.update(s=a[0].detach())))
+                if placement.kind == "post_norm":
+                    stack.enter_context(hook(placement.norm, lambda m, a, o, k=keep: k.update(s=a[0].detach())))
             for index, block in enumerate(self.blocks):
 
                 def remember(module: nn.Module, args: tuple, kwargs: dict, keep: bool = index in replays) -> None:
@@ -241,24 +238,24 @@ class Relay:
         predicted = (logits if logits.dim() == 2 else logits[:, -1]).argmax(1)
         rows = Rows(logits.float(), attention, example.to(logits.device), predicted)
         sites = [
-            self._site_trace(site, joint, seen[i], position)
-            for i, (site, joint) in enumerate(zip(self.sites, anatomy.junctions, strict=True))
+            self._site_trace(site, placement, seen[i], position)
+            for i, (site, placement) in enumerate(zip(self.sites, anatomy.placements, strict=True))
         ]
         return Trace(inputs, batch, position, rows, sites, calls, anatomy, [outputs[i] for i in sorted(outputs)])
 
-    def _site_trace(self, site: Site, joint: Junction, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
+    def _site_trace(self, site: Site, placement: NormPlacement, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
         o, u, out = seen["o"], seen["u"], seen["out"]
 
         def pick(hidden: Tensor) -> Tensor:
             return at(hidden, position) if self.pruned and site.block is self.blocks[-1] else hidden
 
-        if joint.kind == "residual":
+        if placement.kind == "residual":
             return SiteTrace(seen["z"], u, pick(out))
-        if joint.kind == "post_norm":
+        if placement.kind == "post_norm":
             return SiteTrace(seen["z"], u, pick(seen["s"]))
-        if joint.kind == "sandwich":
+        if placement.kind == "sandwich":
             with torch.no_grad():
-                return SiteTrace(seen["z"], u, o, pick(out) - joint.norm(o))
+                return SiteTrace(seen["z"], u, o, pick(out) - placement.norm(o))
         return SiteTrace(seen["z"], u, o)
 
     # ---- entering it again -------------------------------------------------------------------------------------
@@ -286,7 +283,7 @@ class Relay:
         times = total // batch
         opened: dict[int, list[int]] = {}
         for i in sorted(openings):
-            opened.setdefault(self.place[i], []).append(i)
+            opened.setdefault(self.block_of[i], []).append(i)
         entry, end = min(opened), len(self.blocks) - 1
         live: list[Tensor] = []  # the rows on their way, at most one tensor
 
@@ -294,7 +291,7 @@ class Relay:
             length = trace.anatomy.tuples[index]
             return (hidden, *[None] * (length - 1)) if length else hidden
 
-        def relayed(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def entered(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def behind(*args: Any, **kwargs: Any) -> Any:
                 hidden, args, kwargs = split_call(args, kwargs)
                 if index < entry:
@@ -327,7 +324,7 @@ class Relay:
             for i in gates:
                 stack.enter_context(self.sites[i].projection.gate(partial(gates.get, i)))
             for index, block in enumerate(self.blocks):
-                stack.enter_context(replaced_forward(block, relayed(index, block.forward)))
+                stack.enter_context(replaced_forward(block, entered(index, block.forward)))
             repeated = {k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}
             logits = self._logits(repeated, trace.position.repeat(times))
             attention = trace.rows.attention
@@ -376,11 +373,11 @@ class Relay:
 
     def _emerge(self, i: int, rows: Tensor, trace: Trace, call: Call, step: Callable[[Tensor], Tensor]) -> Tensor:
         """Carry rows from their site's anchor to the output of its block."""
-        joint, seen, times = trace.anatomy.junctions[i], trace.sites[i], rows.shape[0] // trace.batch
-        if call.hidden is not None and joint.kind == "replay":
+        placement, seen, times = trace.anatomy.placements[i], trace.sites[i], rows.shape[0] // trace.batch
+        if call.hidden is not None and placement.kind == "replay":
             with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape)):
                 return step(call.hidden.repeat(times, 1, 1))
-        rows = joint.norm(rows)
+        rows = placement.norm(rows)
         return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
 
     def _last_layer(self, stack: ExitStack, position: Callable[[int], Tensor]) -> AttentionRow | None:

@@ -27,8 +27,9 @@ from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation.prediction import Golden, Outcome, Prepared, accuracy, predict
 from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summarize
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.models.sites import Site
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
 
@@ -111,8 +112,7 @@ def evaluate(
         raise ValueError("located: is a control of an edit of neurons, and there is none")
     with suspended(model), lifted(model):
         return _evaluate(
-            model,
-            tokenizer,
+            Handle(model, tokenizer),
             sets,
             edit,
             located,
@@ -148,8 +148,7 @@ def _origin(infos: list[Mapping[str, Any]], rule: str) -> Mapping[str, Any]:
 
 
 def _evaluate(
-    model: nn.Module,
-    tokenizer: Any,
+    handle: Handle,
     sets: dict[str, Examples],
     edit: NeuronEdit | WeightEdit | None,
     located: NeuronSet | None,
@@ -164,23 +163,23 @@ def _evaluate(
     """:func:`evaluate` of checked arguments on a model without gates; no ``draws`` means no controls."""
     golden, memory = reading["golden"], reading["memory"]
     sites: dict[str, Site] = {}
-    prepared = {case: Prepared(case, model, tokenizer, rows, **reading) for case, rows in sets.items()}
+    prepared = {case: Prepared(case, handle, rows, **reading) for case, rows in sets.items()}
     # Nothing attached is still eager, as gates are: compiled code rounds otherwise. New weights run as the model does.
     plain = nullcontext if isinstance(edit, WeightEdit) else partial(attached, {}, {})
     passes: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [(NONE, plain)]
     random: list[dict[str, Tensor]] = []
     cascade = None
     if isinstance(edit, WeightEdit):
-        passes.append((name, partial(overwritten, edit.fit(model, force=force), edit.changes, edit.info)))
+        passes.append((name, partial(overwritten, edit.fit(handle.model, force=force), edit.changes, edit.info)))
     elif edit is not None:
-        erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(model, located, 0.0)
-        sites = edit.fit(model, force=force) | erased.fit(model, force=force)
+        erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(handle.model, located, 0.0)
+        sites = edit.fit(handle.model, force=force) | erased.fit(handle.model, force=force)
         passes.append((name, partial(attached, sites, edit.full())))
         if draws:
             passes.append(("zero-all", partial(attached, sites, erased.full())))
             random = [_random_gates(edit, _draw_seed(seed, draw)) for draw in range(draws)]
         if random and bool((edit.vector() != 1).any()):
-            cascade = _cascade(model, sites, memory, golden is not None)
+            cascade = _cascade(handle, sites, memory, golden is not None)
     if cascade is None:
         passes += [("random", partial(attached, sites, gates)) for gates in random]
     found: dict[str, dict[str, list[np.ndarray]]] = {case: {} for case in sets}
@@ -254,22 +253,22 @@ def _joined(settings: list[dict[str, Tensor]]) -> tuple[NeuronSet, Tensor]:
     return neurons, torch.cat([stacked[site][:, neurons.indices(site)] for site in neurons.sites], 1)
 
 
-def _cascade(model: nn.Module, sites: Mapping[str, Site], memory: Any, attention: bool) -> Cascade | None:
+def _cascade(handle: Handle, sites: Mapping[str, Site], memory: Any, attention: bool) -> Cascade | None:
     """Runs all draws at once and shares what lies before the first edited layer; None where the plain way is needed.
 
     That is where an edit touches something else than the model's own feed-forward layers, where weights are quantised
     or offloaded, or where the model is spread over devices.
     """
     try:
-        own = {site.name for site in find_sites(model)}
+        own = {site.name for site in handle.sites}
     except ValueError:
         return None
     weights = [site.parameter for site in sites.values()]
     plain = all(weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta for weight in weights)
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    spread = len(set(getattr(handle.model, "hf_device_map", {}).values())) > 1
     if not sites.keys() <= own or not plain or spread:
         return None
-    return Cascade(model, memory=memory, attention=attention)
+    return Cascade(handle, memory=memory, attention=attention)
 
 
 def _right(prepared: Prepared, outcome: Outcome) -> np.ndarray:

@@ -14,15 +14,13 @@ from spurge import ops
 from spurge.engine.base.checks import integer
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.cascade.cascade import Cascade, Rows
-from spurge.engine.data.examples import Examples, Inputs, encode
+from spurge.engine.data.examples import Examples, Inputs
 from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
-from spurge.engine.models.arguments import logits_of, take
+from spurge.engine.models.arguments import take
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import input_device
-from spurge.engine.models.probes import probed_token
-from spurge.engine.models.sites import find_sites
 
 SPURIOUS = 1  # position of the spurious sets in a golden bitmap
 
@@ -59,16 +57,16 @@ class _Batch:
 class _Proximity:
     """Hard proximity (MacU Eq. 6) of each example's top units to the spurious set of the label it is given."""
 
-    def __init__(self, model: nn.Module, golden: Golden, top_k: int) -> None:
-        site = find_sites(model)[-1]
+    def __init__(self, handle: Handle, golden: Golden, top_k: int) -> None:
+        site = handle.sites[-1]
         if site.attention is None:
             raise ValueError(f"golden: the attention of {site.block_name} was not found, needed for proximity")
         self.attention, self.golden, self.top_k = site.attention, golden, integer("top_k", top_k, 1)
         self.vocabulary, self.phrases = Vocabulary(), golden.phrases()
         self._bitmap: Tensor | None = None
 
-    def prepare(self, model: nn.Module, tokenizer: Any, inputs: Inputs, texts: Any) -> tuple[Tensor, Units]:
-        return probed_token(model, inputs), split_units(tokenizer, inputs, texts, self.vocabulary, self.phrases)
+    def prepare(self, handle: Handle, inputs: Inputs, texts: Any) -> tuple[Tensor, Units]:
+        return handle.probed(inputs), split_units(handle.tokenizer, inputs, texts, self.vocabulary, self.phrases)
 
     def measure(self, row: Tensor, units: Units, predicted: Tensor) -> Tensor:
         """``[B]`` from token scores ``[B, T]`` and predicted labels ``[B]``; all batches are prepared by now."""
@@ -99,8 +97,7 @@ class Prepared:
     def __init__(
         self,
         name: str,
-        model: nn.Module,
-        tokenizer: Any,
+        handle: Handle,
         examples: Examples,
         *,
         batch_size: int = 32,
@@ -111,24 +108,23 @@ class Prepared:
     ) -> None:
         if not isinstance(examples, Examples):
             raise TypeError(f"examples: expected Examples (see Examples.load), got {type(examples).__name__}")
-        self.name, self.model, self.examples = name, model, examples
+        self.name, self.handle, self.examples = name, handle, examples
         self.rows = integer("batch_size", batch_size, 1)
-        self.proximity = None if golden is None else _Proximity(model, golden, top_k)
-        device = input_device(model)
+        self.proximity = None if golden is None else _Proximity(handle, golden, top_k)
         texts = examples.texts
         order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
         self.batches = []
         for start in range(0, len(order), self.rows):
             indices = order[start : start + self.rows]
             chosen = examples.subset(indices)
-            inputs = encode(tokenizer, chosen, max_length=max_length, device=device)
+            inputs = handle.encode(chosen, max_length)
             probed = None
             if self.proximity is not None:
-                probed = self.proximity.prepare(model, tokenizer, inputs, chosen.texts)
+                probed = self.proximity.prepare(handle, inputs, chosen.texts)
             self.batches.append(_Batch(indices, inputs, probed))
         if memory is not None:
             longest = max(batch.inputs["input_ids"].shape[1] for batch in self.batches)
-            self.rows = max(1, min(self.rows, parse_bytes(memory) // _row_bytes(model, longest)))
+            self.rows = max(1, min(self.rows, parse_bytes(memory) // _row_bytes(handle, longest)))
 
     def run(self, step: Callable[[], Any] | None = None) -> Outcome:
         """One pass of the model as it now is; ``step`` is called after each batch.
@@ -139,7 +135,7 @@ class Prepared:
         """
         logits: list[Tensor] = []
         proximity: list[Tensor] = []
-        with frozen(self.model), torch.no_grad():
+        with frozen(self.handle.model), torch.no_grad():
             for batch in self.batches:
                 found, near = self._batch(batch)
                 logits.append(found)
@@ -212,12 +208,12 @@ class Prepared:
     def _rows(self, batch: _Batch, rows: slice) -> tuple[Tensor, Tensor | None]:
         inputs = take(batch.inputs, rows)
         if self.proximity is None or batch.probed is None:
-            logits = logits_of(self.model(**inputs)).float()
+            logits = self.handle.logits(inputs).float()
             self._check(logits.shape[1])
             return logits.cpu(), None
         position, units = batch.probed[0][rows], Units(batch.probed[1].ids[rows], batch.probed[1].token_unit[rows])
         with AttentionRow(self.proximity.attention, lambda _: position) as row:
-            logits = logits_of(self.model(**inputs)).float()
+            logits = self.handle.logits(inputs).float()
         self._check(logits.shape[1])
         return logits.cpu(), self.proximity.measure(row.row().to(logits.device), units, logits.argmax(1))
 
@@ -248,7 +244,7 @@ def predict(
         ValueError: logits that are not finite, or a label the model has no output for.
     """
     prepared = Prepared(
-        "examples", model, tokenizer, examples, batch_size=batch_size, max_length=max_length, memory=memory
+        "examples", Handle(model, tokenizer), examples, batch_size=batch_size, max_length=max_length, memory=memory
     )
     with tqdm(total=len(prepared.batches), desc="predict", disable=not progress) as bar:
         return prepared.run(bar.update).logits
@@ -260,9 +256,9 @@ def accuracy(model: nn.Module, tokenizer: Any, examples: Examples, **settings: A
     return 100 * float((logits.argmax(1) == examples.targets).double().mean())
 
 
-def _row_bytes(model: nn.Module, tokens: int) -> int:
+def _row_bytes(handle: Handle, tokens: int) -> int:
     """A generous count of what one row of ``tokens`` holds while it passes a layer."""
-    site = max(find_sites(model), key=lambda site: site.width)
-    heads = int(getattr(getattr(model, "config", None), "num_attention_heads", 1))
+    site = max(handle.sites, key=lambda site: site.width)
+    heads = int(getattr(getattr(handle.model, "config", None), "num_attention_heads", 1))
     numbers = tokens * (12 * site.hidden + 4 * site.width + 3 * heads * tokens)
     return numbers * site.parameter.element_size()

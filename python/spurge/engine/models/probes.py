@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -10,39 +10,22 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from spurge.engine.base.device_checks import require
 from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.models.arguments import main_input
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen, hook, hook_before
-from spurge.engine.models.placement import input_device, model_budget
-from spurge.engine.models.readout import Readout, language_head
-from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.models.readout import Readout, first_token, last_real_token, token_mask
+from spurge.engine.models.sites import Site
 
-__all__ = ["AttentionRow", "Score", "is_decoder", "probed_token", "token_scores"]
+__all__ = ["AttentionRow", "Score", "probed_token", "token_scores"]
 
 Score = Literal["attention", "attention_norm", "gradient_x_input", "ablation"]
 
 _MOST_ROWS = 128  # a taller batch is no faster, and on a CPU it leaves the cache
 
 
-def is_decoder(model: nn.Module) -> bool:
-    """Whether tokens of ``model`` see only what came before them (GPT-2, LLaMA).
-
-    Its last layer's attention says so, or the configuration, or that it generates without an encoder (Bloom).
-    """
-    try:
-        attention = find_sites(model)[-1].attention
-    except ValueError:
-        attention = None
-    config = getattr(model, "config", None)
-    if any(bool(getattr(part, flag, False)) for part in (attention, config) for flag in ("is_causal", "is_decoder")):
-        return True
-    generates: Callable[[], bool] = getattr(model, "can_generate", lambda: False)
-    return generates() and not getattr(config, "is_encoder_decoder", False)
-
-
-def probed_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def probed_token(model: nn.Module | Handle, inputs: Mapping[str, Any]) -> Tensor:
     """The token whose state the head reads, ``[B]`` int64: an encoder's first, a decoder's last real one.
 
     Real is what ``attention_mask`` keeps (either padding side) and, for a classifier, what is not the configuration's
@@ -52,36 +35,11 @@ def probed_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: no main input, a mask that is not ``[B, T]``, or a decoder's example without a real token.
     """
-    return last_real_token(model, inputs) if is_decoder(model) else first_token(inputs)
-
-
-def first_token(inputs: Mapping[str, Any]) -> Tensor:
-    """Zeros, ``[B]`` int64."""
-    main = main_input(inputs)
-    return torch.zeros(len(main), dtype=torch.int64, device=main.device)
-
-
-def last_real_token(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """As :func:`probed_token`, of a decoder."""
-    main = main_input(inputs)
-    real = torch.ones(main.shape[:2], dtype=torch.bool, device=main.device)
-    mask, padding = _mask(inputs), getattr(getattr(model, "config", None), "pad_token_id", None)
-    if mask is not None:
-        real &= mask
-    if padding is not None and torch.is_tensor(inputs.get("input_ids")) and language_head(model) is None:
-        real &= inputs["input_ids"] != padding
-    some = real.any(1)
-    require(some.all(), lambda: _tokenless(some))
-    return (real * torch.arange(real.shape[1], device=real.device)).argmax(1)
-
-
-def _tokenless(some: Tensor) -> str:
-    without = (~some).nonzero()  # none, where the check is looked at late and its memory was used again
-    return f"inputs: {f'example {int(without[0])}' if len(without) else 'an example'} has no real token"
+    return Handle.of(model).probed(inputs)
 
 
 def token_scores(
-    model: nn.Module,
+    model: nn.Module | Handle,
     inputs: Mapping[str, Any],
     *,
     kind: Score = "attention",
@@ -126,20 +84,21 @@ def token_scores(
         raise ValueError(f"kind: expected one of {', '.join(get_args(Score))}, got {kind!r}")
     if target is not None and not callable(target):
         raise TypeError(f"target: expected a function of rows, got {type(target).__name__}")
-    sites = find_sites(model)
-    rows = _rows_at_once(model, inputs, sites, kind, memory)
-    with frozen(model):
+    handle = Handle.of(model)
+    rows = _rows_at_once(handle, inputs, kind, memory)
+    with frozen(handle.model):
         if kind in ("attention", "attention_norm"):
-            scores = _by_attention(model, inputs, sites[-1], kind == "attention_norm", rows)
+            scores = _by_attention(handle, inputs, kind == "attention_norm", rows)
         elif kind == "gradient_x_input":
-            scores = _by_gradient(model, inputs, sites, target or _predicted_logit, rows)
+            scores = _by_gradient(handle, inputs, target or _predicted_logit, rows)
         else:
-            scores = _by_ablation(model, inputs, sites, target or _predicted_logit, replace, rows)
-    mask, scores = _mask(inputs), scores.to(main_input(inputs).device)
+            scores = _by_ablation(handle, inputs, target or _predicted_logit, replace, rows)
+    mask, scores = token_mask(inputs), scores.to(main_input(inputs).device)
     return scores if mask is None else scores * mask
 
 
-def _by_attention(model: nn.Module, inputs: Mapping[str, Any], site: Site, norm: bool, rows: int) -> Tensor:
+def _by_attention(handle: Handle, inputs: Mapping[str, Any], norm: bool, rows: int) -> Tensor:
+    site = handle.sites[-1]
     if site.attention is None or (norm and site.attention_output is None):
         raise ValueError(f"kind: the attention of {site.block_name} was not found; choose gradient_x_input or ablation")
     if norm and mesh_of(site.attention) is not None:
@@ -149,10 +108,10 @@ def _by_attention(model: nn.Module, inputs: Mapping[str, Any], site: Site, norm:
             f"model: the weights of the attention of {site.block_name} are not in memory (offloaded or not loaded); "
             "choose kind='attention'"
         )
-    position, scores = probed_token(model, inputs), []
+    position, scores = handle.probed(inputs), []
     for index in _batches(main_input(inputs), rows):
         with AttentionRow(site.attention, _always(position[index]), keep_values=norm) as row, torch.no_grad():
-            model(**_pick(inputs, index))
+            handle.model(**_pick(inputs, index))
         scores.append(_sent_length(row, site) if norm else row.row())
     return torch.cat(scores)
 
@@ -174,9 +133,7 @@ def _sent_length(row: AttentionRow, site: Site) -> Tensor:
     return (sent @ weight.to(sent.dtype).t()).norm(dim=-1).float()
 
 
-def _by_gradient(
-    model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Site], target: Callable[[Any], Tensor], rows: int
-) -> Tensor:
+def _by_gradient(handle: Handle, inputs: Mapping[str, Any], target: Callable[[Any], Tensor], rows: int) -> Tensor:
     scores = []
     for index in _batches(main_input(inputs), rows):
         leaf: list[Tensor] = []
@@ -186,7 +143,7 @@ def _by_gradient(
             return keep[0]
 
         with torch.enable_grad():
-            logits = _run(model, _pick(inputs, index), sites, watch)
+            logits = _run(handle, _pick(inputs, index), watch)
             value = _measure(target, logits, index, logits.detach().argmax(1))
             if not value.requires_grad:
                 raise ValueError("target: has no gradient with respect to the logits; choose kind='ablation'")
@@ -196,14 +153,13 @@ def _by_gradient(
 
 
 def _by_ablation(
-    model: nn.Module,
+    handle: Handle,
     inputs: Mapping[str, Any],
-    sites: Sequence[Site],
     target: Callable[[Any], Tensor],
     replace: int | None,
     rows: int,
 ) -> Tensor:
-    other = _replacement(model, replace)
+    other = _replacement(handle, replace)
     main, shape, whole, predicted = main_input(inputs), [0, 0], [], []
     with torch.no_grad():
         for index in _batches(main, rows):
@@ -212,11 +168,11 @@ def _by_ablation(
                 shape[1] = embedding.shape[1]
                 return embedding
 
-            logits = _run(model, _pick(inputs, index), sites, look)
+            logits = _run(handle, _pick(inputs, index), look)
             predicted.append(logits.argmax(1))
             whole.append(_measure(target, logits, index, predicted[-1]))
         shape[0], full, classes = len(main), torch.cat(whole), torch.cat(predicted)
-        mask = _mask(inputs)
+        mask = token_mask(inputs)
         real = torch.ones(shape, dtype=torch.bool, device=main.device) if mask is None else mask
         scores = torch.zeros(shape, device=main.device)
         for part in real.nonzero().split(rows):
@@ -227,21 +183,21 @@ def _by_ablation(
                 embedding[torch.arange(len(token), device=token.device), token] = other
                 return embedding
 
-            logits = _run(model, _pick(inputs, example), sites, erase)
+            logits = _run(handle, _pick(inputs, example), erase)
             scores[example, token] = full[example] - _measure(target, logits, example, classes[example])
     return scores
 
 
-def _replacement(model: nn.Module, replace: int | None) -> Tensor | float:
+def _replacement(handle: Handle, replace: int | None) -> Tensor | float:
     if replace is None:
         return 0.0
-    table = _token_embedding(model)
+    table = _token_embedding(handle.model)
     if table is None or isinstance(replace, bool) or not isinstance(replace, int):
         raise ValueError(f"replace: expected the id of an entry of the model's token embedding, got {replace!r}")
     if not 0 <= replace < table.num_embeddings:
         raise ValueError(f"replace: expected an id from 0 to {table.num_embeddings - 1}, got {replace}")
     with torch.no_grad():
-        return table(torch.tensor([replace], device=input_device(model)))[0]  # a call, since Gemma's table scales
+        return table(torch.tensor([replace], device=handle.device))[0]  # a call, since Gemma's table scales
 
 
 def _predicted_logit(rows: Any) -> Tensor:
@@ -261,10 +217,10 @@ def _token_embedding(model: nn.Module) -> nn.Embedding | None:
     return table if isinstance(table, nn.Embedding) else None
 
 
-def _run(model: nn.Module, inputs: dict[str, Any], sites: Sequence[Site], change: Callable[[Tensor], Tensor]) -> Tensor:
+def _run(handle: Handle, inputs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> Tensor:
     """Logits ``[R, Y]`` in float32 of the model with its input embeddings ``[R, T, H]`` changed."""
-    readout = Readout(model)
-    position = first_token(inputs) if readout.head is None else last_real_token(model, inputs)
+    model, readout = handle.model, Readout(handle.head)
+    position = first_token(inputs) if readout.head is None else last_real_token(inputs)
     if torch.is_tensor(inputs.get("inputs_embeds")):
         changed_inputs = inputs | {"inputs_embeds": change(inputs["inputs_embeds"])}
         return readout.logits(lambda: model(**changed_inputs), position).float()
@@ -282,20 +238,8 @@ def _run(model: nn.Module, inputs: dict[str, Any], sites: Sequence[Site], change
         return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
 
     table = _token_embedding(model)
-    with hook_before(sites[0].block, before) if table is None else hook(table, behind):
+    with hook_before(handle.sites[0].block, before) if table is None else hook(table, behind):
         return readout.logits(lambda: model(**inputs), position).float()
-
-
-def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Real positions ``[B, T]`` by ``attention_mask``, or None without one."""
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return None
-    main = main_input(inputs)
-    if not torch.is_tensor(mask) or mask.shape != main.shape[:2]:
-        found = tuple(mask.shape) if torch.is_tensor(mask) else type(mask).__name__
-        raise ValueError(f"inputs: attention_mask: expected shape {tuple(main.shape[:2])}, got {found}")
-    return mask != 0
 
 
 def _pick(inputs: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
@@ -312,17 +256,15 @@ def _batches(main: Tensor, rows: int) -> Iterator[Tensor]:
     yield from torch.arange(len(main), device=main.device).split(rows)
 
 
-def _rows_at_once(
-    model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Site], kind: Score, memory: str | int | None
-) -> int:
+def _rows_at_once(handle: Handle, inputs: Mapping[str, Any], kind: Score, memory: str | int | None) -> int:
     """How many rows of a forward (and backward) fit into the budget, by a generous count of a layer's tensors."""
-    main, config = main_input(inputs), getattr(model, "config", None)
+    main, config = main_input(inputs), getattr(handle.model, "config", None)
     tokens = main.shape[1]
     if main.dim() == 4:  # an image [B, C, height, width]
         tokens = main[0, 0].numel() // int(getattr(config, "patch_size", 16)) ** 2 + 1
-    site = max(sites, key=lambda site: site.width)
+    site = max(handle.sites, key=lambda site: site.width)
     heads = int(getattr(config, "num_attention_heads", 1))
     numbers = tokens * (12 * site.hidden + 4 * site.width + 3 * heads * tokens)
-    layers = 2 * len(sites) if kind == "gradient_x_input" else 1
-    fits = model_budget(model, memory) // (numbers * layers * site.parameter.element_size())
+    layers = 2 * len(handle.sites) if kind == "gradient_x_input" else 1
+    fits = handle.budget(memory) // (numbers * layers * site.parameter.element_size())
     return max(1, min(int(fits), _MOST_ROWS))

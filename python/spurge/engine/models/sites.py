@@ -149,6 +149,14 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     return sites
 
 
+def known_sites(model: nn.Module) -> list[Site]:
+    """The sites of ``model``, none where none are found."""
+    try:
+        return find_sites(model)
+    except ValueError:
+        return []
+
+
 def widths(sites: Sequence[Site]) -> dict[str, int]:
     """Site name to F, in the order given."""
     return {site.name: site.width for site in sites}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from spurge.engine.base.files import FileError, PathLike, read_json, write_json
-from spurge.engine.models.probes import is_decoder, last_real_token
 from spurge.engine.models.prompt_template import Prompted, split_template
-from spurge.engine.models.readout import Readout, language_head
+from spurge.engine.models.readout import Readout, is_decoder, language_head, last_real_token
+from spurge.engine.models.sites import known_sites
 
 Pool = Literal["sum", "mean"]
 
@@ -99,7 +99,7 @@ class Verbalizer:
             ValueError: a word without a token or with an unknown one, or two labels that share a token.
         """
         found: dict[str, list[int]] = {}
-        spoken: dict[int, tuple[str, str]] = {}
+        owners: dict[int, tuple[str, str]] = {}
         for label, words in self.words.items():
             for word in words:
                 ids = tokenizer([word], add_special_tokens=False)["input_ids"][0]
@@ -107,7 +107,7 @@ class Verbalizer:
                     raise ValueError(f"words: the tokenizer makes no token of {word!r} of label {label!r}")
                 if ids[0] == tokenizer.unk_token_id:
                     raise ValueError(f"words: {word!r} of label {label!r} begins with a token the tokenizer lacks")
-                other, same = spoken.setdefault(ids[0], (label, word))
+                other, same = owners.setdefault(ids[0], (label, word))
                 if other != label:
                     token = tokenizer.convert_ids_to_tokens(ids[0])
                     raise ValueError(
@@ -179,7 +179,7 @@ class Verbalized(nn.Module):
     def __init__(self, model: nn.Module, tokens: Mapping[str, Sequence[int]], pool: Pool = "sum") -> None:
         super().__init__()
         head = language_head(model)
-        if head is None or not is_decoder(model) or isinstance(model, Verbalized):
+        if head is None or not is_decoder(model, known_sites(model)) or isinstance(model, Verbalized):
             raise ValueError(
                 "model: expected a causal language model with a head to its vocabulary (AutoModelForCausalLM), got "
                 f"{type(model).__name__}"
@@ -227,17 +227,17 @@ class Verbalized(nn.Module):
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs = {name: value for name, value in given.items() if value is not None} | others
-        position = last_real_token(self, inputs)
+        position = last_real_token(inputs)
         if "use_cache" in self._takes:
             inputs["use_cache"] = use_cache
-        spoken = Readout(self).logits(lambda: self.language_model(**inputs), position)  # [R, V]
-        return SequenceClassifierOutput(logits=self._pooled(spoken))  # type: ignore[arg-type]
+        words = Readout(language_head(self)).logits(lambda: self.language_model(**inputs), position)  # [R, V]
+        return SequenceClassifierOutput(logits=self._pooled(words))  # type: ignore[arg-type]
 
-    def _pooled(self, spoken: Tensor) -> Tensor:
+    def _pooled(self, words: Tensor) -> Tensor:
         """``[R, Y]`` from next-token logits ``[R, V]``, in float32 or wider."""
-        tokens = self._tokens.to(spoken.device)
+        tokens = self._tokens.to(words.device)
         real = tokens >= 0
-        logits = spoken[:, tokens.clamp_min(0)].to(torch.promote_types(spoken.dtype, torch.float32))  # [R, Y, W]
+        logits = words[:, tokens.clamp_min(0)].to(torch.promote_types(words.dtype, torch.float32))  # [R, Y, W]
         if self.pool == "mean":
             return logits.where(real, 0).sum(2) / real.sum(1)
         return logits.masked_fill(~real, -torch.inf).logsumexp(2)

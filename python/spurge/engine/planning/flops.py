@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spurge import ops
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import Relay, Trace
+from spurge.engine.cascade.partial_forward import PartialForward, Trace
 from spurge.engine.models.arguments import first, repeat_rows, take
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 
@@ -44,15 +44,15 @@ class Cost:
     pulled: tuple[int, ...]
 
 
-def cost_of(relay: Relay, inputs: Mapping[str, Any]) -> Cost:
+def cost_of(partial_forward: PartialForward, inputs: Mapping[str, Any]) -> Cost:
     """Counted with the first example of ``inputs``; the model has to be frozen."""
     one = take(inputs, slice(0, 1))
     unedited = []
     for times in (1, 2):
         with Meter(operations=True) as meter, torch.no_grad():
-            trace = relay.trace({name: repeat_rows(value, 1, times) for name, value in one.items()})
+            trace = partial_forward.trace({name: repeat_rows(value, 1, times) for name, value in one.items()})
         unedited.append(meter.flops)
-    single, double = (_counted(relay, one, times) for times in (1, 2))
+    single, double = (_counted(partial_forward, one, times) for times in (1, 2))
     forward, backward = (
         tuple(_line(a, b) for a, b in zip(first, second, strict=True))
         for first, second in zip(single, double, strict=True)
@@ -66,10 +66,10 @@ def _line(one: int, two: int) -> Operations:
     return Operations(2 * one - two, two - one)
 
 
-def _counted(relay: Relay, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
+def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
     """Operations of a pass with so many rows that open at each site: forwards, and back."""
     with torch.no_grad():
-        trace = relay.trace(one)
+        trace = partial_forward.trace(one)
     leaf, meter = opened(trace, 0, times), Meter(operations=True)
     seen: list[int] = []  # operations so far, at each block's start and end
     reached: dict[int, int] = {}  # block -> operations until a gradient came back to its output
@@ -83,19 +83,19 @@ def _counted(relay: Relay, one: Mapping[str, Any], times: int) -> tuple[list[int
         return run
 
     with ExitStack() as stack:
-        for place, block in enumerate(relay.blocks):
+        for place, block in enumerate(partial_forward.blocks):
             stack.enter_context(hook_before(block, lambda *_: seen.append(meter.flops)))
             stack.enter_context(hook(block, lambda *_: seen.append(meter.flops)))
             stack.enter_context(replaced_forward(block, watched(place, block.forward)))
         with meter, torch.enable_grad():
-            value = stand_in(relay.run(trace, {0: leaf}).logits)
+            value = stand_in(partial_forward.run(trace, {0: leaf}).logits)
             there = meter.flops
             torch.autograd.grad(value, leaf)
-    entry, ends = relay.place[0], seen[1::2]
+    entry, ends = partial_forward.block_of[0], seen[1::2]
     outside = seen[0] + ends[entry] - seen[2 * entry]  # before the first layer, and where rows open
     back = meter.flops - reached.setdefault(entry, meter.flops)
-    forward = [outside + there - ends[place] for place in relay.place]
-    return forward, [back + reached[place] - there for place in relay.place]
+    forward = [outside + there - ends[place] for place in partial_forward.block_of]
+    return forward, [back + reached[place] - there for place in partial_forward.block_of]
 
 
 def opened(trace: Trace, site: int, times: int) -> Tensor:

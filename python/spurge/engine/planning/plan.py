@@ -1,8 +1,8 @@
 """What a run will take, before it is started: rows, bytes, operations, and the time these take on this machine.
 
-Rows and blocks follow from how `Cascade` cuts its work, bytes from its `Weight`. Operations are counted on one row that
-runs through the model, forwards and back. Time is theirs at the rate of a short run through the model's last layers,
-with as many rows as a layer will see.
+Rows and blocks follow from how `Cascade` cuts its work, bytes from its `Footprint`. Operations are counted on one row
+that runs through the model, forwards and back. Time is theirs at the rate of a short run through the model's last
+layers, with as many rows as a layer will see.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade
-from spurge.engine.cascade.footprint import Weight
+from spurge.engine.cascade.footprint import Footprint
 from spurge.engine.models.arguments import main_input
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
@@ -240,9 +240,9 @@ class _Work:
 
     def __init__(self, cascade: Cascade, inputs: Mapping[str, Any], targets: int = 1) -> None:
         self.cascade, self.inputs, self.targets = cascade, inputs, targets
-        self.weight: Weight = cascade.weigh(inputs)
+        self.footprint: Footprint = cascade.footprint(inputs)
         with frozen(cascade.model):
-            self.cost = cost_of(cascade.relay, inputs)
+            self.cost = cost_of(cascade.forward, inputs)
         self.sites = range(len(cascade.sites))
 
     def attribution(self, batch: int) -> _Counts:
@@ -256,14 +256,14 @@ class _Work:
         return _total(_split(batch, self._examples(batch)), partial(self._gating, site, particles))
 
     def _examples(self, batch: int) -> int:
-        return min(batch, self.weight.examples(self.cascade.budget, self.cascade.nodes))
+        return min(batch, self.footprint.examples(self.cascade.budget, self.cascade.nodes))
 
     def _unedited(self, batch: int) -> _Counts:
-        counts = _Counts(batch, batch * self.weight.blocks)
+        counts = _Counts(batch, batch * self.footprint.blocks)
         if self.cascade.rule != "radau":
             return replace(counts, free=self.cost.unedited.of(batch), free_passes=1)
         graded = self.cost.unedited.of(batch) + self.targets * self.cost.backward[0].of(batch)
-        return replace(counts, graded=graded, graded_passes=1, peak=self.weight.kept(batch, differentiable=True))
+        return replace(counts, graded=graded, graded_passes=1, peak=self.footprint.kept(batch, differentiable=True))
 
     def _attribution(self, batch: int) -> _Counts:
         counts = {"layer": self._layers, "joint": self._joint, "neuron": self._neurons}[self.cascade.path](batch)
@@ -277,9 +277,9 @@ class _Work:
         if self.cascade.tolerance is not None:
             rounds.append([i for i in self.sites for _ in range(2)])
         for pieces in rounds:
-            cuts = self.weight.cuts(budget, nodes, batch, pieces)
+            cuts = self.footprint.cuts(budget, nodes, batch, pieces)
             sizes = [([pieces[p] for p in group], len(range(nodes)[part])) for group, part in cuts]
-            counts += _Counts(peak=self.weight.peak(sizes, batch))
+            counts += _Counts(peak=self.footprint.peak(sizes, batch))
             for group, count in sizes:
                 counts += self._cascade(group, count, batch)
         return counts
@@ -295,8 +295,8 @@ class _Work:
     def _joint(self, batch: int) -> _Counts:
         counts = _Counts()
         if self.cascade.completeness:
-            counts = _Counts(batch, batch * self.weight.blocks, free=self.cost.unedited.of(batch), free_passes=1)
-        slices = self.weight.node_slices(self.cascade.budget, self.cascade.nodes, batch)
+            counts = _Counts(batch, batch * self.footprint.blocks, free=self.cost.unedited.of(batch), free_passes=1)
+        slices = self.footprint.node_slices(self.cascade.budget, self.cascade.nodes, batch)
         pieces = 1 if self.cascade.tolerance is None else 3  # the whole path, and its halves
         for part in slices:
             count = len(range(self.cascade.nodes)[part])
@@ -305,11 +305,11 @@ class _Work:
             counts += (
                 _Counts(
                     rows=rows,
-                    layer_rows=rows * self.weight.blocks,
+                    layer_rows=rows * self.footprint.blocks,
                     blocks=1,
                     graded=self.cost.unedited.of(rows) + self.targets * back,
                     graded_passes=1,
-                    peak=self.weight.scaled(count, batch),
+                    peak=self.footprint.scaled(count, batch),
                 )
                 * pieces
             )
@@ -321,7 +321,7 @@ class _Work:
     def _forward(self, opened: Mapping[int, int], batch: int) -> _Counts:
         """Passes without gradients over so many rows from each site."""
         rows = sum(opened.values())
-        at_once = min(rows, self.weight.rows_forward(self.cascade.budget, batch))
+        at_once = min(rows, self.footprint.rows_forward(self.cascade.budget, batch))
         passes, forward = -(-rows // at_once), self.cost.forward
         fixed = passes * sum(count * forward[i].fixed for i, count in opened.items()) // rows
         return _Counts(
@@ -330,7 +330,7 @@ class _Work:
             blocks=passes,
             free=fixed + batch * sum(count * forward[i].row for i, count in opened.items()),
             free_passes=passes,
-            peak=self.weight.forward(at_once, batch),
+            peak=self.footprint.forward(at_once, batch),
         )
 
     def _gating(self, site: int, particles: int, batch: int) -> _Counts:
@@ -338,20 +338,20 @@ class _Work:
 
     def _behind(self, site: int) -> int:
         """Layers that a row runs through which opens at a site."""
-        return self.weight.blocks - 1 - self.weight.place[site]
+        return self.footprint.blocks - 1 - self.footprint.block_of[site]
 
     def plan(self, counts: _Counts, **about: Any) -> Plan:
         """The plan of these counts: times are measured here."""
         layers = max(1, counts.layer_rows)
-        typical = max(1, round(layers / max(1, counts.blocks) / self.weight.blocks))
+        typical = max(1, round(layers / max(1, counts.blocks) / self.footprint.blocks))
         with frozen(self.cascade.model):
-            sample = Sample(self.cascade.relay, self.inputs, self.cost, typical)
+            sample = Sample(self.cascade.forward, self.inputs, self.cost, typical)
             seconds = sample.graded().of(counts.graded_passes, counts.graded) if counts.graded else 0.0
             seconds += sample.free().of(counts.free_passes, counts.free) if counts.free else 0.0
             products = sample.products(counts.graded + counts.free) / seconds
         return Plan(
-            tokens=self.weight.tokens,
-            layers=self.weight.blocks,
+            tokens=self.footprint.tokens,
+            layers=self.footprint.blocks,
             total_rows=counts.rows,
             layer_rows=counts.layer_rows,
             blocks=counts.blocks,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.tensor_parallel import is_spread
-from spurge.engine.cascade.partial_forward import Relay
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.arguments import main_input, take
 from spurge.engine.planning.flops import Cost, opened, stand_in
 
@@ -35,15 +35,16 @@ class Rate:
 class Sample:
     """Short runs through the last layers, with ``rows`` rows or as many as are quickly done."""
 
-    def __init__(self, relay: Relay, inputs: Mapping[str, Any], cost: Cost, rows: int) -> None:
-        self.relay, self.cost = relay, cost
+    def __init__(self, partial_forward: PartialForward, inputs: Mapping[str, Any], cost: Cost, rows: int) -> None:
+        self.forward, self.cost = partial_forward, cost
         self.device = main_input(inputs).device
-        before = [i for i, place in enumerate(relay.place) if place < len(relay.blocks) - _SAMPLED]
-        self.ends = max(before, default=0), len(relay.place) - 1  # sites where the longer run begins, and the shorter
+        block_of, sampled = partial_forward.block_of, len(partial_forward.blocks) - _SAMPLED
+        before = [i for i, block in enumerate(block_of) if block < sampled]
+        self.ends = max(before, default=0), len(block_of) - 1  # sites where the longer run begins, and the shorter
         most = _WORK.get(self.device.type, _WORK["cuda"]) / max(1, cost.forward[self.ends[0]].row)
         examples = max(1, min(rows, int(most), len(main_input(inputs))))
         with torch.no_grad():
-            self.trace = relay.trace(take(inputs, slice(0, examples)))
+            self.trace = partial_forward.trace(take(inputs, slice(0, examples)))
         self.times = max(1, int(min(rows, most)) // examples)
         self.rows = self.times * examples
 
@@ -52,7 +53,7 @@ class Sample:
 
         def run(site: int, leaf: Tensor) -> None:
             with torch.enable_grad():
-                value = stand_in(self.relay.run(self.trace, {site: leaf}).logits)
+                value = stand_in(self.forward.run(self.trace, {site: leaf}).logits)
             torch.autograd.grad(value, leaf)
 
         forward, backward = self.cost.forward, self.cost.backward
@@ -63,7 +64,7 @@ class Sample:
 
         def run(site: int, leaf: Tensor) -> None:
             with torch.no_grad():
-                self.relay.run(self.trace, {site: leaf})
+                self.forward.run(self.trace, {site: leaf})
 
         return self._rate(run, [self.cost.forward[i].of(self.rows) for i in self.ends])
 
@@ -78,7 +79,7 @@ class Sample:
 
     def products(self, operations: int) -> float:
         """What they would take as products with the matrices of a middle layer; NaN where these are not at hand."""
-        block = self.relay.blocks[len(self.relay.blocks) // 2]
+        block = self.forward.blocks[len(self.forward.blocks) // 2]
         weights = [_matrix(parameter) for parameter in block.parameters() if _plain(parameter)]
         if not weights:
             return float("nan")

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from spurge.engine.base.tensor_parallel import whole
 from spurge.engine.data.examples import Example
 from spurge.engine.data.words import as_phrase
+from spurge.engine.models.handle import Handle
 from spurge.methods.golden.phrases import Finder, TellingPhrase
 
 Kind = Literal["kept", "swapped", "neutral"]
@@ -51,21 +52,18 @@ class Row:
     reference: Example | None
 
 
-def nearest_words(
-    model: nn.Module, tokenizer: Any, causal: Sequence[Sequence[str]]
-) -> dict[tuple[int, int], dict[str, str]]:
+def nearest_words(handle: Handle, causal: Sequence[Sequence[str]]) -> dict[tuple[int, int], dict[str, str]]:
     """For labels (y, y'): each causal unit of y, and the causal unit of y' nearest to it.
 
     Nearest by the cosine of the mean input embeddings of the units' sub-words; ties by the order of the list. A unit
     that two labels share belongs to neither.
 
     Args:
-        model: a ``transformers`` model with input embeddings.
-        tokenizer: its tokenizer.
+        handle: of a ``transformers`` model with input embeddings.
         causal: words and multi-word units of each label.
     """
     own = _own(causal)
-    vectors = [_embedded(model, tokenizer, units) for units in own]
+    vectors = [_embedded(handle, units) for units in own]
     nearest: dict[tuple[int, int], dict[str, str]] = {}
     for a, here in enumerate(own):
         for b, there in enumerate(own):
@@ -84,13 +82,13 @@ def _own(causal: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[unit for unit in units if times[unit] == 1] for units in folded]
 
 
-def _embedded(model: nn.Module, tokenizer: Any, units: Sequence[str]) -> Tensor:
+def _embedded(handle: Handle, units: Sequence[str]) -> Tensor:
     """Unit-length mean input embeddings, ``[units, H]`` float32 on the CPU."""
-    table = whole(model.get_input_embeddings().weight.detach())  # type: ignore[operator]
+    table = whole(handle.model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     if not units:
         return torch.zeros(0, table.shape[1])
     # A leading blank: byte-level tokenizers know a word inside a sentence by it.
-    ids = tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
+    ids = handle.tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
     rows = [table[torch.tensor(i, dtype=torch.long, device=table.device)].float().sum(0) for i in ids]
     return nn.functional.normalize(torch.stack(rows), dim=1).cpu()
 

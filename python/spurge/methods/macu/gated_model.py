@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spurge.engine.cascade.cascade import Rows
-from spurge.engine.models.arguments import logits_of
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.probes import probed_token
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.sites import Site
 from spurge.methods.macu.objectives import Job
@@ -22,8 +21,8 @@ from spurge.methods.macu.objectives import Job
 class GatedPass:
     """The model under gates, as a function of them."""
 
-    def __init__(self, model: nn.Module, neurons: NeuronSet, row: AttentionRow | None, last: list[Tensor]):
-        self.model, self.row, self._last = model, row, last
+    def __init__(self, handle: Handle, neurons: NeuronSet, row: AttentionRow | None, last: list[Tensor]):
+        self.handle, self.row, self._last = handle, row, last
         self.gates: Tensor | None = None
         self._slices: dict[str, slice] = {}
         start = 0
@@ -42,8 +41,8 @@ class GatedPass:
     def rows(self, job: Job, gates: Tensor | None, predicted: Tensor) -> Rows:
         self.gates = gates
         if self.row is not None:
-            self._last[:] = [probed_token(self.model, job.inputs)]
-        logits = logits_of(self.model(**job.inputs)).float()
+            self._last[:] = [self.handle.probed(job.inputs)]
+        logits = self.handle.logits(job.inputs).float()
         attention = self.row.row().to(logits.device) if self.row is not None else None
         return Rows(logits, attention, torch.arange(len(logits), device=logits.device), predicted)
 
@@ -67,20 +66,18 @@ class GatedPass:
 
 
 @contextmanager
-def gated_pass(
-    model: nn.Module, sites: Sequence[Site], neurons: NeuronSet, *, attention: bool = False
-) -> Iterator[GatedPass]:
+def gated_pass(handle: Handle, neurons: NeuronSet, *, attention: bool = False) -> Iterator[GatedPass]:
     """Hooks that multiply the activations of ``neurons`` by gates that may carry gradients; gone after the block."""
     last: list[Tensor] = []
     with ExitStack() as stack:
         row = None
         if attention:
-            if sites[-1].attention is None:
+            if handle.sites[-1].attention is None:
                 raise ValueError("model: its last layer has no attention to read")
-            row = stack.enter_context(AttentionRow(sites[-1].attention, lambda rows: last[0]))
-        run = GatedPass(model, neurons, row, last)
+            row = stack.enter_context(AttentionRow(handle.sites[-1].attention, lambda rows: last[0]))
+        run = GatedPass(handle, neurons, row, last)
         chosen = set(neurons.sites)
-        for site in sites:
+        for site in handle.sites:
             if site.name in chosen:
                 stack.enter_context(site.projection.gate(partial(run.on, site)))
         yield run

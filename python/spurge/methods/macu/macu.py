@@ -18,27 +18,24 @@ from torch import Tensor, nn
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
 from spurge.engine.base.memory import budget
-from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import input_device
-from spurge.engine.models.readout import language_head
-from spurge.engine.models.sites import Site, find_sites, widths
-from spurge.engine.models.verbalizers import Verbalized
+from spurge.engine.models.sites import widths
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu import screening
 from spurge.methods.macu.located import Located
-from spurge.methods.macu.objectives import CounterfactualSet, Job, counterfactual_set
+from spurge.methods.macu.objectives import Job, counterfactual_set
 from spurge.methods.macu.proximity import proximity_jobs
-from spurge.methods.macu.questions import Ask, counterfactual_questions, proximity_questions
+from spurge.methods.macu.questions import Questions
 from spurge.methods.macu.search import Climb, Found, swarm_search
 from spurge.methods.macu.settings import LOCATING, Settings
 from spurge.methods.macu.swarm import Swarm
-from spurge.methods.macu.weighted_examples import Weighed
+from spurge.methods.macu.weighted_examples import WeightedExamples
 
 
 class MacU(Settings):
@@ -109,39 +106,38 @@ class MacU(Settings):
                 different jobs.
             RankError: another rank was lost or raised an error.
         """
-        _resumable(model, resume)
-        with Ranks.current(model) as ranks:
-            return self._locate(ranks, model, tokenizer, train, golden, weights, resume)
+        handle = Handle(model, tokenizer)
+        _check_resume(resume, handle.mesh)
+        with Ranks.current(handle.mesh) as ranks:
+            return self._locate(ranks, handle, train, golden, weights, resume)
 
     def _locate(
         self,
         ranks: Ranks,
-        model: nn.Module,
-        tokenizer: Any,
+        handle: Handle,
         train: Any,
         golden: GoldenTokens,
         weights: Tensor | Sequence[float] | None,
         resume: PathLike | None,
     ) -> Located:
-        train, golden = _matched(model, train, golden)
-        sites = find_sites(model)
-        counting = Weighed.of(train, weights)
+        train, golden = _matched(train, golden)
+        _check_labels(handle, golden.labels)
+        counting = WeightedExamples.of(train, weights)
         chosen = counting.sample(self.texts, self.seed)
         cascade = Cascade(
-            model,
+            handle,
             path=self.path,
             nodes=self.nodes,
             tolerance=self.tolerance,
-            memory=self._memory(model, ranks),
+            memory=self._memory(handle.device, ranks),
             attention=self.objective == "proximity",
         )
-        with frozen(model):
-            questions, facts = self._questions(model, tokenizer, counting.examples, golden, chosen)
+        with frozen(handle.model):
+            questions = Questions(handle, counting.examples, chosen, golden, self)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
-        prints = {site.name: fingerprint(site.parameter) for site in sites}
-        weighing = _weighing(train, counting, chosen)
-        parts = [job, train.fingerprint(), golden.fingerprint(), prints, *_asked(model, tokenizer)]
-        mark = fingerprint(canonical_json(parts if weighing is None else [*parts, weighing["fingerprint"]]))
+        prints, weighting = handle.fingerprints(), _weighting(train, counting, chosen)
+        parts = [_as_first_written(job), train.fingerprint(), golden.fingerprint(), prints, *_verbalizer(handle)]
+        mark = fingerprint(canonical_json(parts if weighting is None else [*parts, weighting["fingerprint"]]))
         found = screening.screen(
             cascade,
             questions,
@@ -156,14 +152,14 @@ class MacU(Settings):
             "objective": self.objective,
             "settings": job,
             "data": train.fingerprint(),
-            "weights": weighing,
+            "weights": weighting,
             "golden": golden.fingerprint(),
             "model": prints,
             "texts": len(chosen),
             "batches": found.blocks,
-            "labels": "class" if self.objective == "counterfactual" else "none" if weighing is None else None,
+            "labels": "class" if self.objective == "counterfactual" else "none" if weighting is None else None,
             "seed": self.seed,
-            **facts,
+            **questions.facts,
         }
         scores = {side: found.total(side, info | {"side": side}) for side in screening.SIDES}
         sets = {side: self._select(found.frequent(side, self.share), scores[side]) for side in screening.SIDES}
@@ -172,10 +168,10 @@ class MacU(Settings):
         if self.certify:
             short = scores["causal"].top(self.certify) | scores["spurious"].top(self.certify)
             few = chosen.sample(self.certify_texts, self.seed)
-            with frozen(model):
-                asked, _ = self._questions(model, tokenizer, counting.examples, golden, few)
+            with frozen(handle.model):
+                questions = Questions(handle, counting.examples, few, golden, self)
             # Short: every rank computes it, so that none waits, and all take that of rank 0.
-            certificate = screening.certify(cascade, [ask() for ask in asked], scores, short)
+            certificate = screening.certify(cascade, questions, scores, short)
             certificate = ranks.broadcast(Message(certificate)).facts
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
@@ -205,27 +201,27 @@ class MacU(Settings):
                 with a model that ranks hold together, or ranks with different jobs.
             RankError: another rank was lost or raised an error.
         """
-        _resumable(model, resume)
-        with Ranks.current(model) as ranks:
-            return self._edit(ranks, model, tokenizer, train, located, golden, resume)
+        handle = Handle(model, tokenizer)
+        _check_resume(resume, handle.mesh)
+        with Ranks.current(handle.mesh) as ranks:
+            return self._edit(ranks, handle, train, located, golden, resume)
 
     def _edit(
         self,
         ranks: Ranks,
-        model: nn.Module,
-        tokenizer: Any,
+        handle: Handle,
         train: Any,
         located: Located,
         golden: GoldenTokens,
         resume: PathLike | None,
     ) -> NeuronEdit:
-        train, golden = _matched(model, train, golden)
-        sites = find_sites(model)
-        if located.causal.widths != widths(sites):
+        train, golden = _matched(train, golden)
+        _check_labels(handle, golden.labels)
+        if located.causal.widths != widths(handle.sites):
             raise ValueError("located: its sites are not those of this model")
-        free, erased = self._split(located, sites)
+        free, erased = self._split(located)
         if len(free) or self.search == "gradient":
-            found = self._search(ranks, model, tokenizer, train, golden, sites, free, erased, resume)
+            found = self._search(ranks, handle, train, golden, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
@@ -249,7 +245,7 @@ class MacU(Settings):
             "history": found.history,
             **found.info,
         }
-        return NeuronEdit.build(model, moved, gates[torch.tensor(keep, dtype=torch.bool)], info)
+        return NeuronEdit.build(handle.model, moved, gates[torch.tensor(keep, dtype=torch.bool)], info)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -262,10 +258,10 @@ class MacU(Settings):
         members = set(often)
         return NeuronSet.from_refs(islice((ref for ref, _ in whole.ranking() if ref in members), self.cap))
 
-    def _split(self, located: Located, sites: Sequence[Site]) -> tuple[NeuronSet, NeuronSet]:
+    def _split(self, located: Located) -> tuple[NeuronSet, NeuronSet]:
         """Neurons that the search moves, and neurons that are erased."""
         if self.neurons == "all":
-            return NeuronSet.all(widths(sites)), NeuronSet()
+            return NeuronSet.all(located.causal.widths), NeuronSet()
         if not len(located.spurious_set):
             raise ValueError(
                 "located: no spurious neuron was found; locate with a smaller fraction or share, or use neurons='all'"
@@ -277,30 +273,28 @@ class MacU(Settings):
     def _search(
         self,
         ranks: Ranks,
-        model: nn.Module,
-        tokenizer: Any,
+        handle: Handle,
         train: Examples,
         golden: GoldenTokens,
-        sites: Sequence[Site],
         free: NeuronSet,
         erased: NeuronSet,
         resume: PathLike | None,
     ) -> Found:
         proximity = self.objective == "proximity"
-        chosen = Weighed.of(train).sample(self.edit_texts, self.seed).examples
-        with frozen(model):
+        chosen = WeightedExamples.of(train).sample(self.edit_texts, self.seed).examples
+        with frozen(handle.model):
             if self.search == "pso":
-                jobs = self._jobs(model, tokenizer, train, golden, chosen)
-                cascade = Cascade(model, memory=self._memory(model, ranks), attention=proximity)
-                prints = {site.name: fingerprint(site.parameter) for site in sites} if resume is not None else {}
+                jobs = self._jobs(handle, train, golden, chosen)
+                cascade = Cascade(handle, memory=self._memory(handle.device, ranks), attention=proximity)
+                prints = handle.fingerprints() if resume is not None else {}
                 job = [
-                    asdict(self),
+                    _as_first_written(asdict(self)),
                     train.fingerprint(),
                     golden.fingerprint(),
                     prints,
                     free.to_dict(),
                     erased.to_dict(),
-                    *_asked(model, tokenizer),
+                    *_verbalizer(handle),
                 ]
                 return swarm_search(
                     cascade,
@@ -317,92 +311,52 @@ class MacU(Settings):
             if len(chosen) < 2:
                 raise ValueError(f"train: the gradient search needs at least 2 texts, got {len(chosen)}")
             kept = max(1, min(len(chosen) - 1, round(self.held_out * len(chosen))))
-            held = self._jobs(model, tokenizer, train, golden, chosen[:kept])
-            jobs = self._jobs(model, tokenizer, train, golden, chosen[kept:])
+            held = self._jobs(handle, train, golden, chosen[:kept])
+            jobs = self._jobs(handle, train, golden, chosen[kept:])
             ranks.doing = "gates were searched"
             # Short and one step after the other: every rank takes them all, and the gates of rank 0 count.
             shown = self.progress and ranks.rank == 0
-            climbed = self.climb.maximise(model, sites, free, jobs, held, attention=proximity, progress=shown)
+            climbed = self.climb.maximise(handle, free, jobs, held, attention=proximity, progress=shown)
             return Found.of_message(ranks.broadcast(climbed.message()))
 
-    def _questions(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Weighed
-    ) -> tuple[list[Ask], dict[str, Any]]:
-        """What to ask of each batch of ``chosen``, and what there is to say about how that came about."""
-        size = self._size(model)
-        if self.objective == "proximity":
-            return proximity_questions(
-                model,
-                tokenizer,
-                chosen,
-                golden,
-                token_score=self.token_score,
-                form=self.proximity,
-                top_k=self.top_k,
-                merge=self.merge,
-                sharpness=self.sharpness,
-                **size,
-            ), {}
-        made = self._counterfactuals(model, tokenizer, train, golden, chosen.examples)
-        phrases = [asdict(phrase) | {"label": golden.labels[phrase.label]} for phrase in made.phrases]
-        questions = counterfactual_questions(made, tokenizer, weights=self.weights, sources=chosen.weights, **size)
-        return questions, {"counterfactual": made.counts(), "phrases": phrases}
-
-    def _jobs(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
-    ) -> list[Job]:
+    def _jobs(self, handle: Handle, train: Examples, golden: GoldenTokens, chosen: Examples) -> list[Job]:
         """Batches of ``chosen`` with the number that the search maximises."""
-        size = self._size(model)
+        size: dict[str, Any] = {"batch_size": self.batch_size, "max_length": self.max_length}
         if self.objective == "counterfactual":
-            made = self._counterfactuals(model, tokenizer, train, golden, chosen)
-            return made.jobs(tokenizer, weights=self.weights, **size)
+            made = counterfactual_set(handle, train, golden, chosen, seed=self.seed, **size)
+            return made.jobs(handle, weights=self.kind_weights, **size)
         settings: dict[str, Any] = {
             "top_k": self.top_k,
             "form": self.fitness,
             "merge": self.merge,
             "sharpness": self.sharpness,
         }
-        return proximity_jobs(model, tokenizer, chosen, golden, token_score=self.token_score, **size, **settings)
+        return proximity_jobs(handle, chosen, golden, token_score=self.token_score, **size, **settings)
 
-    def _counterfactuals(
-        self, model: nn.Module, tokenizer: Any, train: Examples, golden: GoldenTokens, chosen: Examples
-    ) -> CounterfactualSet:
-        return counterfactual_set(
-            model,
-            tokenizer,
-            train,
-            golden,
-            chosen,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            seed=self.seed,
-        )
-
-    def _size(self, model: nn.Module) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "max_length": self.max_length, "device": input_device(model)}
-
-    def _memory(self, model: nn.Module, ranks: Ranks) -> str | int | None:
+    def _memory(self, device: torch.device, ranks: Ranks) -> str | int | None:
         """The budget of a cascade: ranks on one machine's CPUs share what is free there."""
-        device = input_device(model)
         if self.memory is not None or ranks.local_size == 1 or device.type != "cpu":
             return self.memory
         return budget(None, device) // ranks.local_size
 
 
-def _resumable(model: nn.Module, resume: PathLike | None) -> None:
+def _check_resume(resume: PathLike | None, mesh: Any) -> None:
     """Raises ValueError where ranks that must go on in step would each find another state of the same file."""
-    if resume is not None and mesh_of(model) is not None:
+    if resume is not None and mesh is not None:
         raise ValueError(f"resume: several ranks hold this model together, expected None, got {str(resume)!r}")
 
 
-def _asked(model: nn.Module, tokenizer: Any) -> list[Any]:
+def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by the names that resume files have been told apart by since the first of them."""
+    return {"weights" if name == "kind_weights" else name: value for name, value in settings.items()}
+
+
+def _verbalizer(handle: Handle) -> list[Any]:
     """How a language model is asked for a label, where it is one."""
-    if not isinstance(model, Verbalized):
-        return []
-    return [{"tokens": model.tokens, "pool": model.pool, "template": getattr(tokenizer, "template", None)}]
+    return [] if handle.verbalizer is None else [handle.verbalizer]
 
 
-def _weighing(train: Examples, counting: Weighed, chosen: Weighed) -> dict[str, Any] | None:
+def _weighting(train: Examples, counting: WeightedExamples, chosen: WeightedExamples) -> dict[str, Any] | None:
     """What there is to say about the weights; None where all texts count alike."""
     if len(counting) == len(train) and counting.even:
         return None
@@ -413,18 +367,22 @@ def _weighing(train: Examples, counting: Weighed, chosen: Weighed) -> dict[str, 
     }
 
 
-def _matched(model: nn.Module, train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:
-    """Training texts and golden sets under the same labels, as many as the model has."""
+def _matched(train: Any, golden: GoldenTokens) -> tuple[Examples, GoldenTokens]:
+    """Training texts and golden sets under the same labels."""
     if not isinstance(golden, GoldenTokens):
         raise TypeError(f"golden: expected GoldenTokens, got {type(golden).__name__}")
-    if language_head(model) is not None and not isinstance(model, Verbalized):
-        raise ValueError(
-            f"model: {type(model).__name__} gives the next token, not a label; classify by label words: "
-            "see spurge.Verbalizer"
-        )
     examples = train if isinstance(train, Examples) else Examples.load(train)
     golden = golden.for_labels(examples.labels)
-    outputs = getattr(getattr(model, "config", None), "num_labels", None)
-    if outputs is not None and outputs != len(golden.labels):
-        raise ValueError(f"golden: has {len(golden.labels)} labels {golden.labels}, the model predicts {outputs}")
     return examples, golden
+
+
+def _check_labels(handle: Handle, labels: Sequence[str]) -> None:
+    """Raises ValueError where the model does not give a number for each label."""
+    if handle.head is not None and handle.verbalizer is None:
+        raise ValueError(
+            f"model: {type(handle.model).__name__} gives the next token, not a label; classify by label words: "
+            "see spurge.Verbalizer"
+        )
+    outputs = getattr(getattr(handle.model, "config", None), "num_labels", None)
+    if outputs is not None and outputs != len(labels):
+        raise ValueError(f"golden: has {len(labels)} labels {tuple(labels)}, the model predicts {outputs}")

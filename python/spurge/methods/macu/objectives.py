@@ -10,15 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spurge.engine.cascade.cascade import Rows, Target
-from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.models.arguments import logits_of
-from spurge.engine.models.placement import input_device
+from spurge.engine.data.examples import Example, Examples
+from spurge.engine.models.handle import Handle
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.golden.phrases import TellingPhrase, telling_phrases
 from spurge.methods.macu.counterfactual import Counterfactuals, Kind, Row, nearest_words
@@ -64,7 +62,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class KindWeights:
     """How much each kind of counterfactual row counts."""
 
     kept: float = 1.0
@@ -108,11 +106,10 @@ class CounterfactualSet:
 
     def jobs(
         self,
-        tokenizer: Any,
+        handle: Handle,
         *,
         batch_size: int,
-        device: torch.device | str,
-        weights: Weights | None = None,
+        weights: KindWeights | None = None,
         sources: Tensor | None = None,
         max_length: int | None = None,
     ) -> list[Job]:
@@ -122,8 +119,8 @@ class CounterfactualSet:
             weights: how much a row of each kind counts.
             sources: how much each of the texts that rows were made from counts, by `Row.source`; None: all alike.
         """
-        settings: dict[str, Any] = {"device": device, "weights": weights, "sources": sources, "max_length": max_length}
-        return [part.job(tokenizer, **settings) for part in self.batches(batch_size)]
+        parts = self.batches(batch_size)
+        return [part.job(handle, weights=weights, sources=sources, max_length=max_length) for part in parts]
 
     def batches(self, batch_size: int) -> list[CounterfactualSet]:
         """The rows of each of :meth:`jobs`."""
@@ -138,16 +135,15 @@ class CounterfactualSet:
 
     def job(
         self,
-        tokenizer: Any,
+        handle: Handle,
         *,
-        device: torch.device | str,
-        weights: Weights | None = None,
+        weights: KindWeights | None = None,
         sources: Tensor | None = None,
         max_length: int | None = None,
     ) -> Job:
         """All rows as one job; arguments as for :meth:`jobs`."""
-        kinds = weights or Weights()
-        inputs = encode(tokenizer, [row.example for row in self.rows], max_length=max_length, device=device)
+        kinds = weights or KindWeights()
+        device, inputs = handle.device, handle.encode([row.example for row in self.rows], max_length)
         labels = [row.example.label if row.kind == "kept" else -1 for row in self.rows]
         counts = [
             getattr(kinds, row.kind) * (1.0 if sources is None else float(sources[row.source])) for row in self.rows
@@ -161,8 +157,7 @@ class CounterfactualSet:
 
 
 def counterfactual_set(
-    model: nn.Module,
-    tokenizer: Any,
+    handle: Handle,
     train: Examples,
     golden: GoldenTokens,
     chosen: Examples,
@@ -189,7 +184,7 @@ def counterfactual_set(
     searched = train if len(train) <= _SEARCHED else train.sample(_SEARCHED, seed)
     segments = [[row.text] if row.pair is None else [row.text, row.pair] for row in searched]
     phrases = telling_phrases(segments, searched.targets.tolist(), golden.irrelevant)
-    maker = Counterfactuals(nearest_words(model, tokenizer, causal), causal, phrases, seed=seed)
+    maker = Counterfactuals(nearest_words(handle, causal), causal, phrases, seed=seed)
     rows = [row for index, example in enumerate(chosen) for row in maker.rows(index, example)]
     if all(row.kind == "kept" for row in rows):
         raise ValueError(
@@ -197,7 +192,7 @@ def counterfactual_set(
             "irrelevant phrase goes with a label"
         )
     references = [row.reference for row in rows if row.reference is not None]
-    answers = iter(_answers(model, tokenizer, references, batch_size, max_length))
+    answers = iter(_answers(handle, references, batch_size, max_length))
     kept: list[Row] = []
     wanted: list[Tensor] = []
     for row in rows:
@@ -219,16 +214,12 @@ def _length(example: Example) -> int:
 
 
 @torch.no_grad()
-def _answers(
-    model: nn.Module, tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int | None
-) -> list[Tensor]:
+def _answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
     """The unedited model's distribution over labels for each text, ``[Y]`` float32 on the CPU."""
-    device = input_device(model)
     order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
     answers: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        inputs = encode(tokenizer, [examples[i] for i in batch], max_length=max_length, device=device)
-        logits = logits_of(model(**inputs))
+        logits = handle.logits(handle.encode([examples[i] for i in batch], max_length))
         answers.update(zip(batch, logits.float().softmax(1).cpu(), strict=True))
     return [answers[i] for i in range(len(examples))]

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spurge import ops
 from spurge.engine.cascade.cascade import Rows
-from spurge.engine.data.examples import Examples, encode
+from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
-from spurge.engine.models.arguments import logits_of
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.probes import Score, token_scores
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.objectives import Job
@@ -149,7 +149,7 @@ def _attention(rows: Rows) -> Tensor:
     return rows.attention
 
 
-def attention_scale(model: nn.Module, inputs: dict[str, Tensor], kind: Score) -> Tensor | None:
+def attention_scale(handle: Handle, inputs: dict[str, Tensor], kind: Score) -> Tensor | None:
     """Token scores of another kind over attention, ``[B, T]``, at the model as it is; None for attention itself.
 
     Only attention is followed through an integral or a search; what another kind adds to it (the length of the
@@ -157,42 +157,40 @@ def attention_scale(model: nn.Module, inputs: dict[str, Tensor], kind: Score) ->
     """
     if kind == "attention":
         return None
-    attention = token_scores(model, inputs, kind="attention")
-    return torch.where(attention > 0, token_scores(model, inputs, kind=kind) / attention, 0.0)
+    attention = token_scores(handle, inputs, kind="attention")
+    return torch.where(attention > 0, token_scores(handle, inputs, kind=kind) / attention, 0.0)
 
 
 def proximity_jobs(
-    model: nn.Module,
-    tokenizer: Any,
+    handle: Handle,
     examples: Examples,
     golden: GoldenTokens,
     *,
     token_score: Score,
     batch_size: int,
-    device: torch.device | str,
     max_length: int | None = None,
     **settings: Any,
 ) -> list[Job]:
     """Jobs whose target is :class:`ProximityGap` on ``examples``; ``settings`` go to :class:`Proximity`.
 
-    ``model`` says now what it predicts, so that a search cannot win by turning predictions.
+    The model says now what it predicts, so that a search cannot win by turning predictions.
     """
     jobs: list[tuple[Any, Units, dict[str, Any], Tensor]] = []
     vocabulary = Vocabulary()
     for batch in examples.batches(batch_size):
-        inputs = encode(tokenizer, batch, max_length=max_length, device=device)
-        units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(device)
+        inputs = handle.encode(batch, max_length)
+        units = split_units(handle.tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(handle.device)
         with torch.no_grad():
-            predicted = logits_of(model(**inputs)).argmax(1)
-        scale = attention_scale(model, inputs, token_score)
-        jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(device)))
-    bitmap = golden.bitmap(vocabulary).to(device)  # once all words are known
+            predicted = handle.logits(inputs).argmax(1)
+        scale = attention_scale(handle, inputs, token_score)
+        jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(handle.device)))
+    bitmap = golden.bitmap(vocabulary).to(handle.device)  # once all words are known
     return [
         Job(
             dict(inputs),
             ProximityGap(Proximity(units, bitmap, **held, **settings)),
             labels,
-            torch.ones(len(labels), device=device),
+            torch.ones(len(labels), device=labels.device),
         )
         for inputs, units, held, labels in jobs
     ]

@@ -2,88 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spurge.engine.cascade.cascade import Rows
-from spurge.engine.data.examples import encode
+from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import Vocabulary, split_units
-from spurge.engine.models.probes import Score
+from spurge.engine.models.handle import Handle
+from spurge.engine.models.hooks import frozen
 from spurge.methods.golden.golden import GoldenTokens
-from spurge.methods.macu.objectives import CounterfactualSet, Weights
-from spurge.methods.macu.proximity import Form, Proximity, attention_scale
+from spurge.methods.macu.objectives import CounterfactualSet, counterfactual_set
+from spurge.methods.macu.proximity import Proximity, attention_scale
 from spurge.methods.macu.screening import Question
-from spurge.methods.macu.weighted_examples import Weighed
+from spurge.methods.macu.settings import Settings
+from spurge.methods.macu.weighted_examples import WeightedExamples
 
-Ask = Callable[[], Question]
 
+class Questions:
+    """One question for each batch, made when its turn comes.
 
-def proximity_questions(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Weighed,
-    golden: GoldenTokens,
-    *,
-    form: Form,
-    token_score: Score,
-    top_k: int,
-    merge: Literal["sum", "max"],
-    sharpness: float,
-    batch_size: int,
-    device: torch.device,
-    max_length: int | None = None,
-) -> list[Ask]:
-    """MacU Eq. 5 and 6: proximity to the causal and to the spurious sets, each a weighted sum over the texts.
-
-    Both forms of proximity are certified, whichever is integrated.
+    Attributes:
+        facts: what there is to say about how the questions came about, JSON-able.
     """
-    settings: dict[str, Any] = {"top_k": top_k, "merge": merge, "sharpness": sharpness}
 
-    def question(part: Weighed) -> Question:
-        vocabulary, batch = Vocabulary(), part.examples
-        inputs = encode(tokenizer, batch, max_length=max_length, device=device)
-        units = split_units(tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
-        bitmap = golden.bitmap(vocabulary).to(device)
-        scale = attention_scale(model, inputs, token_score)
-        soft = Proximity(units, bitmap, form="soft", scale=scale, **settings)
-        hard = Proximity(units, bitmap, form="hard", scale=scale, **settings)
+    def __init__(
+        self, handle: Handle, train: Examples, chosen: WeightedExamples, golden: GoldenTokens, settings: Settings
+    ):
+        self.handle, self.golden, self.settings, self.sources = handle, golden, settings, chosen.weights
+        self.facts: dict[str, Any] = {}
+        if settings.objective == "proximity":
+            self._parts: Sequence[Any] = list(chosen.batches(settings.batch_size))
+            return
+        size: dict[str, Any] = {"batch_size": settings.batch_size, "max_length": settings.max_length}
+        made = counterfactual_set(handle, train, golden, chosen.examples, seed=settings.seed, **size)
+        self._parts = made.batches(settings.batch_size)
+        phrases = [asdict(phrase) | {"label": golden.labels[phrase.label]} for phrase in made.phrases]
+        self.facts = {"counterfactual": made.counts(), "phrases": phrases}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> Question:
+        part = self._parts[number]
+        with frozen(self.handle.model):
+            return self._proximity(part) if self.settings.objective == "proximity" else self._counterfactual(part)
+
+    def _proximity(self, part: WeightedExamples) -> Question:
+        """MacU Eq. 5 and 6: proximity to the causal and to the spurious sets, each a weighted sum over the texts.
+
+        Both forms of proximity are certified, whichever is integrated.
+        """
+        settings, vocabulary, device = self.settings, Vocabulary(), self.handle.device
+        inputs = self.handle.encode(part.examples, settings.max_length)
+        units = split_units(self.handle.tokenizer, inputs, part.examples.texts, vocabulary, self.golden.phrases())
+        bitmap = self.golden.bitmap(vocabulary).to(device)
+        reading: dict[str, Any] = {
+            "top_k": settings.top_k,
+            "merge": settings.merge,
+            "sharpness": settings.sharpness,
+            "scale": attention_scale(self.handle, inputs, settings.token_score),
+        }
+        soft, hard = Proximity(units, bitmap, form="soft", **reading), Proximity(units, bitmap, form="hard", **reading)
 
         def both(rows: Rows) -> Tensor:
             return torch.cat([soft(rows), hard(rows)], 1)
 
         return Question(
             inputs=dict(inputs),
-            target=hard if form == "hard" else soft,
+            target=hard if settings.proximity == "hard" else soft,
             mix=_each(2, part.weights, device),
             exact=both,
             exact_mix=_each(4, part.weights, device),
             names=("causal soft", "spurious soft", "causal hard", "spurious hard"),
         )
 
-    return [lambda p=part: question(p) for part in texts.batches(batch_size)]  # type: ignore[misc]
+    def _counterfactual(self, part: CounterfactualSet) -> Question:
+        """Agreement with the wanted answers: on kept texts causal, on swapped and neutral texts, negated, spurious.
 
-
-def counterfactual_questions(
-    made: CounterfactualSet,
-    tokenizer: Any,
-    *,
-    weights: Weights,
-    sources: Tensor,
-    batch_size: int,
-    device: torch.device,
-    max_length: int | None = None,
-) -> list[Ask]:
-    """Agreement with the wanted answers: on kept texts causal, on swapped and neutral texts, negated, spurious.
-
-    A neuron with a high spurious score pulls changed texts away from the answer that their causal words give. A row
-    counts as much as its kind, ``weights``, times the text it was made from, ``sources``.
-    """
-
-    def question(part: CounterfactualSet) -> Question:
-        job = part.job(tokenizer, device=device, weights=weights, sources=sources, max_length=max_length)
+        A neuron with a high spurious score pulls changed texts away from the answer that their causal words give. A
+        row counts as much as its kind, ``kind_weights``, times the text it was made from.
+        """
+        settings = self.settings
+        job = part.job(self.handle, weights=settings.kind_weights, sources=self.sources, max_length=settings.max_length)
         kept = (job.labels >= 0).to(job.weights)
         mix = torch.stack([kept * job.weights, (kept - 1) * job.weights], 1)[None]  # [1, B, 2]
         return Question(
@@ -94,8 +98,6 @@ def counterfactual_questions(
             exact_mix=mix,
             names=("causal", "spurious"),
         )
-
-    return [lambda p=part: question(p) for part in made.batches(batch_size)]  # type: ignore[misc]
 
 
 def _each(targets: int, weights: Tensor, device: torch.device) -> Tensor:

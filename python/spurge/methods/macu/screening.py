@@ -6,10 +6,10 @@ Batches are shared between the ranks of a job. What is kept of them does not gro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Question:
     exact: Target
     exact_mix: Tensor
     names: tuple[str, ...]
+
+
+class Questions(Protocol):
+    """Questions that are made when they are taken, so that one that is already answered costs nothing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Question: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +173,7 @@ def _by_side(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def screen(
     cascade: Cascade,
-    questions: Sequence[Callable[[], Question]],
+    questions: Questions,
     select: Select,
     *,
     ranks: Ranks = ALONE,
@@ -175,8 +183,8 @@ def screen(
 ) -> Screened:
     """The sum of the blocks of all questions; those found in the folder ``resume`` are not computed again.
 
-    Questions are made when their turn comes, so that one that is already answered costs nothing. Each rank answers one
-    question of every round, as many as there are ranks, and rank 0 adds a round's blocks in the order of the questions:
+    A question is taken when its turn comes, one that is already answered not at all. Each rank answers one question of
+    every round, as many as there are ranks, and rank 0 adds a round's blocks in the order of the questions:
     the same sum for any number of ranks.
 
     Args:
@@ -200,7 +208,7 @@ def screen(
             number, mine = first + ranks.rank, Message()
             if number < len(questions):
                 path = None if folder is None else folder / f"block-{number:05d}.safetensors"
-                mine = Message(*_answered(cascade, questions[number], path, fingerprint).parts())
+                mine = Message(*_answered(cascade, questions, number, path, fingerprint).parts())
             for message in ranks.gather(mine):
                 if message.facts is not None:
                     screened.add(Block.of_parts(message.facts, message.tensors), select)
@@ -217,11 +225,11 @@ def _so_far(done: int, total: int, resume: PathLike | None) -> str:
     return f"{last}); start again with the same resume folder to go on"
 
 
-def _answered(cascade: Cascade, ask: Callable[[], Question], path: Path | None, fingerprint: str) -> Block:
+def _answered(cascade: Cascade, questions: Questions, number: int, path: Path | None, fingerprint: str) -> Block:
     """The block of one question, from its file where there is one."""
     if path is not None and path.exists():
         return Block.load(path, fingerprint)
-    question = ask()
+    question = questions[number]
     block = _block(cascade.attribute(question.inputs, question.target), question.mix)
     if path is not None:
         block.save(path, fingerprint)
@@ -247,7 +255,7 @@ def _block(found: Attribution, mix: Tensor) -> Block:
 
 
 def certify(
-    cascade: Cascade, questions: Sequence[Question], scores: Mapping[str, NeuronScores], neurons: NeuronSet
+    cascade: Cascade, questions: Questions, scores: Mapping[str, NeuronScores], neurons: NeuronSet
 ) -> dict[str, Any]:
     """Exact effect of switching off each of ``neurons``, F(1) - F(unit off), a mean over the texts, beside its scores.
 
@@ -258,15 +266,15 @@ def certify(
         ``{"neurons": [{"neuron", "<side> score", "<name> exact", ...}], "texts", "agreement": {name: Spearman's rank
         correlation of exact effects with the scores of the name's side}}``.
     """
-    names = questions[0].names
-    effect = torch.zeros(len(names), len(neurons), dtype=torch.float64)
-    weight = torch.zeros(len(names), dtype=torch.float64)
-    for question in questions:
+    names: tuple[str, ...] = ()
+    effect, weight, texts = torch.zeros(()), torch.zeros(()), 0
+    for question in (questions[number] for number in range(len(questions))):
         exact = cascade.ablate(question.inputs, question.exact, neurons).double()
         mix = question.exact_mix.to(exact)
-        effect += torch.einsum("qbn,qbc->cn", exact, mix).cpu()
-        weight += mix.abs().sum((0, 1)).cpu()
-    effect /= weight.clamp_min(1e-12)[:, None]
+        names, texts = question.names, texts + mix.shape[1]
+        effect = effect + torch.einsum("qbn,qbc->cn", exact, mix).cpu()
+        weight = weight + mix.abs().sum((0, 1)).cpu()
+    effect = effect / weight.clamp_min(1e-12)[:, None]
     refs = list(neurons)
     known = {side: [float(scores[side].values[ref.site][ref.index]) for ref in refs] for side in SIDES}
     records = []
@@ -274,4 +282,4 @@ def certify(
         record: dict[str, Any] = {"neuron": str(ref)} | {f"{side} score": known[side][n] for side in SIDES}
         records.append(record | {f"{name} exact": float(effect[i, n]) for i, name in enumerate(names)})
     agreement = {name: spearman(known[name.split()[0]], effect[i]) for i, name in enumerate(names)}
-    return {"neurons": records, "texts": sum(len(q.mix[0]) for q in questions), "agreement": agreement}
+    return {"neurons": records, "texts": texts, "agreement": agreement}

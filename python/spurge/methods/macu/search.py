@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.base.checks import integer
@@ -20,10 +20,9 @@ from spurge.engine.base.files import PathLike
 from spurge.engine.base.files import fingerprint as hashed
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rows
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.placement import input_device
-from spurge.engine.models.sites import Site
 from spurge.methods.macu.gated_model import gated_pass
 from spurge.methods.macu.objectives import Job
 from spurge.methods.macu.swarm import Swarm
@@ -111,8 +110,7 @@ class Climb:
 
     def maximise(
         self,
-        model: nn.Module,
-        sites: Sequence[Site],
+        handle: Handle,
         neurons: NeuronSet,
         jobs: Sequence[Job],
         held: Sequence[Job],
@@ -125,7 +123,6 @@ class Climb:
         Deterministic on a CPU for a seed. The model's weights get no gradient and do not change.
 
         Args:
-            sites: the model's sites.
             neurons: which gates move; all start at 1.
             jobs: minibatches.
             held: batches whose mean target decides.
@@ -136,10 +133,9 @@ class Climb:
         """
         if not len(neurons) or not jobs or not held:
             raise ValueError(f"search: need neurons and texts, got {len(neurons)}, {len(jobs)} and {len(held)} batches")
-        device = input_device(model)
-        gates = torch.ones(len(neurons), device=device, requires_grad=True)
+        gates = torch.ones(len(neurons), device=handle.device, requires_grad=True)
         adam = torch.optim.Adam([gates], lr=self.rate, betas=(0.9, 0.99))
-        with frozen(model), gated_pass(model, sites, neurons, attention=attention) as run:
+        with frozen(handle.model), gated_pass(handle, neurons, attention=attention) as run:
             best, kept, value, stale = 0, gates.detach().clone(), run.mean(held, None), 0
             history: dict[str, list[float]] = {"step": [0], "value": [value], "moved": [0]}
             order: list[int] = []

@@ -9,7 +9,7 @@ from spurge.engine.base.checks import integer, share_of
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.cascade.cascade import Path
 from spurge.engine.models.probes import Score
-from spurge.methods.macu.objectives import Weights
+from spurge.methods.macu.objectives import KindWeights
 from spurge.methods.macu.proximity import Form
 from spurge.methods.macu.search import Climb
 from spurge.methods.macu.swarm import Swarm
@@ -54,7 +54,7 @@ class Settings:
         max_length: tokens a text is cut to; None: the tokenizer's own limit.
         swarm: settings of the particle swarm.
         climb: settings of the gradient search.
-        weights: of the three kinds of counterfactual texts.
+        kind_weights: of the three kinds of counterfactual texts.
         guard: percentage points of accuracy on the search's texts that a particle may lose; None: any.
         certify: so many neurons of highest score of each side are also ablated exactly; 0: none.
         certify_texts: on so many texts.
@@ -89,7 +89,7 @@ class Settings:
     max_length: int | None = None
     swarm: Swarm = field(default_factory=Swarm)
     climb: Climb = field(default_factory=Climb)
-    weights: Weights = field(default_factory=Weights)
+    kind_weights: KindWeights = field(default_factory=KindWeights)
     guard: float | None = None
     certify: int = 16
     certify_texts: int = 16
@@ -116,7 +116,7 @@ class Settings:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {self.tolerance!r}")
         if self.guard is not None and not 0 <= self.guard <= 100:
             raise ValueError(f"guard: expected percentage points from 0 to 100, got {self.guard}")
-        for name, type_ in (("swarm", Swarm), ("climb", Climb), ("weights", Weights)):
+        for name, type_ in (("swarm", Swarm), ("climb", Climb), ("kind_weights", KindWeights)):
             if not isinstance(getattr(self, name), type_):
                 raise TypeError(f"{name}: expected {type_.__name__}, got {type(getattr(self, name)).__name__}")
         if self.memory is not None:
@@ -128,7 +128,7 @@ class Settings:
             )
         if self.search == "gradient" and self.guard is not None:
             raise ValueError(
-                "guard: only the particle swarm refuses settings; weigh kept texts higher in weights instead"
+                "guard: only the particle swarm refuses settings; weigh kept texts higher in kind_weights instead"
             )
 
 
@@ -149,18 +149,7 @@ _LEAST |= {"certify": 0, "seed": 0}
 #: The settings that the result of localisation depends on.
 LOCATING = frozenset(
     (
-        *(
-            "objective",
-            "path",
-            "nodes",
-            "tolerance",
-            "top_k",
-            "token_score",
-            "proximity",
-            "merge",
-            "sharpness",
-            "fraction",
-        ),
-        *("share", "cap", "sign", "texts", "batch_size", "max_length", "weights", "seed"),
+        *("objective", "path", "nodes", "tolerance", "top_k", "token_score", "proximity", "merge", "sharpness"),
+        *("fraction", "share", "cap", "sign", "texts", "batch_size", "max_length", "kind_weights", "seed"),
     )
 )

@@ -15,7 +15,7 @@ from spurge.engine.data.examples import Examples
 
 
 @dataclass(frozen=True, eq=False)
-class Weighed:
+class WeightedExamples:
     """Texts and their weights. Made by :meth:`of`.
 
     Attributes:
@@ -27,7 +27,7 @@ class Weighed:
     weights: Tensor
 
     @classmethod
-    def of(cls, examples: Examples, weights: Tensor | Sequence[float] | None = None) -> Weighed:
+    def of(cls, examples: Examples, weights: Tensor | Sequence[float] | None = None) -> WeightedExamples:
         """The texts whose weight is above 0, with weights of mean 1; None: all texts, alike.
 
         Weights that are all equal become 1, exactly.
@@ -60,7 +60,7 @@ class Weighed:
         r"""Kish's effective number of texts, :math:`(\sum_b w_b)^2 / \sum_b w_b^2`."""
         return float(self.weights.sum().square() / self.weights.square().sum())
 
-    def sample(self, count: int | None, seed: int) -> Weighed:
+    def sample(self, count: int | None, seed: int) -> WeightedExamples:
         """``count`` of the texts as `Examples.sample` draws them, with their own weights scaled to mean 1.
 
         All of them, in their order, where there are no more than that or ``count`` is None.
@@ -68,11 +68,13 @@ class Weighed:
         if count is None or count >= len(self):
             return self
         rows = self.examples.draw(count, seed)
-        return Weighed(self.examples.subset(rows), _scaled(self.weights[rows]))
+        return WeightedExamples(self.examples.subset(rows), _scaled(self.weights[rows]))
 
-    def batches(self, size: int) -> Iterator[Weighed]:
+    def batches(self, size: int) -> Iterator[WeightedExamples]:
         """Consecutive runs of ``size`` texts with the weights they have here."""
-        return (Weighed(*part) for part in zip(self.examples.batches(size), self.weights.split(size), strict=True))
+        return (
+            WeightedExamples(*part) for part in zip(self.examples.batches(size), self.weights.split(size), strict=True)
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of texts and weights."""

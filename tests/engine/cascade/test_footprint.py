@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spurge.engine.base.memory import budget, free_bytes, parse_bytes
-from spurge.engine.cascade.footprint import Weight
+from spurge.engine.cascade.footprint import Footprint
 
-LIGHT = Weight(
-    place=(0, 1, 2, 3),
+LIGHT = Footprint(
+    block_of=(0, 1, 2, 3),
     blocks=4,
     tokens=8,
     trace=100,
