@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness import relative_error
+from common.harness import relative_error
 from jobs import Job, Scores, fingerprint
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contest import Case, Way
-from harness import compare, peak_of_call, peak_of_child, reset_peak
+from common.comparison import Case, Way
+from common.harness import compare, peak_of_call, peak_of_child, reset_peak
 from peers.sca import Layer, Scores, Tuned, autograd_loop, class_einsum, make_layer, streaming, vmap_grad
 
 SHAPES = {"small": (10_000, 10, 512), "middle": (10_000, 100, 512), "large": (50_000, 1_000, 2_048)}

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contest import Case, Way, measure
-from harness import compare, peak_of_call, threads
-from limits import copy_bandwidth
+from common.comparison import Case, Way, measure
+from common.harness import compare, peak_of_call, threads
+from common.limits import copy_bandwidth
 from peers import balancing as peers
 from peers.balancing import Answer, Array
 

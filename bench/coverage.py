@@ -12,7 +12,7 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
-from harness import threads
+from common.harness import threads
 
 TRUTH = {"mediator": 0.5, "follower": 0.0, "total": 0.8}
 ESTIMATORS = ("balancing", "continuous_unit")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-import language
+from common import language
 from peers.anatomy import downs, logits
 from peers.hand_loop import suffix_loop
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from cases import DTYPES, KERNELS, MIB, SIZES, Case
-from harness import Timing, compare, relative_error, threads
-from limits import copy_call
+from common.harness import Timing, compare, relative_error, threads
+from common.limits import copy_call
 
 
 def compiled(case: Case) -> Any:

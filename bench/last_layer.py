@@ -1,7 +1,7 @@
 """``run.py last-layer``: scores of all edges, medians, and accuracy at every rate, beside what people write today.
 
 Three parts, each in a module of its own: `associations`, `medians`, `sweeps`; the ways they are measured are in
-`contest`. Every case is saved when it is done.
+`common.comparison`. Every case is saved when it is done.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 import associations
 import medians
 import sweeps
-from contest import measure
-from harness import threads
+from common.comparison import measure
+from common.harness import threads
 
 PARTS: dict[str, ModuleType] = {"association": associations, "medians": medians, "sweeps": sweeps}
 

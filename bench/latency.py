@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from accuracy import Errors, Reference, converged, errors
-from harness import count_flops, peak_of_call, peak_of_child, sample, threads
+from common.harness import count_flops, peak_of_call, peak_of_child, sample, threads
+from common.limits import record_rates
 from jobs import Job, Scores, even_steps, make_job, right_riemann
-from limits import record_rates
 
 Layers = Sequence[int] | None
 Ask = Callable[[Tensor, Tensor, Layers], Scores]  # ids [B, T], their labels [B], which layers

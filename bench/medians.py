@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from contest import Case, Way
-from harness import compare, peak_of_call
+from common.comparison import Case, Way
+from common.harness import compare, peak_of_call
 from peers import medians as peers
 
 SHAPES = [(1_199, 2_048, 2), (20_000, 2_048, 2), (20_000, 512, 10)]  # N, M, classes

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harness import count_flops, peak_of_call, peak_of_child
+from common.harness import count_flops, peak_of_call, peak_of_child
 from jobs import make_job
 
 SETTINGS: dict[str, dict[str, Any]] = {

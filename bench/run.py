@@ -22,6 +22,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when this file is run as a module or from elsewhere
 
+MODULES = {  # of each command: its functions are ``run`` and, where it measures in processes of its own, ``child``
+    "locate": "locate",
+    "latency": "latency",
+    "savings": "savings",
+    "memory": "weigh",
+    "plan": "plan",
+    "kernels": "kernels",
+    "last-layer": "last_layer",
+    "balance": "balancing",
+    "coverage": "coverage",
+    "limits": "common.limits",
+}
+
 
 def _positive(text: str) -> int:
     value = int(text)
@@ -136,10 +149,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _module(command: str) -> str:
-    return {"memory": "weigh", "last-layer": "last_layer", "balance": "balancing"}.get(command, command)
-
-
 def _child(what: str, rest: list[str]) -> None:
     if what == "swarm":
         from swarms import peak_in_this_process as peak_of_swarm
@@ -147,7 +156,7 @@ def _child(what: str, rest: list[str]) -> None:
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
         return
     if what != "locate":
-        print(json.dumps(importlib.import_module(_module(what)).child(rest)))
+        print(json.dumps(importlib.import_module(MODULES[what]).child(rest)))
         return
     import torch
     from safetensors.torch import save_file
@@ -186,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
             results.write(args.json)
 
     try:
-        importlib.import_module(_module(args.command)).run(args, results, save)
+        importlib.import_module(MODULES[args.command]).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from accuracy import converged, errors
+from common.harness import Timing, compare, peak_of_call, peak_of_child, threads
+from common.limits import best_matmul_rate, copy_bandwidth
 from counts import Counts
-from harness import Timing, compare, peak_of_call, peak_of_child, threads
 from jobs import Job, make_job
-from limits import best_matmul_rate, copy_bandwidth
 from spurge import ops
 from spurge.engine.calls import at
 from spurge.engine.cascade import Cascade

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import Timing, compare, peak_of_call, peak_of_child, threads
+from common.harness import Timing, compare, peak_of_call, peak_of_child, threads
 from peers.swarms import COGNITIVE, INERTIA, SOCIAL, NumpySwarm, TorchSwarm, pyswarms_minimise
 
 SHAPES = {"40x256": (2, 22), "128x4096": (2, 12), "1024x65536": (1, 3)}  # and the two iteration counts

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from contest import Case, Way
-from harness import compare, peak_of_call
+from common.comparison import Case, Way
+from common.harness import compare, peak_of_call
 from peers import sweeps as peers
 from peers.sca import make_layer
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from harness import peak_of_child, relative_error
+from common.harness import peak_of_child, relative_error
 
 METHOD = "spurge-4"
 NO_LIMIT = "1024 GiB"

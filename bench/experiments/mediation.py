@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: names of the 
 
 import command
 import data
-import language
 from command import Clock
+from common import language
 from spurge.engine.confounders import Confounders
 from spurge.engine.embedding import embed
 from spurge.engine.localisation import MEASURES

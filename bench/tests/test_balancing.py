@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linprog
 
 import balancing
-import contest
 from balancing import Problem, agreement, exact, make_batch, make_problem, ways
-from contest import Case, Way, measure
+from common import comparison
+from common.comparison import Case, Way, measure
 from peers import balancing as peers
 from peers.balancing import Answer
 from spurge.report.results import Results
@@ -208,7 +208,7 @@ def test_parts_can_be_compared_and_metrics_have_notes():
 
 def test_a_case_names_the_command_that_weighs_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(contest, "peak_of_child", lambda arguments: asked.append(arguments) or {"peak_bytes": 5})
+    monkeypatch.setattr(comparison, "peak_of_child", lambda arguments: asked.append(arguments) or {"peak_bytes": 5})
     case = Case("job", {"a": Way(lambda: None)}, weigh=("att", "9", "2"), weighed=("a",), command="balance")
     results = Results("test")
     measure(case, results, free=0, threads=3, repeats=1, budget=1.0, device="cpu")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness import compare, count_flops, peak_of_call, relative_error, reset_peak, threads
-from limits import copy_bandwidth, matmul_rate
+from common.harness import compare, count_flops, peak_of_call, relative_error, reset_peak, threads
+from common.limits import copy_bandwidth, matmul_rate
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted():

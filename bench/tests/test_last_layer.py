@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import associations
-import contest
 import last_layer
 import medians
 import sweeps
-from contest import Case, Way, measure
-from harness import Timing
+from common import comparison
+from common.comparison import Case, Way, measure
+from common.harness import Timing
 from peers import medians as median_peers
 from peers import sweeps as sweep_peers
 from peers.sca import Scores, Tuned, autograd_loop, class_einsum, make_layer, residuals, streaming, vmap_grad
@@ -167,7 +167,7 @@ def test_a_way_that_does_not_fit_has_a_row_that_says_so():
 
 def test_what_is_done_however_small_the_part_is_not_multiplied(monkeypatch):
     seconds = {"part": 3.0, "rest": 2.0}
-    monkeypatch.setattr(contest, "_first", lambda way, device: (None, Timing(seconds[way.call()], 0.0, 1, 1.0)))
+    monkeypatch.setattr(comparison, "_first", lambda way, device: (None, Timing(seconds[way.call()], 0.0, 1, 1.0)))
     way = Way(lambda: "part", scale=100.0, rest=lambda: "rest", once=True)
     case, results = Case("job", {"a": way}), Results("test")
     timing = measure(case, results, free=0, threads=1, repeats=1, budget=1.0, device="cpu")["a"]

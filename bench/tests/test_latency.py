@@ -10,9 +10,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-import language
 from accuracy import converged, errors
-from harness import relative_error
+from common import language
+from common.harness import relative_error
 from jobs import even_steps, gauss_legendre, make_job, right_riemann
 from latency import QUICK, Measured, Method, Run, _add_headline, add_rows, all_methods, child, table
 from peers.knowledge_neurons import knowledge_neurons_loop

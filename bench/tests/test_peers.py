@@ -7,7 +7,7 @@ import argparse
 import pytest
 import torch
 
-from harness import relative_error
+from common.harness import relative_error
 from jobs import gauss_legendre, make_job, reference_scores, right_riemann
 from locate import QUICK, add_rows, all_methods, measure_job, table
 from peers.hand_loop import collapsed_loop, suffix_loop

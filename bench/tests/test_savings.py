@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import savings
+from common.harness import count_flops
 from counts import Counts
-from harness import count_flops
 from jobs import make_job
 from savings import SAVINGS, child, token_calls
 from spurge.engine.cascade import Attribution, Cascade

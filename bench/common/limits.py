@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness import compare, threads
+from common.harness import compare, threads
 
 MIB = 1 << 20
 

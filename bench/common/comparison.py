@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness import Timing, compare, peak_of_call, peak_of_child
+from common.harness import Timing, compare, peak_of_call, peak_of_child
 
 Agreement = Callable[[Any], Mapping[str, tuple[float, str] | tuple[float, str, str]]]
 
