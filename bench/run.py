@@ -23,11 +23,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when this file is run as a module or from elsewhere
 
 MODULES = {  # of each command: its functions are ``run`` and, where it measures in processes of its own, ``child``
-    "locate": "locate",
-    "latency": "latency",
-    "savings": "savings",
-    "memory": "weigh",
-    "plan": "plan",
+    "locate": "localisation.locate",
+    "latency": "localisation.latency",
+    "savings": "localisation.savings",
+    "memory": "localisation.memory",
+    "plan": "localisation.plan",
     "kernels": "kernels",
     "last-layer": "last_layer",
     "balance": "balancing",
@@ -161,7 +161,7 @@ def _child(what: str, rest: list[str]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from locate import peak_in_this_process
+    from localisation.locate import peak_in_this_process
 
     options = argparse.ArgumentParser()
     options.add_argument("job")

@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from accuracy import converged, errors
 from common import language
 from common.harness import relative_error
-from jobs import even_steps, gauss_legendre, make_job, right_riemann
-from latency import QUICK, Measured, Method, Run, _add_headline, add_rows, all_methods, child, table
+from localisation.accuracy import converged, errors
+from localisation.jobs import even_steps, gauss_legendre, make_job, right_riemann
+from localisation.latency import QUICK, Measured, Method, Run, _add_headline, add_rows, all_methods, child, table
 from peers.knowledge_neurons import knowledge_neurons_loop
 from spurge.report.results import Results
 

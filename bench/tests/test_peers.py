@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.harness import relative_error
-from jobs import gauss_legendre, make_job, reference_scores, right_riemann
-from locate import QUICK, add_rows, all_methods, measure_job, table
+from localisation.jobs import gauss_legendre, make_job, reference_scores, right_riemann
+from localisation.locate import QUICK, add_rows, all_methods, measure_job, table
 from peers.hand_loop import collapsed_loop, suffix_loop
 from peers.knowledge_neurons import knowledge_neurons_loop
 
@@ -106,7 +106,7 @@ def test_locate_measures_every_method():
 
 
 def test_two_layers_stand_for_all_and_say_so(monkeypatch):
-    monkeypatch.setattr("locate.DEEP", 2)
+    monkeypatch.setattr("localisation.locate.DEEP", 2)
     settings = {"device": "cpu", "threads": 1, "reference_threads": 1, "reference": None, "quick": True, "full": False}
     args = argparse.Namespace(**settings, methods=["hand-written*"], repeats=2, budget=5.0, peak=False)
     part, best = measure_job("tiny-8x2", args)

@@ -8,11 +8,11 @@ import copy
 import pytest
 import torch
 
-import savings
 from common.harness import count_flops
-from counts import Counts
-from jobs import make_job
-from savings import SAVINGS, child, token_calls
+from localisation import savings
+from localisation.counts import Counts
+from localisation.jobs import make_job
+from localisation.savings import SAVINGS, child, token_calls
 from spurge.engine.cascade import Attribution, Cascade
 from spurge.report.results import Results
 

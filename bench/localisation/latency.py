@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accuracy import Errors, Reference, converged, errors
 from common.harness import count_flops, peak_of_call, peak_of_child, sample, threads
 from common.limits import record_rates
-from jobs import Job, Scores, even_steps, make_job, right_riemann
+from localisation.accuracy import Errors, Reference, converged, errors
+from localisation.jobs import Job, Scores, even_steps, make_job, right_riemann
 
 Layers = Sequence[int] | None
 Ask = Callable[[Tensor, Tensor, Layers], Scores]  # ids [B, T], their labels [B], which layers

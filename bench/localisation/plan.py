@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from common.harness import count_flops, peak_of_call, peak_of_child
-from jobs import make_job
+from localisation.jobs import make_job
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "layer-4": {"nodes": 4},

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.harness import relative_error
-from jobs import Job, Scores, fingerprint
+from localisation.jobs import Job, Scores, fingerprint
 
 
 @dataclass(frozen=True)

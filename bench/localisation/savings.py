@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accuracy import converged, errors
 from common.harness import Timing, compare, peak_of_call, peak_of_child, threads
 from common.limits import best_matmul_rate, copy_bandwidth
-from counts import Counts
-from jobs import Job, make_job
+from localisation.accuracy import converged, errors
+from localisation.counts import Counts
+from localisation.jobs import Job, make_job
 from spurge import ops
 from spurge.engine.calls import at
 from spurge.engine.cascade import Cascade

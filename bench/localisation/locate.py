@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from accuracy import overlap_top1
 from common.harness import Timing, compare, count_flops, peak_of_call, peak_of_child, relative_error, threads
 from common.limits import record_rates
-from jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann
+from localisation.accuracy import overlap_top1
+from localisation.jobs import Job, Scores, gauss_legendre, make_job, reference_scores, right_riemann
 
 Layers = Sequence[int] | None
 Run = Callable[[Layers], Scores]
