@@ -28,7 +28,7 @@ MODULES = {  # of each command: its functions are ``run`` and, where it measures
     "savings": "localisation.savings",
     "memory": "localisation.memory",
     "plan": "localisation.plan",
-    "kernels": "kernels",
+    "kernels": "kernel_rates.kernels",
     "last-layer": "last_layer",
     "balance": "balancing",
     "coverage": "coverage",
@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _child(what: str, rest: list[str]) -> None:
     if what == "swarm":
-        from swarms import peak_in_this_process as peak_of_swarm
+        from kernel_rates.swarms import peak_in_this_process as peak_of_swarm
 
         print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
         return

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import DTYPES, KERNELS, MIB, SIZES
-from kernels import check, compiled
-from swarms import Kernels
+from kernel_rates.cases import DTYPES, KERNELS, MIB, SIZES
+from kernel_rates.kernels import check, compiled
+from kernel_rates.swarms import Kernels
 
 pytest.importorskip("pytest_benchmark")
 CASES = [(name, dtype) for name in KERNELS for dtype in DTYPES[name]]

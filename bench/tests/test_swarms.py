@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernel_rates.swarms import FUNCTIONS, Kernels
 from peers.swarms import NumpySwarm, TorchSwarm
-from swarms import FUNCTIONS, Kernels
 
 
 @pytest.mark.parametrize("name", list(FUNCTIONS))

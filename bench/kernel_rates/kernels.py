@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from cases import DTYPES, KERNELS, MIB, SIZES, Case
 from common.harness import Timing, compare, relative_error, threads
 from common.limits import copy_call
+from kernel_rates.cases import DTYPES, KERNELS, MIB, SIZES, Case
 
 
 def compiled(case: Case) -> Any:
@@ -52,7 +52,7 @@ def measure(case: Case, *, device: str, compile: bool) -> dict[str, Timing]:
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """``run.py kernels``."""
-    import swarms
+    from kernel_rates import swarms
 
     sizes = SIZES[torch.device(args.device).type]
     sizes = {name: mib for name, mib in sizes.items() if name in (["cache"] if args.quick else args.sizes)}
