@@ -29,7 +29,7 @@ MODULES = {  # of each command: its functions are ``run`` and, where it measures
     "memory": "localisation.memory",
     "plan": "localisation.plan",
     "kernels": "kernel_rates.kernels",
-    "last-layer": "last_layer",
+    "last-layer": "last_layers.last_layer",
     "balance": "balancing",
     "coverage": "coverage",
     "limits": "common.limits",

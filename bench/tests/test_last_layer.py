@@ -8,13 +8,10 @@ import math
 import pytest
 import torch
 
-import associations
-import last_layer
-import medians
-import sweeps
 from common import comparison
 from common.comparison import Case, Way, measure
 from common.harness import Timing
+from last_layers import associations, last_layer, medians, sweeps
 from peers import medians as median_peers
 from peers import sweeps as sweep_peers
 from peers.sca import Scores, Tuned, autograd_loop, class_einsum, make_layer, residuals, streaming, vmap_grad

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 
-import associations
-import medians
-import sweeps
 from common.comparison import measure
 from common.harness import threads
+from last_layers import associations, medians, sweeps
 
 PARTS: dict[str, ModuleType] = {"association": associations, "medians": medians, "sweeps": sweeps}
 
