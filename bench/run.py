@@ -30,8 +30,8 @@ MODULES = {  # of each command: its functions are ``run`` and, where it measures
     "plan": "localisation.plan",
     "kernels": "kernel_rates.kernels",
     "last-layer": "last_layers.last_layer",
-    "balance": "balancing",
-    "coverage": "coverage",
+    "balance": "causal.balancing",
+    "coverage": "causal.coverage",
     "limits": "common.limits",
 }
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-import balancing
-from balancing import Problem, agreement, exact, make_batch, make_problem, ways
+from causal import balancing
+from causal.balancing import Problem, agreement, exact, make_batch, make_problem, ways
 from common import comparison
 from common.comparison import Case, Way, measure
 from peers import balancing as peers

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import coverage
 import run
+from causal import coverage
 
 
 def test_a_repetition_gives_estimates_and_intervals():
