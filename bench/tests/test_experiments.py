@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,17 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-
-import data
-import fcr
-import frozen
-import models
-import neurontune
-import picks
+from experiments import controls, data, fcr, frozen, models, neurontune
+from experiments.tables import Table
 from spurge.engine.data import Example, Examples
 from spurge.report.results import Results
-from tables import Table
 
 COMMON = ["--quick", "--threads", "1", "--seeds", "0"]
 
@@ -32,9 +24,9 @@ COMMON = ["--quick", "--threads", "1", "--seeds", "0"]
 @pytest.fixture(autouse=True)
 def _fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer draws, penalties and candidates than an experiment has."""
-    usable, oracle = picks.usable_columns, partial(fcr.dfr, strengths=(1.0, 0.1), retrains=2)
-    monkeypatch.setattr(picks, "DRAWS", 2)
-    monkeypatch.setattr(picks, "usable_columns", lambda head, row: usable(head, row)[:4])
+    usable, oracle = controls.usable_columns, partial(fcr.dfr, strengths=(1.0, 0.1), retrains=2)
+    monkeypatch.setattr(controls, "DRAWS", 2)
+    monkeypatch.setattr(controls, "usable_columns", lambda head, row: usable(head, row)[:4])
     monkeypatch.setattr(neurontune, "DRAWS", 1)
     monkeypatch.setattr(neurontune, "PENALTIES", (1e-2, 1e-1))
     for script in (fcr, neurontune):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import lzma
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-
 pytest.importorskip("sklearn")
 
-import toxicity
+from experiments import toxicity
 from spurge import Example, Examples
 from spurge.engine.outcomes import score_texts
 
@@ -80,7 +77,7 @@ def test_comments_are_read_once_each(minilm, tmp_path: Path, monkeypatch: pytest
 def test_the_whole_experiment_on_tiny_data(minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A tiny language model with random weights, made-up prompts in the form of the real file."""
     transformers = pytest.importorskip("transformers")
-    import mediation
+    from experiments import mediation
     from spurge.report.results import Results
 
     def language_model():
