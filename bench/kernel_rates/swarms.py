@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from statistics import median, quantiles
 from typing import Any
 
@@ -143,8 +144,9 @@ def quality(name: str, method: str, seed: int) -> float:
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
-def peak_in_this_process(method: str, particles: int, dimensions: int, iterations: int) -> int:
-    """Peak bytes of one optimisation above what the process held before. For ``run.py child``."""
+def child(rest: list[str]) -> dict[str, int]:
+    """``run.py child swarm``: peak bytes of one optimisation above what the process held before."""
+    method, *sizes = rest
 
     def call(particles: int, dimensions: int, iterations: int) -> None:
         if method == "pyswarms":
@@ -152,8 +154,8 @@ def peak_in_this_process(method: str, particles: int, dimensions: int, iteration
         else:
             maximise(_free(particles, torch.from_numpy), particles, dimensions, iterations, 1.0, 0)
 
-    call(4, 8, 2)  # libraries in memory before the weighing starts
-    return peak_of_call(lambda: call(particles, dimensions, iterations))
+    call(4, 8, 2)  # libraries are in memory before the measured call
+    return {"peak_bytes": peak_of_call(partial(call, *map(int, sizes)))}
 
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from common.harness import Timing, compare, count_flops, peak_of_call, peak_of_child, relative_error, threads
 from common.limits import record_rates
@@ -190,24 +192,36 @@ def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
     return list(found.values())
 
 
-def peak_in_this_process(name: str, method_name: str, *, device: str, memory: str | None = None) -> tuple[int, Scores]:
-    """Bytes above the model's own at the peak of one call, set-up included, and its scores. For ``run.py child``.
+def child(rest: list[str]) -> dict[str, int]:
+    """``run.py child locate``: bytes above the model's own at the peak of one call, set-up included.
 
     For the methods that go layer by layer, the first layer alone: they keep the most for the backward pass there.
-    A call on a tiny job comes first, so that libraries are in memory before the weighing starts.
+    A call on a tiny job comes first, so that libraries are in memory before the measured one.
     """
-    method = next(m for m in all_methods() if m.name == method_name)
-    prepare = method.prepare if memory is None else partial(method.prepare, memory=memory)
+    options = argparse.ArgumentParser()
+    options.add_argument("job")
+    options.add_argument("method")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--memory")
+    options.add_argument("--save", type=Path, help="file for the scores")
+    args = options.parse_args(rest)
+    method = next(m for m in all_methods() if m.name == args.method)
+    prepare = method.prepare if args.memory is None else partial(method.prepare, memory=args.memory)
     layers = [0] if method.by_layer else None
     scores: list[Scores] = []
 
-    def weigh(job_name: str) -> int:
-        job = make_job(job_name, device=device)
+    def peak(name: str) -> int:
+        job = make_job(name, device=args.device)
         job = job if method.dtype == torch.float32 else job.to(method.dtype)
-        return peak_of_call(lambda: scores.append(prepare(job)(layers)), device)
+        return peak_of_call(lambda: scores.append(prepare(job)(layers)), args.device)
 
-    weigh("tiny-8x2")
-    return weigh(name), scores[-1]
+    with threads(args.threads):
+        peak("tiny-8x2")
+        found = {"peak_bytes": peak(args.job)}
+    if args.save is not None:
+        save_file({site: value.detach().cpu().contiguous() for site, value in scores[-1].items()}, args.save)
+    return found
 
 
 def add_rows(results: Any, case: str, found: list[Measured], rates: dict[torch.dtype, float]) -> None:
