@@ -159,34 +159,46 @@ def child(rest: list[str]) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
-    """The swarm's rows of ``run.py kernels``."""
+    """The swarm's rows of ``run.py kernels``; saved after each case."""
     for shape, counts in (QUICK_SHAPES if args.quick else SHAPES).items():
-        elements = math.prod(map(int, shape.split("x")))
         for count in args.threads:
             with threads(count):
                 timings = time_iterations(shape, counts, device=args.device, compile=args.compile)
             label = shape if count == args.threads[0] else f"{shape} ({count} threads)"
-            print(f"swarm {label}", flush=True)
-            for method, timing in timings.items():
-                each = timing.seconds / elements
-                spread = timing.spread / elements * 1e9
-                results.add(label, method, "ns_per_element", each * 1e9, spread=spread, n=timing.n, unit="ns")
-                results.add(label, method, "bandwidth", BYTES / each / 1e9, unit="GB/s")
-                print(f"    {method:16s} {each * 1e9:9.2f} ns per particle and dimension", flush=True)
+            _add_rates(results, label, math.prod(map(int, shape.split("x"))), timings)
+            save()
     if torch.device(args.device).type != "cpu":
         return
-    low, high = (5, 15) if args.quick else (10, 60)
     for method in ("spurge", "pyswarms"):
-        small, large = (peak_of_child(["swarm", method, "128", "4096", str(n)])["peak_bytes"] for n in (low, high))
-        growth = (large - small) / (high - low)
-        results.add("128x4096", method, "peak_bytes", large, unit="bytes")
-        results.add("128x4096", method, "growth_per_iteration", growth, unit="bytes")
-        print(f"swarm memory {method:16s} peak {large / 1e6:.0f} MB, {growth / 1e6:.2f} MB more with each iteration")
-    seeds = range(5 if args.quick else 15)
+        _add_memory(results, method, (5, 15) if args.quick else (10, 60))
+        save()
     for name in FUNCTIONS:
         for method in ("spurge", "pyswarms"):
-            values = [quality(name, method, seed) for seed in seeds]
-            low_quartile, _, high_quartile = quantiles(values, n=4, method="inclusive")
-            spread = high_quartile - low_quartile
-            results.add(f"{name}, 32-d, 40x40", method, "best", median(values), spread=spread, n=len(values), unit="")
-            print(f"swarm {name:10s} {method:16s} median best {median(values):.3f}")
+            _add_quality(results, name, method, seeds=5 if args.quick else 15)
+        save()
+
+
+def _add_rates(results: Any, case: str, elements: int, timings: dict[str, Timing]) -> None:
+    print(f"swarm {case}", flush=True)
+    for method, timing in timings.items():
+        each = timing.seconds / elements
+        spread = timing.spread / elements * 1e9
+        results.add(case, method, "ns_per_element", each * 1e9, spread=spread, n=timing.n, unit="ns")
+        results.add(case, method, "bandwidth", BYTES / each / 1e9, unit="GB/s")
+        print(f"    {method:16s} {each * 1e9:9.2f} ns per particle and dimension", flush=True)
+
+
+def _add_memory(results: Any, method: str, iterations: tuple[int, int]) -> None:
+    low, high = iterations
+    small, large = (peak_of_child(["swarm", method, "128", "4096", str(n)])["peak_bytes"] for n in (low, high))
+    growth = (large - small) / (high - low)
+    results.add("128x4096", method, "peak_bytes", large, unit="bytes")
+    results.add("128x4096", method, "growth_per_iteration", growth, unit="bytes")
+    print(f"swarm memory {method:16s} peak {large / 1e6:.0f} MB, {growth / 1e6:.2f} MB more with each iteration")
+
+
+def _add_quality(results: Any, name: str, method: str, *, seeds: int) -> None:
+    values = [quality(name, method, seed) for seed in range(seeds)]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    results.add(f"{name}, 32-d, 40x40", method, "best", median(values), spread=high - low, n=seeds, unit="")
+    print(f"swarm {name:10s} {method:16s} median best {median(values):.3f}")
