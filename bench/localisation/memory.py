@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
                 found = torch.cat([value for _, value in sorted(load_file(file).items())], 1)
                 scores.setdefault("all", found)
                 difference, allowed = relative_error(found, scores["all"]), parse_mebibytes(budget)
-                case = f"{job}, memory={'no limit' if budget == '1 TiB' else budget}"
+                case = f"{job}, memory={'no limit' if budget == NO_LIMIT else budget}"
                 results.add(case, METHOD, "peak_bytes", peak, unit="bytes")
                 results.add(case, METHOD, "budget_share", 100 * peak / allowed, unit="percent")
                 results.add(case, METHOD, "difference", difference, unit="relative 2-norm")
