@@ -166,11 +166,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "child":
         print(json.dumps(importlib.import_module(MODULES[args.what]).child(args.rest)))
         return 0
+    from common import provenance
     from spurge.report.results import Results
 
     asked = {key: value for key, value in vars(args).items() if key != "json"}
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
     results = Results(args.command, settings)
+    if args.json is not None and (warning := provenance.warning(results.head["commit"])):
+        print(f"run.py {args.command}: {warning}", file=sys.stderr)
 
     def save() -> None:  # after every case: a run that is stopped keeps what it has
         if args.json is not None:
