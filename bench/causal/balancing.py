@@ -1,7 +1,7 @@
 """``run.py balance``: entropy-balancing weights, one problem or ten thousand, beside what people use in Python.
 
 Some rows are treated, the others are controls; wanted are the controls' weights under which their covariates have the
-treated rows' means. Covariates are float32 numbers, so that every way answers the same question, in whatever type it
+treated rows' means. Covariates are float32 numbers, so that every method answers the same question, in whatever type it
 works; the peers are given theirs as float64 arrays, made before the clock starts. The limit is the bytes of the
 covariates, as often as the library reads them, at the rate at which they can be read.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.comparison import Case, Way, measure
+from common.comparison import Case, Method, measure
 from common.harness import compare, peak_of_call, threads
 from common.limits import copy_bandwidth
 from peers import balancing as peers
@@ -53,7 +53,7 @@ WORDS = {
 }
 PARTS = (*SHAPES, "batch")
 IMPOSSIBLE = ("infeasible", "beyond")
-WEIGHED = [(100_000, 100), (100_000, 500)]
+PEAKS = [(100_000, 100), (100_000, 500)]
 TIGHT = 1e-12  # standard deviations: of the solution that others are compared with
 LOOPED = 100  # problems of the batch that the loops solve, and whose weights are compared
 SLOW = 1 << 30  # rows x covariates² from which on the packages run once
@@ -145,33 +145,33 @@ def spurge_batch(covariates: Tensor, targets: Tensor, outcome: Tensor) -> tuple[
 # --------------------------------------------------------------------------------------------------------- one problem
 
 
-def ways(problem: Problem, *, impossible: bool = False, device: str = "cpu") -> dict[str, Way]:
-    """Every way; numpy and the packages work on the CPU only, torch's products are slower there than numpy's."""
+def methods(problem: Problem, *, impossible: bool = False, device: str = "cpu") -> dict[str, Method]:
+    """Every method; numpy and the packages work on the CPU only, torch's products are slower there than numpy's."""
     covariates, target = problem.covariates.to(device), problem.target.to(device)
     found = {
-        "spurge": Way(partial(spurge_balance, covariates, target)),
-        "spurge-1e-4": Way(partial(spurge_balance, covariates, target, 1e-4), note="to 1e-4 SD"),
-        "spurge-float64": Way(partial(spurge_balance, covariates.double(), target), note="covariates in float64"),
+        "spurge": Method(partial(spurge_balance, covariates, target)),
+        "spurge-1e-4": Method(partial(spurge_balance, covariates, target, 1e-4), note="to 1e-4 SD"),
+        "spurge-float64": Method(partial(spurge_balance, covariates.double(), target), note="covariates in float64"),
     }
     if torch.device(device).type != "cpu":
-        return found | {"torch-lbfgs": Way(partial(peers.torch_lbfgs, covariates, target))}
+        return found | {"torch-lbfgs": Method(partial(peers.torch_lbfgs, covariates, target))}
     narrow, wanted = problem.covariates.numpy(), problem.target.numpy()
     wide = problem.rows.double().numpy()
     rows = wide[: problem.controls]
     treatment = (np.arange(len(wide)) >= problem.controls).astype(np.float64)
     once = rows.size * rows.shape[1] > SLOW
     found |= {
-        "scipy-lbfgs": Way(partial(peers.scipy_lbfgs, rows, wanted)),
-        "scipy-lbfgs-two-pass": Way(partial(peers.scipy_lbfgs, rows, wanted, blocks=False)),
-        "scipy-lbfgs-float32": Way(partial(peers.scipy_lbfgs, narrow, wanted, tolerance=1e-4), note="to 1e-4 SD"),
-        "numpy-newton": Way(partial(peers.numpy_newton, rows, wanted)),
-        "ebal": Way(partial(peers.ebal_default, wide, treatment, problem.outcome.numpy()), once=once),
-        "ebal-solver": Way(partial(peers.ebal_solver, rows, wanted), once=once),
-        "empirical-calibration": Way(partial(peers.calibrate, rows, wanted), once=once),
+        "scipy-lbfgs": Method(partial(peers.scipy_lbfgs, rows, wanted)),
+        "scipy-lbfgs-two-pass": Method(partial(peers.scipy_lbfgs, rows, wanted, blocks=False)),
+        "scipy-lbfgs-float32": Method(partial(peers.scipy_lbfgs, narrow, wanted, tolerance=1e-4), note="to 1e-4 SD"),
+        "numpy-newton": Method(partial(peers.numpy_newton, rows, wanted)),
+        "ebal": Method(partial(peers.ebal_default, wide, treatment, problem.outcome.numpy()), once=once),
+        "ebal-solver": Method(partial(peers.ebal_solver, rows, wanted), once=once),
+        "empirical-calibration": Method(partial(peers.calibrate, rows, wanted), once=once),
     }
     if impossible:
         relaxed = partial(peers.maybe_exact_calibrate, rows, wanted)
-        found["empirical-calibration-relaxed"] = Way(relaxed, once=True)
+        found["empirical-calibration-relaxed"] = Method(relaxed, once=True)
     return found
 
 
@@ -218,14 +218,14 @@ def cases(kind: str, *, quick: bool, device: str) -> Iterator[Case]:
     for rows, width in (QUICK_SHAPES if quick else SHAPES)[kind]:
         problem = make_problem(kind, rows, width)
         impossible = kind in IMPOSSIBLE
-        found = ways(problem, impossible=impossible, device=device)
+        found = methods(problem, impossible=impossible, device=device)
         yield Case(
             f"{WORDS[kind]}, {rows:,} rows ({problem.controls:,} controls) x {width}",
             found,
             partial(agreement, problem, None if impossible else exact(problem)),
             {} if impossible else limits(problem, device),
             (kind, str(rows), str(width)),
-            tuple(found) if not quick and kind == "att" and (rows, width) in WEIGHED else (),
+            tuple(found) if not quick and kind == "att" and (rows, width) in PEAKS else (),
             "balance",
         )
 
@@ -233,15 +233,15 @@ def cases(kind: str, *, quick: bool, device: str) -> Iterator[Case]:
 # ----------------------------------------------------------------------------------------------------------- the batch
 
 
-def batch_ways(covariates: Tensor, targets: Tensor, outcome: Tensor) -> dict[str, Way]:
-    """Every way; the loops for some of the problems."""
+def batch_methods(covariates: Tensor, targets: Tensor, outcome: Tensor) -> dict[str, Method]:
+    """Every method; the loops for some of the problems."""
     found = {
-        "spurge": Way(partial(spurge_batch, covariates, targets, outcome)),
-        "torch-batch-newton": Way(partial(peers.torch_batch_newton, covariates, targets, outcome)),
+        "spurge": Method(partial(spurge_batch, covariates, targets, outcome)),
+        "torch-batch-newton": Method(partial(peers.torch_batch_newton, covariates, targets, outcome)),
     }
     if covariates.is_cuda:
         return found
-    found["numpy-batch-newton"] = Way(
+    found["numpy-batch-newton"] = Method(
         partial(peers.numpy_batch_newton, covariates.numpy(), targets.numpy(), outcome.numpy())
     )
     part = min(len(covariates), LOOPED)
@@ -253,7 +253,7 @@ def batch_ways(covariates: Tensor, targets: Tensor, outcome: Tensor) -> dict[str
         ("numpy-newton", peers.numpy_newton),
         ("ebal-solver", peers.ebal_solver),
     ):
-        found[name] = Way(partial(peers.loop, form, *few), scale=scale, note=note)
+        found[name] = Method(partial(peers.loop, form, *few), scale=scale, note=note)
     return found
 
 
@@ -298,7 +298,7 @@ def batch_cases(*, quick: bool, device: str) -> Iterator[Case]:
     covariates, targets, outcome = problems
     few = (covariates[:LOOPED].cpu().double().numpy(), targets[:LOOPED].cpu().numpy(), outcome.cpu().numpy())
     best = peers.loop(partial(peers.numpy_newton, tolerance=TIGHT), *few)
-    found = batch_ways(covariates, targets, outcome)
+    found = batch_methods(covariates, targets, outcome)
     yield Case(
         f"balance, {shape[0]:,} problems of {shape[1]:,} x {shape[2]}",
         found,
@@ -320,12 +320,12 @@ def child(rest: list[str]) -> dict[str, Any]:
     torch.set_num_threads(int(count))
     with peers.blas_threads(int(count)):
         if kind == "batch":
-            batch_ways(*make_batch(3, 50, 3))[name].call()  # libraries in memory before the weighing starts
-            return {"peak_bytes": peak_of_call(batch_ways(*make_batch(*map(int, shape)))[name].call)}
+            batch_methods(*make_batch(3, 50, 3))[name].call()  # libraries in memory before the measured call
+            return {"peak_bytes": peak_of_call(batch_methods(*make_batch(*map(int, shape)))[name].call)}
         impossible = kind in IMPOSSIBLE
-        ways(make_problem("att", 200, 4), impossible=impossible)[name].call()
+        methods(make_problem("att", 200, 4), impossible=impossible)[name].call()
         problem = make_problem(kind, *map(int, shape))
-        return {"peak_bytes": peak_of_call(ways(problem, impossible=impossible)[name].call)}
+        return {"peak_bytes": peak_of_call(methods(problem, impossible=impossible)[name].call)}
 
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:

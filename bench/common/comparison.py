@@ -1,4 +1,4 @@
-"""One job done in several ways: who can do it in this memory, do they agree, how long does each take."""
+"""One job done by several methods: who can do it in this memory, do they agree, how long does each take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Agreement = Callable[[Any], Mapping[str, tuple[float, str] | tuple[float, str, s
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """A way to do the job.
 
     ``scale``: the call does one part in so many of the work; its seconds are multiplied, but for those of ``rest``,
@@ -33,73 +33,73 @@ class Way:
 
 @dataclass(frozen=True)
 class Case:
-    """A job and its ways. ``agreement`` turns an answer into metric -> (value, unit) or (value, unit, note); None:
+    """A job and its methods. ``agreement`` turns an answer into metric -> (value, unit) or (value, unit, note); None:
     answers are not compared. ``parts``: answers of a part of the work are, too.
 
-    ``limits``: name -> (seconds, note), what nobody can be faster than. ``weigh``: arguments of ``run.py child COMMAND
-    THREADS`` but for the way's name, which weigh a way in a process of its own; of those in ``weighed``, or on a GPU of
-    all.
+    ``limits``: name -> (seconds, note), what nobody can be faster than. ``peaks``: methods whose peak memory is
+    measured; on a GPU it is that of all. ``child``: arguments of ``run.py child COMMAND THREADS`` but for the method's
+    name, which measure it in a process of its own.
     """
 
     name: str
-    ways: dict[str, Way]
+    methods: dict[str, Method]
     agreement: Agreement | None = None
     limits: dict[str, tuple[float, str]] = field(default_factory=dict)
-    weigh: tuple[str, ...] = ()
-    weighed: tuple[str, ...] = ()
+    child: tuple[str, ...] = ()
+    peaks: tuple[str, ...] = ()
     command: str = "last-layer"
     parts: bool = False
 
 
-def _first(way: Way, device: str) -> tuple[Any, Timing]:
+def _first(method: Method, device: str) -> tuple[Any, Timing]:
     start, cpu = perf_counter(), process_time()
-    answer = way.call()
+    answer = method.call()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return answer, Timing(perf_counter() - start, 0.0, 1, process_time() - cpu)
 
 
-def _scaled(timing: Timing, way: Way, device: str) -> Timing:
+def _scaled(timing: Timing, method: Method, device: str) -> Timing:
     """Of the whole work."""
-    if way.scale == 1:
+    if method.scale == 1:
         return timing
-    rest = Timing(0.0, 0.0, 1, 0.0) if way.rest is None else _first(replace(way, call=way.rest), device)[1]
+    rest = Timing(0.0, 0.0, 1, 0.0) if method.rest is None else _first(replace(method, call=method.rest), device)[1]
 
     def whole(part: float, always: float) -> float:
-        return always + way.scale * max(0.0, part - always)
+        return always + method.scale * max(0.0, part - always)
 
     seconds, cpu = whole(timing.seconds, rest.seconds), whole(timing.cpu_seconds, rest.cpu_seconds)
-    return Timing(seconds, way.scale * timing.spread, timing.n, cpu)
+    return Timing(seconds, method.scale * timing.spread, timing.n, cpu)
 
 
 def measure(
     case: Case, results: Any, *, free: int, threads: int, repeats: int, budget: float, device: str
 ) -> dict[str, Timing]:
-    """Time every way that ``free`` bytes suffice for, and add the case's rows; one that cannot run says so in its."""
+    """Time every method that ``free`` bytes suffice for; the others have a row that says what they need."""
     first: dict[str, Timing] = {}
-    for name, way in case.ways.items():
-        if way.needs > free:
-            note = f"does not run here: {free / 1e9:.1f} GB are free. {way.note}".strip()
-            results.add(case.name, name, "needed_bytes", way.needs, unit="bytes", note=note)
-            print(f"    {name:30s} needs {way.needs / 1e9:.1f} GB, does not run", flush=True)
+    for name, method in case.methods.items():
+        if method.needs > free:
+            note = f"does not run here: {free / 1e9:.1f} GB are free. {method.note}".strip()
+            results.add(case.name, name, "needed_bytes", method.needs, unit="bytes", note=note)
+            print(f"    {name:30s} needs {method.needs / 1e9:.1f} GB, does not run", flush=True)
             continue
-        answer, first[name] = _first(way, device)
-        if case.agreement is not None and (case.parts or way.scale == 1):
+        answer, first[name] = _first(method, device)
+        if case.agreement is not None and (case.parts or method.scale == 1):
             for metric, (value, unit, *note) in case.agreement(answer).items():
                 results.add(case.name, name, metric, value, unit=unit, note=note[0] if note and note[0] else None)
         del answer
-    turns = {name: case.ways[name].call for name in first if not case.ways[name].once}
+    turns = {name: case.methods[name].call for name in first if not case.methods[name].once}
     warm = {name: first[name].seconds for name in turns}
     sample = 0.02 if max(warm.values(), default=1.0) < 1 else 0.0
     taken = compare(turns, repeats=repeats, budget=budget, sample_seconds=sample, first=warm, device=device)
-    timings = {name: _scaled(taken.get(name, timing), case.ways[name], device) for name, timing in first.items()}
+    timings = {name: _scaled(taken.get(name, timing), case.methods[name], device) for name, timing in first.items()}
     for name, timing in timings.items():
-        way = case.ways[name]
-        extra = {"note": way.note} if way.note else {}
+        method = case.methods[name]
+        extra = {"note": method.note} if method.note else {}
         results.add(case.name, name, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s", **extra)
         results.add(case.name, name, "cpu_seconds", timing.cpu_seconds, n=timing.n, unit="s", **extra)
     _add_limits(case, timings, results)
-    _weigh(case, timings, results, threads, device)
+    _add_peaks(case, timings, results, threads, device)
     return timings
 
 
@@ -118,17 +118,17 @@ def _add_limits(case: Case, timings: Mapping[str, Timing], results: Any) -> None
         print(f"    {name:30s} {seconds * 1e3:12.3f} ms", flush=True)
 
 
-def _weigh(case: Case, timings: Mapping[str, Timing], results: Any, threads: int, device: str) -> None:
+def _add_peaks(case: Case, timings: Mapping[str, Timing], results: Any, threads: int, device: str) -> None:
     """Peak memory beyond the inputs; on a GPU torch's allocator knows, on the CPU a process of its own."""
     on_gpu = torch.device(device).type == "cuda"
     for name in timings:
-        way = case.ways[name]
-        if on_gpu and not way.once:
-            peak = peak_of_call(way.call, device)
-        elif name in case.weighed and not on_gpu:
-            peak = peak_of_child([case.command, str(threads), *case.weigh, name])["peak_bytes"]
+        method = case.methods[name]
+        if on_gpu and not method.once:
+            peak = peak_of_call(method.call, device)
+        elif name in case.peaks and not on_gpu:
+            peak = peak_of_child([case.command, str(threads), *case.child, name])["peak_bytes"]
         else:
             continue
-        extra = {"note": way.note} if way.note else {}
+        extra = {"note": method.note} if method.note else {}
         results.add(case.name, name, "peak_bytes", peak, unit="bytes", **extra)
         print(f"    {name:30s} {peak / 1e6:12.1f} MB at the peak", flush=True)

@@ -1,4 +1,4 @@
-"""How everything in this folder is timed, weighed and written down.
+"""How everything in this folder is timed, and its memory measured.
 
 A time is the median over repeats after a warm-up; its spread is the distance between the quartiles. Calls that
 are to be compared take turns in the same process (``compare``), so that a slow minute of the machine falls on

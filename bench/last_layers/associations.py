@@ -1,6 +1,6 @@
 """The association part of ``run.py last-layer``: CA and SCA of a layer's edges, beside what people write in torch.
 
-Every way starts from features as they come, labels in any order, and the layer's weight; logits, softmax and the
+Every method starts from features as they come, labels in any order, and the layer's weight; logits, softmax and the
 sorting by class are in its time. The limit is what the arithmetic alone takes: one matrix product for the logits, one
 for the classes' gradients (for one row: none, but one reading of the features), each at the rate torch reaches for that
 shape, and the logarithms.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.comparison import Case, Way
+from common.comparison import Case, Method
 from common.harness import compare, peak_of_call, peak_of_child, reset_peak
 from peers.sca import Layer, Scores, Tuned, autograd_loop, class_einsum, make_layer, streaming, vmap_grad
 
@@ -25,10 +25,10 @@ SHAPES = {"small": (10_000, 10, 512), "middle": (10_000, 100, 512), "large": (50
 QUICK_SHAPES = {"small": (500, 5, 64), "middle": (500, 10, 64), "large": (2_000, 50, 128)}
 TARGET = 3  # the class asked for, and the row
 LIMIT = 4_000_000_000  # bytes of address space beyond the inputs that `show_limit` allows
-LOOPED = 200  # samples that the slow ways do where all of them would take minutes
-WEIGHED = ("spurge", "tuned", "streaming", "class-einsum", "vmap-grad")
-WEIGHED_QUICK = ("spurge",)
-SLOW = 1 << 33  # numbers in all per-sample gradients together, from which on those ways do few samples only
+LOOPED = 200  # samples that the slow methods do where all of them would take minutes
+PEAKS = ("spurge", "tuned", "streaming", "class-einsum", "vmap-grad")
+PEAKS_QUICK = ("spurge",)
+SLOW = 1 << 33  # numbers in all per-sample gradients together, from which on those methods do few samples only
 
 QUESTIONS: dict[str, dict[str, int]] = {"own rows": {}, "one target": {"target": TARGET}, "one row": {"row": TARGET}}
 ASKED = {"small": list(QUESTIONS), "middle": list(QUESTIONS), "large": ["own rows", "one row"]}
@@ -43,8 +43,8 @@ def spurge_scores(layer: Layer, *, target: int | None = None, row: int | None = 
     return Scores(found.ca, found.sca)
 
 
-def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> dict[str, Way]:
-    """Every way to answer. Those that hold the whole G need it four times: G, its shares, logarithms and products."""
+def methods(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> dict[str, Method]:
+    """Every method. Those that hold the whole G need it four times: G, its shares, logarithms and products."""
     samples, classes, width = len(layer.labels), *layer.weight.shape
     rows = 1 if "row" in question else classes
     whole = classes * rows * width * 4
@@ -55,18 +55,18 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
     looped = min(samples, LOOPED)
     tuned = Tuned(tile=1 << 26 if layer.weight.is_cuda else 1 << 19)  # there a cache of one core is no limit
     found = {
-        "spurge": Way(partial(spurge_scores, layer, **question)),
-        "tuned": Way(partial(tuned, layer, **question)),
-        "streaming": Way(partial(streaming, layer, **question), once=gradients > SLOW),
-        "class-einsum": Way(partial(class_einsum, layer, **question), **all_of_it),
-        "vmap-grad": Way(
+        "spurge": Method(partial(spurge_scores, layer, **question)),
+        "tuned": Method(partial(tuned, layer, **question)),
+        "streaming": Method(partial(streaming, layer, **question), once=gradients > SLOW),
+        "class-einsum": Method(partial(class_einsum, layer, **question), **all_of_it),
+        "vmap-grad": Method(
             partial(vmap_grad, layer, samples=part, **question),
             scale=1 if part is None else samples / part,
             rest=partial(vmap_grad, layer, samples=0, **question),
             once=gradients > SLOW >> 7,
             **{**all_of_it, **({"note": of} if of else {})},
         ),
-        "autograd-loop": Way(
+        "autograd-loop": Method(
             partial(autograd_loop, layer, samples=looped, **question),
             scale=samples / looped,
             rest=partial(autograd_loop, layer, samples=0, **question),
@@ -75,7 +75,7 @@ def ways(layer: Layer, question: dict[str, int], *, compiled: bool = False) -> d
         ),
     }
     if compiled:
-        found["tuned-compiled"] = Way(
+        found["tuned-compiled"] = Method(
             partial(Tuned(compiled=True), layer, **question), note="additions and logarithm as one compiled loop"
         )
     return found
@@ -138,51 +138,51 @@ def cases(*, quick: bool, device: str) -> Iterator[Case]:
                     continue
                 exact = Tuned(dtype=torch.float64)(layer, **question)
                 compiled = not quick and size == "middle" and asked == "own rows" and dtype == torch.float32
-                found = ways(layer, question, compiled=compiled)
+                found = methods(layer, question, compiled=compiled)
                 if dtype == torch.float16:
                     found = {key: found[key] for key in ("spurge", "tuned", "streaming")}
                     if size == "large":
                         del found["streaming"]
-                weigh = ("association", *map(str, shape), str(dtype).removeprefix("torch."), asked)
-                weighed = WEIGHED_QUICK if quick else WEIGHED
+                child = ("association", *map(str, shape), str(dtype).removeprefix("torch."), asked)
+                peaks = PEAKS_QUICK if quick else PEAKS
                 if asked == "one row":
-                    weighed = weighed[:2]
+                    peaks = peaks[:2]
                 if size == "small" or asked == "one target" or (dtype == torch.float16 and size != "large"):
-                    weighed = ()
+                    peaks = ()
                 yield Case(
                     f"association, {asked}, {name}",
                     found,
                     partial(agreement, exact),
                     limits(layer, question),
-                    weigh,
-                    tuple(key for key in weighed if key in found),
+                    child,
+                    tuple(key for key in peaks if key in found),
                 )
             del layer
 
 
-def weigh(rest: list[str]) -> int:
-    """Bytes beyond the inputs at the peak of one call. For ``run.py child``: N C M dtype question way."""
+def peak(rest: list[str]) -> int:
+    """Bytes beyond the inputs at the peak of one call. For ``run.py child``: N C M dtype question method."""
     samples, classes, width = map(int, rest[:3])
     dtype, question, name = getattr(torch, rest[3]), QUESTIONS[rest[4]], rest[5]
-    ways(make_layer(60, 6, 64, dtype), question)[name].call()  # libraries in memory before the weighing starts
+    methods(make_layer(60, 6, 64, dtype), question)[name].call()  # libraries in memory before the measured call
     layer = make_layer(samples, classes, width, dtype)
-    return peak_of_call(ways(layer, question, compiled=name == "tuned-compiled")[name].call)
+    return peak_of_call(methods(layer, question, compiled=name == "tuned-compiled")[name].call)
 
 
 def under_limit(rest: list[str]) -> dict[str, Any]:
-    """Run one way with an address space that ends ``limit`` bytes beyond what the inputs already take.
+    """Run one method with an address space that ends ``limit`` bytes beyond what the inputs already take.
 
-    For ``run.py child``: limit N C M way. ``ran`` says whether it came to its end, ``error`` what torch said if not.
+    For ``run.py child``: limit N C M method. ``ran`` says whether it came to its end, ``error`` what torch said if not.
     """
     limit, samples, classes, width = map(int, rest[:4])
-    ways(make_layer(60, 6, 64), {})[rest[4]].call()
+    methods(make_layer(60, 6, 64), {})[rest[4]].call()
     layer = make_layer(samples, classes, width)
     reset_peak()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     held = pages * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + limit, resource.RLIM_INFINITY))
     try:
-        ways(layer, {})[rest[4]].call()
+        methods(layer, {})[rest[4]].call()
     except (MemoryError, RuntimeError) as error:
         return {"ran": False, "error": str(error).splitlines()[0][:200]}
     finally:

@@ -1,7 +1,7 @@
 """``run.py last-layer``: scores of all edges, medians, and accuracy at every rate, beside what people write today.
 
-Three parts, each in a module of its own: `associations`, `medians`, `sweeps`; the ways they are measured are in
-`common.comparison`. Every case is saved when it is done.
+Three parts, each in a module of its own: `associations`, `medians`, `sweeps`; `common.comparison` measures
+their cases. Every case is saved when it is done.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PARTS: dict[str, ModuleType] = {"association": associations, "medians": medians,
 
 
 def child(rest: list[str]) -> dict[str, Any]:
-    """What ``run.py child last-layer`` prints: the peak memory of one way, or whether it runs in so much."""
+    """What ``run.py child last-layer`` prints: the peak memory of one method, or whether it runs in so much."""
     torch.set_num_threads(int(rest[0]))
     part, *arguments = rest[1:]
     if part == "limited":
         return associations.under_limit(arguments)
-    return {"peak_bytes": PARTS[part].weigh(arguments)}
+    return {"peak_bytes": PARTS[part].peak(arguments)}
 
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:

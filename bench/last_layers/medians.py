@@ -1,7 +1,7 @@
 """The median part of ``run.py last-layer``: medians of columns for right and wrong samples of each class.
 
 One segment for each class and correctness, one sample in five wrong, rows in any order; that rows are picked out is in
-every way's time, who belongs to which segment is not. The limit is one reading of the features: a sum over the same
+every method's time, who belongs to which segment is not. The limit is one reading of the features: a sum over the same
 bytes.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common.comparison import Case, Way
+from common.comparison import Case, Method
 from common.harness import compare, peak_of_call
 from peers import medians as peers
 
@@ -49,14 +49,14 @@ def spurge_medians(features: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     return ops.segment_medians(features, order, starts)
 
 
-def ways(features: Tensor, order: Tensor, starts: Tensor) -> dict[str, Way]:
-    """Every way; numpy works on the CPU only."""
+def methods(features: Tensor, order: Tensor, starts: Tensor) -> dict[str, Method]:
+    """Every method; numpy works on the CPU only."""
     rows = order.split(starts.diff().tolist())
     slow = ("torch-sort", "torch-quantile") if features.numel() > 1 << 25 else ()
-    found = {"spurge": Way(partial(spurge_medians, features, order, starts))}
+    found = {"spurge": Method(partial(spurge_medians, features, order, starts))}
     for name, function in PEERS.items():
         if name != "numpy-median" or features.device.type == "cpu":
-            found[name] = Way(partial(function, features, rows), once=name in slow, note=NOTES.get(name, ""))
+            found[name] = Method(partial(function, features, rows), once=name in slow, note=NOTES.get(name, ""))
     return found
 
 
@@ -76,19 +76,19 @@ def cases(*, quick: bool, device: str) -> Iterator[Case]:
             words = features.view(torch.float32)  # torch sums float16 slowly; the bytes are the same
             read = compare({"read": words.sum}, repeats=7, sample_seconds=0.02, device=device)["read"].seconds
             size = features.numel() * features.element_size()
-            found = ways(features, order, starts)
-            weighed = () if quick or dtype == torch.float16 or (samples, width) != HEAVY else tuple(found)
+            found = methods(features, order, starts)
+            peaks = () if quick or dtype == torch.float16 or (samples, width) != HEAVY else tuple(found)
             yield Case(
                 f"medians, N={samples:,} M={width:,} {classes} classes {label}",
                 found,
                 partial(agreement, exact),
                 {"limit": (read, f"one reading at {size / read / 1e9:.1f} GB/s")},
                 ("medians", str(samples), str(width), str(classes)),
-                weighed,
+                peaks,
             )
 
 
-def weigh(rest: list[str]) -> int:
-    """Bytes beyond the inputs at the peak of one call. For ``run.py child``: N M classes way."""
-    ways(*make_segments(40, 8, 2, torch.float32, "cpu"))[rest[3]].call()
-    return peak_of_call(ways(*make_segments(*map(int, rest[:3]), torch.float32, "cpu"))[rest[3]].call)
+def peak(rest: list[str]) -> int:
+    """Bytes beyond the inputs at the peak of one call. For ``run.py child``: N M classes method."""
+    methods(*make_segments(40, 8, 2, torch.float32, "cpu"))[rest[3]].call()
+    return peak_of_call(methods(*make_segments(*map(int, rest[:3]), torch.float32, "cpu"))[rest[3]].call)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common.comparison import Case, Way
+from common.comparison import Case, Method
 from common.harness import compare, peak_of_call
 from peers import sweeps as peers
 from peers.sca import make_layer
@@ -49,11 +49,11 @@ def spurge_sweep(edit: peers.Edit, rates: Tensor) -> tuple[Tensor, Tensor]:
     return found.average[plateaus], found.worst[plateaus]
 
 
-def ways(edit: peers.Edit, rates: Tensor) -> dict[str, Way]:
-    """Every way; the slow ones for some of the rates, evenly spread, where all would take too long."""
+def methods(edit: peers.Edit, rates: Tensor) -> dict[str, Method]:
+    """Every method; the slow ones for some of the rates, evenly spread, where all would take too long."""
     samples, outputs = edit.logits.shape
     looked, multiplied = samples * outputs, samples * outputs * edit.features.shape[1]
-    found = {"spurge": Way(partial(spurge_sweep, edit, rates))}
+    found = {"spurge": Method(partial(spurge_sweep, edit, rates))}
     for name, function, most in (
         ("cached-logits", peers.cached_logits, LOOKED_AT // looked),
         ("cached-logits-tuned", peers.cached_logits_tuned, LOOKED_AT // (samples * len(edit.rows))),
@@ -63,7 +63,7 @@ def ways(edit: peers.Edit, rates: Tensor) -> dict[str, Way]:
         some = rates if count == len(rates) else rates[:: -(-len(rates) // count)]
         note = "" if len(some) == len(rates) else f"extrapolated from {len(some)} of {len(rates)} rates"
         call = partial(function, edit, some.tolist())
-        found[name] = Way(
+        found[name] = Method(
             call, scale=len(rates) / len(some), once=name == "head" or looked * len(rates) > 1 << 28, note=note
         )
     return found
@@ -89,7 +89,7 @@ def cases(*, quick: bool, device: str) -> Iterator[Case]:
             double = edit._replace(logits=edit.logits.double(), shifts=edit.shifts.double())
             exact = peers.cached_logits_tuned(double, rates[::CHECKED].tolist())
             del double
-            found = ways(edit, rates)
+            found = methods(edit, rates)
             yield Case(
                 f"sweep of {len(rates):,} rates, N={samples:,} C={classes:,}, {edited:,} edited",
                 found,
@@ -100,8 +100,8 @@ def cases(*, quick: bool, device: str) -> Iterator[Case]:
             )
 
 
-def weigh(rest: list[str]) -> int:
-    """Bytes beyond logits and features at the peak of one call. For ``run.py child``: N C edited way."""
+def peak(rest: list[str]) -> int:
+    """Bytes beyond logits and features at the peak of one call. For ``run.py child``: N C edited method."""
     rates = torch.linspace(0, 1, 20, dtype=torch.float64)  # memory does not depend on how many
-    ways(make_edit(40, 3, 1, width=8), rates)[rest[3]].call()
-    return peak_of_call(ways(make_edit(*map(int, rest[:3])), rates)[rest[3]].call)
+    methods(make_edit(40, 3, 1, width=8), rates)[rest[3]].call()
+    return peak_of_call(methods(make_edit(*map(int, rest[:3])), rates)[rest[3]].call)

@@ -308,7 +308,7 @@ def child(rest: list[str]) -> dict[str, int]:
     """``run.py child latency``: peak memory of one method on a CPU, what it prepares included.
 
     For the methods that go layer by layer, the first layer alone: they keep the most for the backward pass there. A
-    call on a tiny job comes first, so that libraries are in memory before the weighing starts.
+    call on a tiny job comes first, so that libraries are in memory before the measured one.
     """
     options = argparse.ArgumentParser()
     options.add_argument("job")
@@ -319,14 +319,14 @@ def child(rest: list[str]) -> dict[str, int]:
     method = next(m for m in all_methods() if m.name == args.method)
     layers = [0] if method.by_layer else None
 
-    def weigh(name: str) -> int:
+    def peak(name: str) -> int:
         job = make_job(name, dtype=DTYPES[args.dtype])
         job = job.to(torch.bfloat16) if method.half else job
         return peak_of_call(lambda: method.prepare(job.model).ask(job.ids, job.labels, layers))
 
     with threads(args.threads):
-        weigh("llama-tiny-8x1")
-        return {"peak_bytes": weigh(args.job)}
+        peak("llama-tiny-8x1")
+        return {"peak_bytes": peak(args.job)}
 
 
 # ---------------------------------------------------------------------------------------------------------- results

@@ -1,6 +1,6 @@
 """``run.py plan``: what a plan says a localisation will take, beside what it takes.
 
-Each job runs in a process of its own. Plans are made and calls weighed and timed in turn.
+Each job runs in a process of its own. Plans are made and calls measured in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def child(rest: list[str]) -> dict[str, Any]:
     from spurge.engine.plan import plan
 
     small = make_job("tiny-8x2", device=device)
-    Cascade(small.model).attribute(small.inputs, small.target)  # libraries are in memory before the weighing starts
+    Cascade(small.model).attribute(small.inputs, small.target)  # libraries are in memory before the measured calls
     job = make_job(name, device=device)
     cascade = Cascade(job.model, **SETTINGS[setting])
 

@@ -250,7 +250,7 @@ def child(rest: list[str]) -> dict[str, int]:
     with threads(args.threads):
         job = make_job(args.job, device=args.device)
         call = token_calls(job, args.tokens)[args.which]
-        token_calls(job, 8)[args.which]()  # libraries are in memory before the weighing starts
+        token_calls(job, 8)[args.which]()  # libraries are in memory before the measured call
         return {"peak_bytes": peak_of_call(call, args.device)}
 
 

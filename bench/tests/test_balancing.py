@@ -1,4 +1,4 @@
-"""The ways that are compared balance the same problems, and ``run.py balance`` measures them."""
+"""The methods that are compared balance the same problems, and ``run.py balance`` measures them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linprog
 
 from causal import balancing
-from causal.balancing import Problem, agreement, exact, make_batch, make_problem, ways
+from causal.balancing import Problem, agreement, exact, make_batch, make_problem, methods
 from common import comparison
-from common.comparison import Case, Way, measure
+from common.comparison import Case, Method, measure
 from peers import balancing as peers
 from peers.balancing import Answer
 from spurge.report.results import Results
@@ -89,7 +89,7 @@ def test_there_is_nothing_to_compare_with_where_the_target_cannot_be_had():
 @pytest.mark.parametrize("kind", ["att", "correlated", "hard"])
 def test_every_way_finds_the_weights(kind, name):
     problem = small(kind)
-    answer = ways(problem)[name].call()
+    answer = methods(problem)[name].call()
     found = agreement(problem, exact(problem), answer)
     rough = name in ROUGH
     assert answer.balanced or name == "scipy-lbfgs-float32"
@@ -101,7 +101,7 @@ def test_every_way_finds_the_weights(kind, name):
 
 def test_ebal_calls_scaled_covariates_balanced_that_are_not():
     problem = small("scaled")
-    found = ways(problem)
+    found = methods(problem)
     best = exact(problem)
     theirs, ours = (agreement(problem, best, found[name].call()) for name in ("ebal", "scipy-lbfgs"))
     assert theirs["says_balanced"][0] == ours["says_balanced"][0] == 1
@@ -112,8 +112,8 @@ def test_ebal_calls_scaled_covariates_balanced_that_are_not():
 @pytest.mark.parametrize("kind", balancing.IMPOSSIBLE)
 def test_what_is_said_of_the_impossible(kind):
     problem = small(kind)
-    for name, way in ways(problem, impossible=True).items():
-        found = agreement(problem, None, way.call())
+    for name, method in methods(problem, impossible=True).items():
+        found = agreement(problem, None, method.call())
         assert found["says_balanced"][0] == 0, name
         assert "difference" not in found
         if name.startswith("spurge"):
@@ -124,7 +124,7 @@ def test_what_is_said_of_the_impossible(kind):
 
 
 def test_a_relaxed_constraint_is_a_word_on_feasibility():
-    answer = ways(small("beyond"), impossible=True)["empirical-calibration-relaxed"].call()
+    answer = methods(small("beyond"), impossible=True)["empirical-calibration-relaxed"].call()
     assert answer.infeasible
     assert answer.said.startswith("l2_norm=0.")
 
@@ -147,7 +147,7 @@ def test_every_way_of_the_batch_finds_the_same(name, monkeypatch):
     monkeypatch.setattr(peers, "CHUNK", 1 << 12)  # several pieces, the last of them smaller
     problems = make_batch(7, 300, 3)
     covariates, targets, outcome = problems
-    found = balancing.batch_ways(*problems)
+    found = balancing.batch_methods(*problems)
     few = (covariates.double().numpy(), targets.numpy(), outcome.numpy())
     best = peers.loop(partial(peers.numpy_newton, tolerance=1e-12), *few)
     dual, means = found[name].call()
@@ -175,7 +175,7 @@ def test_a_batch_goes_back_where_a_whole_step_is_too_long(form):
 def test_of_many_problems_the_loops_solve_a_part_and_say_so(monkeypatch):
     monkeypatch.setattr(balancing, "LOOPED", 2)
     problems = make_batch(10, 60, 2)
-    found = balancing.batch_ways(*problems)
+    found = balancing.batch_methods(*problems)
     assert found["ebal-solver"].scale == 5
     assert found["ebal-solver"].note == "extrapolated from 2 of 10 problems"
     assert found["numpy-batch-newton"].scale == 1
@@ -187,7 +187,7 @@ def test_of_many_problems_the_loops_solve_a_part_and_say_so(monkeypatch):
 
 def test_a_problem_without_an_answer_shows():
     problems = make_batch(3, 60, 2)
-    dual, means = balancing.batch_ways(*problems)["numpy-newton"].call()
+    dual, means = balancing.batch_methods(*problems)["numpy-newton"].call()
     spoilt = dual.clone()
     spoilt[1] = torch.nan
     assert np.isnan(balancing.batch_agreement(problems, (dual, means), (spoilt, means))["worst_difference"][0])
@@ -197,19 +197,19 @@ def test_parts_can_be_compared_and_metrics_have_notes():
     def compared(answer):
         return {"loss": (answer, "x", "in words"), "gain": (answer, "x")}
 
-    way = Way(lambda: 2.0, scale=3.0, once=True)
+    method = Method(lambda: 2.0, scale=3.0, once=True)
     for parts in (False, True):
         results = Results("test")
-        case = Case("job", {"a": way}, compared, parts=parts)
+        case = Case("job", {"a": method}, compared, parts=parts)
         measure(case, results, free=0, threads=1, repeats=1, budget=1.0, device="cpu")
         assert [row.get("note") for row in results.select(metric="loss")] == (["in words"] if parts else [])
         assert [row.get("note") for row in results.select(metric="gain")] == ([None] if parts else [])
 
 
-def test_a_case_names_the_command_that_weighs_it(monkeypatch):
+def test_a_case_names_the_command_that_measures_its_peak(monkeypatch):
     asked = []
     monkeypatch.setattr(comparison, "peak_of_child", lambda arguments: asked.append(arguments) or {"peak_bytes": 5})
-    case = Case("job", {"a": Way(lambda: None)}, weigh=("att", "9", "2"), weighed=("a",), command="balance")
+    case = Case("job", {"a": Method(lambda: None)}, child=("att", "9", "2"), peaks=("a",), command="balance")
     results = Results("test")
     measure(case, results, free=0, threads=3, repeats=1, budget=1.0, device="cpu")
     assert asked == [["balance", "3", "att", "9", "2", "a"]]

@@ -1,4 +1,4 @@
-"""The ways that are compared answer the same question, and ``run.py last-layer`` measures them."""
+"""The methods that are compared answer the same question, and ``run.py last-layer`` measures them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import comparison
-from common.comparison import Case, Way, measure
+from common.comparison import Case, Method, measure
 from common.harness import Timing
 from last_layers import associations, last_layer, medians, sweeps
 from peers import medians as median_peers
@@ -144,7 +144,7 @@ def test_every_form_of_the_sweep_agrees(edited):
 def test_slow_ways_do_a_part_and_say_so(monkeypatch):
     monkeypatch.setattr(sweeps, "MULTIPLIED", 1)
     edit = sweeps.make_edit(20, 3, 1, width=8)
-    found = sweeps.ways(edit, torch.linspace(0, 1, 100, dtype=torch.float64))
+    found = sweeps.methods(edit, torch.linspace(0, 1, 100, dtype=torch.float64))
     assert found["head"].note == "extrapolated from 10 of 100 rates"
     assert found["head"].scale == 10
     assert found["cached-logits"].scale == 1
@@ -152,8 +152,8 @@ def test_slow_ways_do_a_part_and_say_so(monkeypatch):
 
 def test_a_way_that_does_not_fit_has_a_row_that_says_so():
     results = Results("test")
-    fits = Way(lambda: 1.0, scale=3.0, once=True, note="a third")
-    case = Case("job", {"small": fits, "large": Way(lambda: pytest.fail("ran"), needs=11, note="G alone has 3")})
+    fits = Method(lambda: 1.0, scale=3.0, once=True, note="a third")
+    case = Case("job", {"small": fits, "large": Method(lambda: pytest.fail("ran"), needs=11, note="G alone has 3")})
     timings = measure(case, results, free=10, threads=1, repeats=1, budget=1.0, device="cpu")
     assert list(timings) == ["small"]
     (row,) = results.select(method="large")
@@ -164,9 +164,9 @@ def test_a_way_that_does_not_fit_has_a_row_that_says_so():
 
 def test_what_is_done_however_small_the_part_is_not_multiplied(monkeypatch):
     seconds = {"part": 3.0, "rest": 2.0}
-    monkeypatch.setattr(comparison, "_first", lambda way, device: (None, Timing(seconds[way.call()], 0.0, 1, 1.0)))
-    way = Way(lambda: "part", scale=100.0, rest=lambda: "rest", once=True)
-    case, results = Case("job", {"a": way}), Results("test")
+    monkeypatch.setattr(comparison, "_first", lambda of, device: (None, Timing(seconds[of.call()], 0.0, 1, 1.0)))
+    method = Method(lambda: "part", scale=100.0, rest=lambda: "rest", once=True)
+    case, results = Case("job", {"a": method}), Results("test")
     timing = measure(case, results, free=0, threads=1, repeats=1, budget=1.0, device="cpu")["a"]
     assert timing.seconds == 2 + 100
     assert timing.cpu_seconds == 1
@@ -180,8 +180,8 @@ def test_slow_forms_can_do_nothing(layer, form):
 def test_the_whole_tensor_of_the_large_shape_is_counted():
     layer = make_layer(4, 3, 2)
     wide = layer._replace(weight=torch.empty(1000, 2048, device="meta"))
-    assert associations.ways(wide, {})["class-einsum"].needs == 4 * 1000 * 1000 * 2048 * 4
-    assert associations.ways(wide, {"row": 3})["class-einsum"].needs == 0
+    assert associations.methods(wide, {})["class-einsum"].needs == 4 * 1000 * 1000 * 2048 * 4
+    assert associations.methods(wide, {"row": 3})["class-einsum"].needs == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -189,7 +189,7 @@ def test_last_layer_measures_every_part(monkeypatch, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     monkeypatch.setattr(associations, "QUICK_SHAPES", {"middle": (60, 4, 16)})
-    monkeypatch.setattr(associations, "WEIGHED_QUICK", ())
+    monkeypatch.setattr(associations, "PEAKS_QUICK", ())
     monkeypatch.setattr(associations, "show_limit", lambda *args, **kwargs: None)
     monkeypatch.setattr(medians, "QUICK_SHAPES", [(50, 8, 2)])
     monkeypatch.setattr(sweeps, "QUICK_SHAPES", [(50, 2)])

@@ -205,7 +205,7 @@ def test_headline_is_the_cheapest_as_accurate_as_the_peers(with_errors, chosen):
     assert ratio["value"] == {"spurge-4": 4, "spurge-2": 8}[chosen]
 
 
-def test_child_weighs_one_method():
+def test_child_measures_the_peak_of_one_method():
     assert child(["llama-tiny-8x1", "spurge-1", "--threads", "1"])["peak_bytes"] >= 0
 
 

@@ -69,7 +69,7 @@ def test_token_scores_are_those_of_the_full_maps(job):
     assert job.model.config._attn_implementation != "eager"
 
 
-def test_child_weighs_one_side():
+def test_child_measures_the_peak_of_one_side():
     sides = (child(["llama-tiny-8x1", which, "--tokens", "256"])["peak_bytes"] for which in ("on", "off"))
     assert all(peak >= 0 for peak in sides)
 
