@@ -129,9 +129,9 @@ def spurge_balance(covariates: Tensor, target: Tensor, tolerance: float = 1e-8) 
     try:
         found = balance(covariates, target, tolerance=tolerance)
     except Unbalanced as error:
-        return Answer(None, infeasible=error.proved, said=str(error))
+        return Answer(None, infeasible=error.proved, message=str(error))
     weights = found.weights.cpu().numpy()
-    return Answer(weights, found.dual.cpu().numpy(), found.evaluations or found.steps, True, said=found.method)
+    return Answer(weights, found.dual.cpu().numpy(), found.evaluations or found.steps, True, message=found.method)
 
 
 def spurge_batch(covariates: Tensor, targets: Tensor, outcome: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,16 +179,16 @@ def exact(problem: Problem) -> Array:
     """The weights, to ``TIGHT``."""
     found = peers.numpy_newton(problem.covariates.double().numpy(), problem.target.numpy(), tolerance=TIGHT)
     if not found.balanced or found.weights is None:
-        raise RuntimeError(f"no solution to {TIGHT} standard deviations to compare with: {found.said}")
+        raise RuntimeError(f"no solution to {TIGHT} standard deviations to compare with: {found.message}")
     return found.weights
 
 
 def agreement(problem: Problem, best: Array | None, answer: Answer) -> Mapping[str, Any]:
     """How far the weights are from the best, and the covariates' means from the target; what the method says of it."""
     outcome = problem.outcome[: problem.controls].numpy()
-    found: dict[str, Any] = {"says_balanced": (int(answer.balanced), "", answer.said)}
+    found: dict[str, Any] = {"says_balanced": (int(answer.balanced), "", answer.message)}
     if best is None:
-        found["says_infeasible"] = (int(answer.infeasible), "", answer.said)
+        found["says_infeasible"] = (int(answer.infeasible), "", answer.message)
     if answer.evaluations is not None:
         found["evaluations"] = (answer.evaluations, "")
     if answer.weights is None:
@@ -209,7 +209,7 @@ def limits(problem: Problem, device: str) -> dict[str, tuple[float, str]]:
     read = compare({"read": covariates.sum}, repeats=7, sample_seconds=0.02, device=device)["read"].seconds
     rate = covariates.nbytes / read / 1e9
     sweeps = found.evaluations or 1
-    steps = "Newton steps" if found.said == "newton" else "sweeps"
+    steps = "Newton steps" if found.message == "newton" else "sweeps"
     return {"limit": (sweeps * read, f"{sweeps} {steps}, {covariates.nbytes:,} bytes each at {rate:.1f} GB/s")}
 
 

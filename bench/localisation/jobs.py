@@ -81,8 +81,8 @@ class Job:
         return list(downs(self.model))
 
     @property
-    def speaks(self) -> bool:
-        """Whether the model is a language model."""
+    def generative(self) -> bool:
+        """Whether the model is a causal language model."""
         return not hasattr(self.model, "bert")
 
     def target(self, rows) -> Tensor:  # type: ignore[no-untyped-def]

@@ -149,7 +149,7 @@ def _to_all_layers(part: Timing, none: Timing, layers: int, measured: int) -> Ti
 def measure_job(name: str, args: argparse.Namespace) -> list[Measured]:
     """All methods that ``args`` asks for, on one job."""
     job = make_job(name, device=args.device)
-    if job.speaks:
+    if job.generative:
         raise ValueError(f"shapes: locate measures classifiers, latency language models; got {name!r}")
     with threads(args.reference_threads):
         nodes, exact = (16, torch.float32) if args.quick else (48, torch.float64)

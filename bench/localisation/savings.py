@@ -300,7 +300,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
     repeats = 2 if args.quick else 5
     for name in args.shapes:
         job = make_job(name, device=args.device)
-        if not job.speaks:
+        if not job.generative:
             raise ValueError(f"shapes: savings are counted for gated language models, got {name!r}")
         counts = Counts.of(job.model.config, job.ids.shape[1])
         with threads(args.threads):

@@ -126,7 +126,7 @@ def test_what_is_said_of_the_impossible(kind):
 def test_a_relaxed_constraint_is_a_word_on_feasibility():
     answer = methods(small("beyond"), impossible=True)["empirical-calibration-relaxed"].call()
     assert answer.infeasible
-    assert answer.said.startswith("l2_norm=0.")
+    assert answer.message.startswith("l2_norm=0.")
 
 
 def test_differences_are_measured_in_standard_deviations():
@@ -139,7 +139,7 @@ def test_differences_are_measured_in_standard_deviations():
     assert found["outcome_difference"] == (0.5, "SD")
     assert found["ess"] == (2.0, "rows")
     assert "evaluations" not in found
-    assert agreement(problem, best, Answer(None, said="no")) == {"says_balanced": (0, "", "no")}
+    assert agreement(problem, best, Answer(None, message="no")) == {"says_balanced": (0, "", "no")}
 
 
 @pytest.mark.parametrize("name", ["spurge", "torch-batch-newton", "numpy-batch-newton", "scipy-lbfgs", "numpy-newton"])
