@@ -8,7 +8,7 @@ and every output written once; temporaries are the method's own affair and do no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -35,8 +35,6 @@ class Case:
     inputs: tuple[Any, ...]
     calls: dict[str, Function]
     usual: Function
-    elements: int = 0  # particles times dimensions, for the swarm
-    random: bool = field(default=False)  # draws its own numbers: outputs of two methods differ
 
     @property
     def name(self) -> str:

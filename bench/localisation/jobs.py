@@ -207,6 +207,3 @@ def reference_scores(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(scores, path)
     return scores
-
-
-Method = Callable[[], Scores]
