@@ -1,8 +1,8 @@
 """FCR's experiments: classes and features removed by single weights, beside a random weight and other ways to pick one.
 
-python bench/experiments/fcr.py mnist-parity ../shared/data/vision    ten digits inside two parities (Fig. 8)
-python bench/experiments/fcr.py cifar10      ../shared/data/vision    every class by one, two and three weights (Fig. 6)
-python bench/experiments/fcr.py waterbirds   ../shared/data/vision    the place in the picture (Fig. 9, Table 1)
+python bench/experiments/fcr.py mnist-parity FOLDER    ten digits inside two parities (Fig. 8)
+python bench/experiments/fcr.py cifar10      FOLDER    every class by one, two and three weights (Fig. 6)
+python bench/experiments/fcr.py waterbirds   FOLDER    the place in the picture (Fig. 9, Table 1)
 """
 
 from __future__ import annotations

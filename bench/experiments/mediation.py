@@ -1,6 +1,6 @@
 """Mediation's experiment: which MLPs and neurons of a language model carry a prompt's toxicity into its answer.
 
-python bench/experiments/mediation.py realtoxicity ../shared/data/toxicity    SmolLM2-135M, RealToxicityPrompts
+python bench/experiments/mediation.py realtoxicity FOLDER    SmolLM2-135M, RealToxicityPrompts
 
 The treatment is the prompt's toxicity as published (at least 0.5), the outcome the toxicity of what the model goes on
 to write, by a scorer trained on Civil Comments; topics are clusters of MiniLM embeddings of the prompts.

@@ -1,7 +1,7 @@
 """NeuronTune's experiments: both of its protocols beside the same retraining without the mask, random masks and DFR.
 
-python bench/experiments/neurontune.py waterbirds    ../shared/data/vision      frozen EfficientNet-Lite0
-python bench/experiments/neurontune.py civilcomments ../shared/data/toxicity    MiniLM fine-tuned on comments
+python bench/experiments/neurontune.py waterbirds    FOLDER    frozen EfficientNet-Lite0
+python bench/experiments/neurontune.py civilcomments FOLDER    MiniLM fine-tuned on comments
 
 NeuronTune identifies on the validation set and retrains on the training set; NeuronTune† identifies on one half of the
 validation set and retrains on the other.
