@@ -18,9 +18,26 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when this file is run as a module or from elsewhere
+
+MODULES = {  # of each command: it has ``run`` and, where methods run in processes of their own, ``child``
+    "locate": "localisation.locate",
+    "latency": "localisation.latency",
+    "savings": "localisation.savings",
+    "memory": "localisation.memory",
+    "plan": "localisation.plan",
+    "kernels": "kernel_rates.kernels",
+    "last-layer": "last_layers.last_layer",
+    "balance": "causal.balancing",
+    "coverage": "causal.coverage",
+    "limits": "common.limits",
+    "swarm": "kernel_rates.swarms",  # of kernels
+}
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def _positive(text: str) -> int:
@@ -49,8 +66,21 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--json", type=Path, help="write the results here")
     common.add_argument("--device", default="cpu", help="cpu or cuda")
     common.add_argument("--quick", action="store_true", help="smaller and fewer: to see that it runs, not to quote")
+    add = partial(commands.add_parser, parents=[common])
+    _add_localisation(add)
+    _add_kernels_and_last_layers(add)
+    _add_causal(add)
+    limits = add("limits", help="what the machine can do")
+    limits.add_argument("--threads", type=_positive, default=1)
 
-    locate = commands.add_parser("locate", parents=[common], help="localisation against its peers")
+    child = commands.add_parser("child", help="used by the others: one method in a process of its own")
+    child.add_argument("what", choices=[*MODULES])
+    child.add_argument("rest", nargs=argparse.REMAINDER)
+    return top
+
+
+def _add_localisation(add: Add) -> None:
+    locate = add("locate", help="localisation against its peers")
     locate.add_argument("--threads", type=_positive, default=1)
     locate.add_argument(
         "--shapes", type=_names, default=["minilm-32x8", "bert-32x8"], help="MODEL-TOKENSxSENTENCES,..."
@@ -63,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     locate.add_argument("--reference-threads", type=_positive, default=2)
     locate.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
 
-    latency = commands.add_parser("latency", parents=[common], help="language models, prompt by prompt")
+    latency = add("latency", help="language models, prompt by prompt")
     latency.add_argument("--threads", type=_positive, default=2)
     latency.add_argument("--shapes", type=_names, default=["smollm2-32x1"], help="MODEL-TOKENSxSENTENCES,...")
     latency.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
@@ -77,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     latency.add_argument("--reference", type=Path, help="folder to keep the reference scores in")
     latency.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
 
-    savings = commands.add_parser("savings", parents=[common], help="each saving of the engine, counted and measured")
+    savings = add("savings", help="each saving of the engine, counted and measured")
     savings.add_argument("--threads", type=_positive, default=2)
     savings.add_argument("--shapes", type=_names, default=["smollm2-32x1"], help="MODEL-TOKENSxSENTENCES,...")
     savings.add_argument(
@@ -92,19 +122,30 @@ def parser() -> argparse.ArgumentParser:
     savings.add_argument("--reference", type=Path, help="folder to keep the reference scores in")
     savings.add_argument("--no-peak", dest="peak", action="store_false", help="leave the peak memory out")
 
-    kernels = commands.add_parser("kernels", parents=[common], help="kernels against eager torch and torch.compile")
+    memory = add("memory", help="does the memory budget hold")
+    memory.add_argument("--threads", type=_positive, default=1)
+    memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
+    memory.add_argument("--budgets", type=_names, default=["256 MiB", "512 MiB", "1 GiB"])
+
+    plans = add("plan", help="are plans right")
+    plans.add_argument("--threads", type=_positive, default=1)
+    plans.add_argument("--shapes", type=_names, default=["minilm-32x8", "smollm2-32x1"])
+
+
+def _add_kernels_and_last_layers(add: Add) -> None:
+    kernels = add("kernels", help="kernels against eager torch and torch.compile")
     kernels.add_argument("--threads", type=lambda text: [_positive(n) for n in text.split(",")], default=[1, 2])
     kernels.add_argument("--only", type=_names, default=["*"], help="patterns of kernel names, comma-separated")
     kernels.add_argument("--sizes", type=_names, default=["cache", "middle", "memory"], help="of the arrays")
     kernels.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
 
-    last = commands.add_parser(
-        "last-layer", parents=[common], help="the last-layer methods' kernels against their peers"
-    )
+    last = add("last-layer", help="the last-layer methods' kernels against their peers")
     last.add_argument("--threads", type=_positive, default=1)
     last.add_argument("--only", type=_names, default=["*"], help="patterns of association, medians, sweeps")
 
-    balance = commands.add_parser("balance", parents=[common], help="entropy balancing against its peers")
+
+def _add_causal(add: Add) -> None:
+    balance = add("balance", help="entropy balancing against its peers")
     balance.add_argument("--threads", type=_positive, default=1)
     balance.add_argument(
         "--only",
@@ -113,80 +154,33 @@ def parser() -> argparse.ArgumentParser:
         help="patterns of att, correlated, hard, scaled, infeasible, beyond, batch",
     )
 
-    coverage = commands.add_parser("coverage", parents=[common], help="do mediation's intervals hold the true effects")
+    coverage = add("coverage", help="do mediation's intervals hold the true effects")
     coverage.add_argument("--threads", type=_positive, default=1)
     coverage.add_argument("--repetitions", type=_positive, default=200)
     coverage.add_argument("--rows", type=_positive, default=4000, help="prompts of a repetition")
-
-    memory = commands.add_parser("memory", parents=[common], help="does the memory budget hold")
-    memory.add_argument("--threads", type=_positive, default=1)
-    memory.add_argument("--shapes", type=_names, default=["bert-32x8"])
-    memory.add_argument("--budgets", type=_names, default=["256 MiB", "512 MiB", "1 GiB"])
-
-    plans = commands.add_parser("plan", parents=[common], help="are plans right")
-    plans.add_argument("--threads", type=_positive, default=1)
-    plans.add_argument("--shapes", type=_names, default=["minilm-32x8", "smollm2-32x1"])
-
-    limits = commands.add_parser("limits", parents=[common], help="what the machine can do")
-    limits.add_argument("--threads", type=_positive, default=1)
-
-    child = commands.add_parser("child", help="used by the others: one method in a process of its own")
-    child.add_argument("what", choices=["locate", "latency", "savings", "swarm", "last-layer", "balance", "plan"])
-    child.add_argument("rest", nargs=argparse.REMAINDER)
-    return top
-
-
-def _module(command: str) -> str:
-    return {"memory": "weigh", "last-layer": "last_layer", "balance": "balancing"}.get(command, command)
-
-
-def _child(what: str, rest: list[str]) -> None:
-    if what == "swarm":
-        from swarms import peak_in_this_process as peak_of_swarm
-
-        print(json.dumps({"peak_bytes": peak_of_swarm(rest[0], *map(int, rest[1:4]))}))
-        return
-    if what != "locate":
-        print(json.dumps(importlib.import_module(_module(what)).child(rest)))
-        return
-    import torch
-    from safetensors.torch import save_file
-
-    from locate import peak_in_this_process
-
-    options = argparse.ArgumentParser()
-    options.add_argument("job")
-    options.add_argument("method")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--memory")
-    options.add_argument("--save", type=Path)
-    args = options.parse_args(rest)
-    torch.set_num_threads(args.threads)
-    peak, scores = peak_in_this_process(args.job, args.method, device=args.device, memory=args.memory)
-    if args.save is not None:
-        save_file({site: value.detach().cpu().contiguous() for site, value in scores.items()}, args.save)
-    print(json.dumps({"peak_bytes": peak}))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 2 for a wrong argument, with one line that says what was expected."""
     args = parser().parse_args(argv)
     if args.command == "child":
-        _child(args.what, args.rest)
+        print(json.dumps(importlib.import_module(MODULES[args.what]).child(args.rest)))
         return 0
+    from common import provenance
     from spurge.report.results import Results
 
     asked = {key: value for key, value in vars(args).items() if key != "json"}
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
     results = Results(args.command, settings)
+    if args.json is not None and (warning := provenance.warning(results.head["commit"])):
+        print(f"run.py {args.command}: {warning}", file=sys.stderr)
 
     def save() -> None:  # after every case: a run that is stopped keeps what it has
         if args.json is not None:
             results.write(args.json)
 
     try:
-        importlib.import_module(_module(args.command)).run(args, results, save)
+        importlib.import_module(MODULES[args.command]).run(args, results, save)
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2

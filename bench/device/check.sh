@@ -26,7 +26,7 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$scratch/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-device=cuda cuda=ON chosen=(tests bench/test_kernels.py bench/test_last_layer.py -m cuda) quick=() prompts=() last=()
+device=cuda cuda=ON chosen=(tests bench/tests/test_kernels.py bench/tests/test_last_layer.py -m cuda) quick=() prompts=() last=()
 slower=1 # every stage has so many times its seconds
 shapes=llama-7b-32x1,llama-7b-32x8,qwen2-1.5b-32x1,qwen2-1.5b-32x8,bert-32x1,bert-32x8 jobs=bert-32x8
 kernels=(--sizes memory --only 'open_rows*,gate_columns_*,node_sum*,multiply_sum,proximity,associate_,segment_medians')
@@ -94,7 +94,7 @@ if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
         # without torch's caching allocator every tensor is an allocation of its own, so that a step beyond it is seen
         stage "sanitizer $tool" 40 tests.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             compute-sanitizer --tool "$tool" "${ours[@]}" --error-exitcode 9 --print-limit 20 \
-            "$python" -m pytest bench/test_kernels.py -m cuda -k computes_the_same -q -p no:cacheprovider
+            "$python" -m pytest bench/tests/test_kernels.py -m cuda -k computes_the_same -q -p no:cacheprovider
     done
 else
     planned=$((planned + 80 * slower))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from common import provenance
 from spurge.report.results import Results
 
 Run = Callable[[argparse.Namespace, Results], None]
@@ -40,6 +41,8 @@ def main(experiment: str, args: argparse.Namespace, run: Run) -> int:
     torch.set_num_threads(args.threads)
     asked = {key: value for key, value in vars(args).items() if key not in ("json", "cache", "plot", "data")}
     results = Results(f"{experiment} {args.command}", asked)
+    if args.json is not None and (warning := provenance.warning(results.head["commit"])):
+        print(f"{experiment} {args.command}: {warning}", file=sys.stderr)
     start = time.perf_counter()
     try:
         for folder in (args.cache, args.plot):

@@ -1,8 +1,8 @@
 """FCR's experiments: classes and features removed by single weights, beside a random weight and other ways to pick one.
 
-python bench/experiments/fcr.py mnist-parity ../shared/data/vision    ten digits inside two parities (Fig. 8)
-python bench/experiments/fcr.py cifar10      ../shared/data/vision    every class by one, two and three weights (Fig. 6)
-python bench/experiments/fcr.py waterbirds   ../shared/data/vision    the place in the picture (Fig. 9, Table 1)
+python bench/experiments/fcr.py mnist-parity FOLDER    ten digits inside two parities (Fig. 8)
+python bench/experiments/fcr.py cifar10      FOLDER    every class by one, two and three weights (Fig. 6)
+python bench/experiments/fcr.py waterbirds   FOLDER    the place in the picture (Fig. 9, Table 1)
 """
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
 
-import command
-import data
-import frozen
-import models
-import picks
-from command import Clock
-from frozen import image_features, judged, robustness
+from experiments import command, controls, data, frozen, models
+from experiments.command import Clock
+from experiments.frozen import image_features, judged, robustness
+from experiments.tables import Table
 from spurge.engine.features import Features
 from spurge.engine.fitting import fit_head
 from spurge.engine.heads import Head
@@ -40,7 +37,6 @@ from spurge.methods.rates import Criterion
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid
-from tables import Table
 
 RATES = (0.0, *(round(m * 10.0**e, 6) for e in (-3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7)), 1.0)
 SHOWN = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -109,10 +105,12 @@ def _digit_columns(train: Features, held: Features, digit_head: Head, seed: int)
     for name, score in SCORES.items():
         remove = partial(FCR(score=score).remove_feature, train, train.groups, fictitious=digit_head, rate=1.0)
         out[name] = [[remove(feature=digit, row=digit % 2).edges[0].column] for digit in range(10)]
-    out[RANDOM] = [picks.random_columns(train.head, digit % 2, seed * 10 + digit) for digit in range(10)]
+    out[RANDOM] = [controls.random_columns(train.head, digit % 2, seed * 10 + digit) for digit in range(10)]
     out[BEST] = []
     for digit in range(10):
-        tried = {column: _digit_curve(held, digit, [column]) for column in picks.usable_columns(train.head, digit % 2)}
+        tried = {
+            column: _digit_curve(held, digit, [column]) for column in controls.usable_columns(train.head, digit % 2)
+        }
         out[BEST].append([max(tried, key=lambda column: float((tried[column][:, 1] - tried[column][:, 0]).max()))])
     return out
 
@@ -209,12 +207,12 @@ def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:
     out = {name: [[fcr.remove_class(train, label).head] for label in classes] for name, fcr in methods.items()}
     out[RANDOM] = [
         [
-            picks.orthogonal(train.head, label, column)
-            for column in picks.random_columns(train.head, label, seed * 10 + label)
+            controls.orthogonal(train.head, label, column)
+            for column in controls.random_columns(train.head, label, seed * 10 + label)
         ]
         for label in classes
     ]
-    out[OFF] = [[picks.switched_off(train.head, label)] for label in classes]
+    out[OFF] = [[controls.switched_off(train.head, label)] for label in classes]
     return out
 
 
@@ -253,12 +251,12 @@ def waterbirds(args: argparse.Namespace, results: Results) -> None:
                 note = f"place labels of {len(edit)} rows for the weights; r by {criterion} on {len(select)} others"
                 table.add(f"{name}, by {criterion}", robustness(test, removal.head), labels="group", note=note)
         for criterion in CRITERIA[:2]:  # those of groups
-            pairs = zip(*(picks.random_columns(erm, row, seed * 10 + row) for row in range(2)), strict=False)
-            drawn = [robustness(test, picks.chosen(erm, [[a], [b]], select, criterion)) for a, b in pairs]
+            pairs = zip(*(controls.random_columns(erm, row, seed * 10 + row) for row in range(2)), strict=False)
+            drawn = [robustness(test, controls.chosen(erm, [[a], [b]], select, criterion)) for a, b in pairs]
             values = {metric: fmean(found[metric] for found in drawn) for metric in drawn[0]}
             note = f"mean of {len(drawn)} draws; r for each weight by {criterion}"
             table.add(f"random weights, r for each, by {criterion}", values, labels="group", note=note)
-        most = picks.chosen(erm, [picks.usable_columns(erm, row) for row in range(2)], select, "worst_group")
+        most = controls.chosen(erm, [controls.usable_columns(erm, row) for row in range(2)], select, "worst_group")
         table.add(BEST, robustness(test, most), labels="group", note="weights and r by the worst group")
         oracle = dfr(validation.with_head(erm), train=train, seed=seed)
         table.add("DFR (oracle)", robustness(test, oracle), labels="group", note="all weights, validation groups")

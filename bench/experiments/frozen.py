@@ -9,9 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import data
-import models
-from data import Images
+from experiments import data, models
+from experiments.data import Images
 from spurge.engine import groups
 from spurge.engine.extraction import extract
 from spurge.engine.features import Features

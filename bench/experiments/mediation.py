@@ -1,6 +1,6 @@
 """Mediation's experiment: which MLPs and neurons of a language model carry a prompt's toxicity into its answer.
 
-python bench/experiments/mediation.py realtoxicity ../shared/data/toxicity    SmolLM2-135M, RealToxicityPrompts
+python bench/experiments/mediation.py realtoxicity FOLDER    SmolLM2-135M, RealToxicityPrompts
 
 The treatment is the prompt's toxicity as published (at least 0.5), the outcome the toxicity of what the model goes on
 to write, by a scorer trained on Civil Comments; topics are clusters of MiniLM embeddings of the prompts.
@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: names of the benchmarks must hide no package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import command
-import data
-import language
-from command import Clock
+from common import language
+from experiments import command, data
+from experiments.command import Clock
+from experiments.toxicity import ToxicityScorer, minilm, toxicity_scorer
 from spurge.engine.confounders import Confounders
 from spurge.engine.embedding import embed
 from spurge.engine.localisation import MEASURES
@@ -40,7 +39,6 @@ from spurge.methods.mediation import Mediation
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid
-from toxicity import ToxicityScorer, minilm, toxicity_scorer
 
 LEAST_ARM = 20  # prompts of each arm that a topic needs: with fewer, most resamples lose the overlap of some unit
 LEADING = 5  # MLPs whose neurons are looked at

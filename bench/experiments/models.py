@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data import Images, kept
+from experiments.data import Images, kept
 from spurge.engine import files
 from spurge.engine.data import Examples
 

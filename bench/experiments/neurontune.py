@@ -1,7 +1,7 @@
 """NeuronTune's experiments: both of its protocols beside the same retraining without the mask, random masks and DFR.
 
-python bench/experiments/neurontune.py waterbirds    ../shared/data/vision      frozen EfficientNet-Lite0
-python bench/experiments/neurontune.py civilcomments ../shared/data/toxicity    MiniLM fine-tuned on comments
+python bench/experiments/neurontune.py waterbirds    FOLDER    frozen EfficientNet-Lite0
+python bench/experiments/neurontune.py civilcomments FOLDER    MiniLM fine-tuned on comments
 
 NeuronTune identifies on the validation set and retrains on the training set; NeuronTune† identifies on one half of the
 validation set and retrains on the other.
@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import command
-import data
-import frozen
-import models
-from command import Clock
-from frozen import robustness
+from experiments import command, data, frozen, models
+from experiments.command import Clock
+from experiments.frozen import robustness
+from experiments.tables import Table
 from spurge.engine.data import Examples
 from spurge.engine.extraction import extract
 from spurge.engine.features import Features
@@ -31,7 +29,6 @@ from spurge.methods.neurontune import NeuronTune
 from spurge.methods.tuned import Tuned
 from spurge.report import plots
 from spurge.report.results import Results
-from tables import Table
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the retrained layer; selection chooses
 SELECT = {"sfit": "SFit", "worst_class": "worst class", "class_difference": "class difference"}

