@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "experiments"))
 pytest.importorskip("sklearn")
 
 import toxicity
-from spurge import Example, Examples
-from spurge.engine.outcomes import score_texts
+from spurge.engine.data.examples import Example, Examples
+from spurge.engine.recordings.outcomes import score_texts
 
 KIND = ("you are kind", "a lovely day", "thanks for the help", "we had a good time")
 RUDE = ("you are an idiot", "shut up you fool", "what a stupid moron", "you pathetic liar")
