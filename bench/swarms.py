@@ -81,14 +81,14 @@ def _by_difference(call: Callable[[int], Any], counts: tuple[int, int], repeats:
     )
 
 
-def time_iterations(shape: str, counts: tuple[int, int], *, device: str, compile: bool) -> dict[str, Timing]:
+def time_iterations(shape: str, counts: tuple[int, int], *, device: str, with_compile: bool) -> dict[str, Timing]:
     """Seconds of one iteration by each method."""
     particles, dimensions = map(int, shape.split("x"))
     fitness = _free(particles, lambda values: torch.from_numpy(values).to(device))
     arrays = _free(particles, lambda values: values)
     size = (particles, dimensions, device)
     swarms: dict[str, Any] = {"spurge": Kernels(*size), "torch": TorchSwarm(*size)}
-    if compile:
+    if with_compile:
         swarms["torch.compile"] = TorchSwarm(*size).compiled()
     calls = {name: (lambda swarm=swarm: swarm.step(fitness(None))) for name, swarm in swarms.items()}
     if device == "cpu":
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
         elements = math.prod(map(int, shape.split("x")))
         for count in args.threads:
             with threads(count):
-                timings = time_iterations(shape, counts, device=args.device, compile=args.compile)
+                timings = time_iterations(shape, counts, device=args.device, with_compile=args.compile)
             label = shape if count == args.threads[0] else f"{shape} ({count} threads)"
             print(f"swarm {label}", flush=True)
             for method, timing in timings.items():
