@@ -64,9 +64,13 @@ def test_the_readme_lists_every_name():
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_text_mentions_only_what_exists(path):
-    """Dotted paths from ``spurge`` on."""
-    for mentioned in sorted(set(re.findall(r"(?<![\w./])spurge(?:\.[A-Za-z_]\w*)+", path.read_text(encoding="utf-8")))):
-        resolve_name(mentioned)
+    """Dotted paths from ``spurge`` on, and imports."""
+    text = path.read_text(encoding="utf-8")
+    mentioned = set(re.findall(r"(?<![\w./])spurge(?:\.[A-Za-z_]\w*)+", text))
+    for module, names in re.findall(r"from (spurge[\w.]*) import (\w+(?:, \w+)*)", text):
+        mentioned |= {f"{module}.{name}" for name in names.split(", ")}
+    for name in sorted(mentioned):
+        resolve_name(name)
 
 
 def links(path: Path) -> set[str]:
