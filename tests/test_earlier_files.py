@@ -20,6 +20,7 @@ from helpers import earlier
 from helpers.earlier import TEXTS, V1
 from helpers.tiny_models import WIDTH, tiny_tokenizer
 from helpers.tolerance import assert_near
+from spurge.engine.cascade.scores import NeuronScores
 from spurge.report.results import Results
 
 KNOWN = json.loads((V1 / "known.json").read_text(encoding="utf-8"))
@@ -127,7 +128,7 @@ def _macu_edit(path: Path) -> None:
 
 @of("scores.safetensors")
 def _scores(path: Path) -> None:
-    scores = spurge.NeuronScores.load(path)
+    scores = NeuronScores.load(path)
     assert list(scores.values) == list(SITES)
     assert all(torch.equal(found, earlier.pattern(site, 48)) for site, found in scores.values.items())
     assert scores.info == {"method": "by hand", "seed": 1}

@@ -124,7 +124,7 @@ def make_batch(problems: int, rows: int, width: int) -> tuple[Tensor, Tensor, Te
 
 def spurge_balance(covariates: Tensor, target: Tensor, tolerance: float = 1e-8) -> Answer:
     """The library's."""
-    from spurge.engine.balancing import Unbalanced, balance
+    from spurge.engine.causal.balancing import Unbalanced, balance
 
     try:
         found = balance(covariates, target, tolerance=tolerance)
@@ -136,7 +136,7 @@ def spurge_balance(covariates: Tensor, target: Tensor, tolerance: float = 1e-8) 
 
 def spurge_batch(covariates: Tensor, targets: Tensor, outcome: Tensor) -> tuple[Tensor, Tensor]:
     """The library's: dual ``[P, K]`` and weighted means of the outcome ``[P]``."""
-    from spurge.engine.balancing import balance_batch
+    from spurge.engine.causal.balancing import balance_batch
 
     found = balance_batch(covariates, targets, outcomes=outcome[:, None])
     return found.dual, found.means[:, 0]
@@ -282,7 +282,7 @@ def batch_agreement(
 
 def batch_limits(covariates: Tensor, targets: Tensor, device: str) -> dict[str, tuple[float, str]]:
     """Seconds that moving the covariates takes at the rate of a copy, once and with every Newton step."""
-    from spurge.engine.balancing import balance_batch
+    from spurge.engine.causal.balancing import balance_batch
 
     steps = float(balance_batch(covariates, targets).steps.nanmean())
     rate = copy_bandwidth(covariates.nbytes, device=device)
@@ -330,7 +330,7 @@ def child(rest: list[str]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """The kinds that ``args.only`` names, one case after the other; every case is saved when it is done."""
-    from spurge.engine.memory import free_bytes
+    from spurge.engine.base.memory import free_bytes
 
     chosen = [name for name in PARTS if any(fnmatch(name, pattern) for pattern in args.only)]
     if not chosen:

@@ -39,8 +39,8 @@ def repetition(
 ) -> dict[tuple[str, str], tuple[float, float, float]]:
     """Estimate and ends of the 95 % interval of each effect, adjusted and not."""
     from spurge.demo.oracle import oracle
-    from spurge.engine.significance import interval
-    from spurge.methods.mediation import Mediation
+    from spurge.engine.base.statistics import interval
+    from spurge.methods.mediation.mediation import Mediation
 
     made = oracle(1000 + seed, rows)
     settings = Mediation(estimator=estimator, resamples=resamples, seed=seed, progress=False)

@@ -7,11 +7,11 @@ from math import nan
 
 import numpy as np
 
-from spurge.engine.features import Features
-from spurge.engine.heads import Head
-from spurge.methods.edges import Edge, tilt, usable
-from spurge.methods.fcr import FCR
-from spurge.methods.rates import Chooser, Criterion
+from spurge.engine.features.features import Features
+from spurge.engine.models.heads import Head
+from spurge.methods.fcr.edges import Edge, tilt, usable
+from spurge.methods.fcr.fcr import FCR
+from spurge.methods.fcr.rates import Chooser, Criterion
 
 DRAWS = 20
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurge.engine import files, records
-from spurge.engine.data import Example, Examples
+from spurge.engine.base import files
+from spurge.engine.data.examples import Example, Examples
+from spurge.engine.data.rows import read_records
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TOXIC = ("non-toxic", "toxic")
@@ -123,7 +124,7 @@ def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
     Group: label, and whether the comment names one of ten identities (by keyword).
     """
     rows = []
-    for row in records.read_records(_file(folder, "civil_comments_short_15k.jsonl.xz")):
+    for row in read_records(_file(folder, "civil_comments_short_15k.jsonl.xz")):
         about = "identity" if set(row["topics"]) & set(IDENTITIES) else "no identity"
         name = TOXIC[int(row["label"])]
         rows.append(Example(row["text"], int(row["label"]), group=f"{name}, {about}"))
@@ -137,7 +138,7 @@ def real_toxicity(folder: Path, most: int) -> tuple[list[str], Tensor]:
 
     At most `most`, half of them with a toxicity of at least 0.5 (or all there are), drawn and mixed with seed 0.
     """
-    every = records.read_records(_file(folder, "realtoxicityprompts_5k.jsonl.xz"))
+    every = read_records(_file(folder, "realtoxicityprompts_5k.jsonl.xz"))
     rows = [row for row in every if row["p_tox"] is not None]
     scores = np.array([float(row["p_tox"]) for row in rows])
     generator = np.random.default_rng(0)

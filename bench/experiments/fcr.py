@@ -26,14 +26,14 @@ from experiments import command, controls, data, frozen, models
 from experiments.command import Clock
 from experiments.frozen import image_features, judged, robustness
 from experiments.tables import Table
-from spurge.engine.features import Features
-from spurge.engine.fitting import fit_head
-from spurge.engine.heads import Head
-from spurge.engine.sweep import sweep
-from spurge.methods.controls import dfr
-from spurge.methods.edges import Edge, shifts
-from spurge.methods.fcr import FCR, Score
-from spurge.methods.rates import Criterion
+from spurge.engine.features.features import Features
+from spurge.engine.last_layer.fitting import fit_head
+from spurge.engine.last_layer.rate_sweep import sweep
+from spurge.engine.models.heads import Head
+from spurge.methods.fcr.edges import Edge, shifts
+from spurge.methods.fcr.fcr import FCR, Score
+from spurge.methods.fcr.rates import Criterion
+from spurge.methods.neurontune.controls import dfr
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid

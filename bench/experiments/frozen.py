@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from experiments import data, models
 from experiments.data import Images
-from spurge.engine import groups
-from spurge.engine.extraction import extract
-from spurge.engine.features import Features
-from spurge.engine.fitting import Sgd, fit_head
-from spurge.engine.groups import Accuracies
-from spurge.engine.heads import Head
+from spurge.engine.evaluation import groups
+from spurge.engine.evaluation.groups import Accuracies
+from spurge.engine.features.extraction import extract
+from spurge.engine.features.features import Features
+from spurge.engine.last_layer.fitting import Sgd, fit_head
+from spurge.engine.models.heads import Head
 
 QUICK = 400  # images of each part of a set
 

@@ -26,16 +26,16 @@ from common import language
 from experiments import command, data
 from experiments.command import Clock
 from experiments.toxicity import ToxicityScorer, minilm, toxicity_scorer
-from spurge.engine.confounders import Confounders
-from spurge.engine.embedding import embed
-from spurge.engine.localisation import MEASURES
-from spurge.engine.mediators import Mediators, mlp_units, neuron_units
-from spurge.engine.outcomes import score_texts
-from spurge.engine.recording import Recording, record
-from spurge.engine.topics import Topics, find_topics
-from spurge.methods.effects import SIDES, Effects
-from spurge.methods.masking import mask
-from spurge.methods.mediation import Mediation
+from spurge.engine.causal.concentration import MEASURES
+from spurge.engine.causal.confounders import Confounders
+from spurge.engine.causal.topics import Topics, find_topics
+from spurge.engine.recordings.embedding import embed
+from spurge.engine.recordings.outcomes import score_texts
+from spurge.engine.recordings.recording import Recording, record
+from spurge.methods.mediation.effects import SIDES, Effects
+from spurge.methods.mediation.masking import mask
+from spurge.methods.mediation.mediation import Mediation
+from spurge.methods.mediation.mediators import Mediators, mlp_units, neuron_units
 from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid

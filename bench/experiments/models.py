@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.data import Images, kept
-from spurge.engine import files
-from spurge.engine.data import Examples
+from spurge.engine.base import files
+from spurge.engine.data.examples import Examples
 
 
 class Scale(nn.Module):

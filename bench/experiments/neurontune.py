@@ -21,12 +21,12 @@ from experiments import command, data, frozen, models
 from experiments.command import Clock
 from experiments.frozen import robustness
 from experiments.tables import Table
-from spurge.engine.data import Examples
-from spurge.engine.extraction import extract
-from spurge.engine.features import Features
-from spurge.methods.controls import dfr, random_masks, without_mask
-from spurge.methods.neurontune import NeuronTune
-from spurge.methods.tuned import Tuned
+from spurge.engine.data.examples import Examples
+from spurge.engine.features.extraction import extract
+from spurge.engine.features.features import Features
+from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
+from spurge.methods.neurontune.neurontune import NeuronTune
+from spurge.methods.neurontune.tuned import Tuned
 from spurge.report import plots
 from spurge.report.results import Results
 

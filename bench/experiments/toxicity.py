@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from experiments import data
 from experiments.data import kept
-from spurge.engine import files
-from spurge.engine.data import Examples
-from spurge.engine.embedding import embed
-from spurge.engine.model_print import model_print
+from spurge.engine.base import files
+from spurge.engine.data.examples import Examples
+from spurge.engine.models.fingerprint import model_print
+from spurge.engine.recordings.embedding import embed
 
 HELD_OUT = 0.2  # of the comments
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C, the inverse of the penalty on weights of unit-length features

@@ -38,10 +38,10 @@ def check(case: Case) -> None:
                 )
 
 
-def measure(case: Case, *, device: str, compile: bool) -> dict[str, Timing]:
+def measure(case: Case, *, device: str, with_compile: bool) -> dict[str, Timing]:
     """The timing of each method and, in turn with them, of a ``copy`` and a ``clone`` of as many bytes."""
     functions = dict(case.calls)
-    if compile:
+    if with_compile:
         functions["torch.compile"] = compiled(case)
     calls = {"copy": copy_call(case.traffic, device=device)}
     if not case.kernel.startswith("gate_columns_"):  # the others return new memory, which has to be found first
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
                     check(case)
                 for count in args.threads:
                     with threads(count):
-                        timings = measure(case, device=args.device, compile=args.compile)
+                        timings = measure(case, device=args.device, with_compile=args.compile)
                     label = f"{case.name} ({size}, {count} thread{'s' * (count > 1)})"
                     print(label, flush=True)
                     for method, timing in timings.items():

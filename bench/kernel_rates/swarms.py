@@ -51,7 +51,7 @@ def maximise(
     fitness: Callable[[Tensor], Tensor], particles: int, dimensions: int, iterations: int, box: float, seed: int
 ) -> Any:
     """The library's optimiser on ``[-box, box]``, everything else by default."""
-    from spurge.engine.swarm import Swarm
+    from spurge.methods.macu.swarm import Swarm
 
     pulls = {"inertia": INERTIA, "cognitive": COGNITIVE, "social": SOCIAL}
     swarm = Swarm(particles=particles, iterations=iterations, low=-box, high=box, seed=seed, **pulls)
@@ -82,14 +82,14 @@ def _by_difference(call: Callable[[int], Any], counts: tuple[int, int], repeats:
     )
 
 
-def time_iterations(shape: str, counts: tuple[int, int], *, device: str, compile: bool) -> dict[str, Timing]:
+def time_iterations(shape: str, counts: tuple[int, int], *, device: str, with_compile: bool) -> dict[str, Timing]:
     """Seconds of one iteration by each method."""
     particles, dimensions = map(int, shape.split("x"))
     fitness = _free(particles, lambda values: torch.from_numpy(values).to(device))
     arrays = _free(particles, lambda values: values)
     size = (particles, dimensions, device)
     swarms: dict[str, Any] = {"spurge": Kernels(*size), "torch": TorchSwarm(*size)}
-    if compile:
+    if with_compile:
         swarms["torch.compile"] = TorchSwarm(*size).compiled()
     calls = {name: (lambda swarm=swarm: swarm.step(fitness(None))) for name, swarm in swarms.items()}
     if device == "cpu":
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
     for shape, counts in (QUICK_SHAPES if args.quick else SHAPES).items():
         for count in args.threads:
             with threads(count):
-                timings = time_iterations(shape, counts, device=args.device, compile=args.compile)
+                timings = time_iterations(shape, counts, device=args.device, with_compile=args.compile)
             label = shape if count == args.threads[0] else f"{shape} ({count} threads)"
             _add_rates(results, label, math.prod(map(int, shape.split("x"))), timings)
             save()

@@ -36,7 +36,7 @@ ASKED = {"small": list(QUESTIONS), "middle": list(QUESTIONS), "large": ["own row
 
 def spurge_scores(layer: Layer, *, target: int | None = None, row: int | None = None) -> Scores:
     """The library's."""
-    from spurge.engine.association import association
+    from spurge.engine.last_layer.association import association
 
     rows = None if row is None else [row]
     found = association(layer.features, layer.labels, (layer.weight, layer.bias), target=target, rows=rows)

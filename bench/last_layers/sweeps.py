@@ -42,7 +42,7 @@ def make_edit(samples: int, classes: int, edited: int, *, width: int = WIDTH, de
 
 def spurge_sweep(edit: peers.Edit, rates: Tensor) -> tuple[Tensor, Tensor]:
     """The library's."""
-    from spurge.engine.sweep import sweep
+    from spurge.engine.last_layer.rate_sweep import sweep
 
     found = sweep(edit.logits, edit.shifts, edit.rows, edit.labels, edit.groups)
     plateaus = torch.searchsorted(found.rates, rates, right=True) - 1

@@ -63,7 +63,7 @@ def converged(job: Job, *, tolerance: float, cache: Path | None = None) -> Refer
                 float(facts["residual"]),
                 float(facts["change"]),
             )
-    from spurge.engine.cascade import Cascade
+    from spurge.engine.cascade.cascade import Cascade
 
     exact = job.to(torch.float32)
     cascade = Cascade(exact.model, nodes=4, tolerance=tolerance)

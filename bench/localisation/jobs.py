@@ -86,7 +86,7 @@ class Job:
         return not hasattr(self.model, "bert")
 
     def target(self, rows) -> Tensor:  # type: ignore[no-untyped-def]
-        """Predicted logit of each row, ``[R]``: a ``spurge.engine.cascade.Target``."""
+        """Predicted logit of each row, ``[R]``: a ``spurge.engine.cascade.cascade.Target``."""
         return rows.logits.gather(1, self.labels.to(rows.example.device)[rows.example, None]).squeeze(1)
 
     def predicted(self, ids: Tensor) -> Tensor:

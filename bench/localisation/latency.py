@@ -70,7 +70,7 @@ def _scores(found: Any) -> Scores:
 
 
 def _spurge(model: nn.Module, **settings: Any) -> Ready:
-    from spurge.engine.locator import Locator
+    from spurge.engine.cascade.locator import Locator
 
     locator = Locator(model, **settings)
 

@@ -31,8 +31,8 @@ def child(rest: list[str]) -> dict[str, Any]:
     """What ``run.py child plan`` prints: predicted and measured numbers of one job with one setting."""
     name, setting, device, count, repeats = rest
     torch.set_num_threads(int(count))
-    from spurge.engine.cascade import Cascade
-    from spurge.engine.plan import plan
+    from spurge.engine.cascade.cascade import Cascade
+    from spurge.engine.planning.plan import plan
 
     small = make_job("tiny-8x2", device=device)
     Cascade(small.model).attribute(small.inputs, small.target)  # libraries are in memory before the measured calls

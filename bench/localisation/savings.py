@@ -24,12 +24,12 @@ from localisation.accuracy import converged, errors
 from localisation.counts import Counts
 from localisation.jobs import Job, make_job
 from spurge import ops
-from spurge.engine.calls import at
-from spurge.engine.cascade import Cascade
-from spurge.engine.neurons import NeuronSet
-from spurge.engine.probes import token_scores
-from spurge.engine.quadrature import MOST_NODES, gauss_legendre
-from spurge.engine.sites import find_sites
+from spurge.engine.cascade.cascade import Cascade
+from spurge.engine.cascade.quadrature import MOST_NODES, gauss_legendre
+from spurge.engine.models.arguments import at
+from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.probes import token_scores
+from spurge.engine.models.sites import find_sites
 
 NODES = 2
 UNITS = 8  # neurons that are ablated or gated
@@ -104,7 +104,7 @@ def last_layer(job: Job, counts: Counts) -> Iterator[Saving]:
     """The last layer on the probed token, and on all."""
     on, off = _cascade(job), _cascade(job)
     _asked(job, off)()  # finds out what the head reads, once
-    off.relay.pruned = off.relay.narrow = False
+    off.forward.pruned = off.forward.narrow = False
     times = counts.attribution(NODES, pruned=False) / counts.attribution(NODES)
     yield Saving("last layer on the probed token", times, _asked(job, on), _asked(job, off), "the whole question")
 
@@ -112,7 +112,7 @@ def last_layer(job: Job, counts: Counts) -> Iterator[Saving]:
 def head(job: Job, counts: Counts) -> Iterator[Saving]:
     """The language head on the probed token, and on all."""
     on, off = _cascade(job), _cascade(job)
-    off.relay.readout = EveryToken()  # type: ignore[assignment]
+    off.forward.readout = EveryToken()  # type: ignore[assignment]
     times = counts.attribution(NODES, head=counts.tokens) / counts.attribution(NODES)
     yield Saving("language head on the probed token", times, _asked(job, on), _asked(job, off), "the whole question")
 

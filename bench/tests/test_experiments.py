@@ -15,7 +15,7 @@ from torch import nn
 
 from experiments import controls, data, fcr, frozen, models, neurontune
 from experiments.tables import Table
-from spurge.engine.data import Example, Examples
+from spurge.engine.data.examples import Example, Examples
 from spurge.report.results import Results
 
 COMMON = ["--quick", "--threads", "1", "--seeds", "0"]

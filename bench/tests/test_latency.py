@@ -95,7 +95,7 @@ def test_a_rounded_job_keeps_its_labels_and_its_model(job):
 
 def test_peers_ask_the_library_s_question(job):
     captum_lig = pytest.importorskip("peers.captum_lig", exc_type=ImportError)
-    from spurge.engine.cascade import Cascade
+    from spurge.engine.cascade.cascade import Cascade
 
     found = Cascade(job.model, nodes=6).attribute(job.inputs, job.target).values
     ours = torch.cat([found[site][0].double() for site in job.sites], 1)

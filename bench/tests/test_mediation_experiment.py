@@ -12,9 +12,10 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from spurge.engine.data.examples.examples import Example, Examples
+
 from experiments import toxicity
-from spurge import Example, Examples
-from spurge.engine.outcomes import score_texts
+from spurge.engine.recordings.outcomes import score_texts
 
 KIND = ("you are kind", "a lovely day", "thanks for the help", "we had a good time")
 RUDE = ("you are an idiot", "shut up you fool", "what a stupid moron", "you pathetic liar")

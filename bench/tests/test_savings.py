@@ -13,7 +13,7 @@ from localisation import savings
 from localisation.counts import Counts
 from localisation.jobs import make_job
 from localisation.savings import SAVINGS, child, token_calls
-from spurge.engine.cascade import Attribution, Cascade
+from spurge.engine.cascade.cascade import Attribution, Cascade
 from spurge.report.results import Results
 
 

@@ -29,16 +29,16 @@ _TOLERANCE = 1e-4  # a self-check finds broken kernels, the tests find inexact o
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report: what was looked at, what was seen, and what to do about it."""
+    """One line of the doctor's report: what was examined, what was observed, and what to do about it."""
 
     state: State
-    what: str
-    seen: str
+    subject: str
+    observation: str
     advice: str = ""
 
     def __str__(self) -> str:
         mark = {"ok": "ok", "note": "note", "wrong": "WRONG"}[self.state]
-        text = f"{mark:<6}{self.what:<22}{self.seen}"
+        text = f"{mark:<6}{self.subject:<22}{self.observation}"
         return f"{text}\n{'':28}-> {self.advice}" if self.advice else text
 
 
@@ -58,14 +58,14 @@ class Diagnosis:
         """Flat result rows: for each finding whether it is in order (1 or 0)."""
         return [
             {
-                "case": finding.what,
+                "case": finding.subject,
                 "method": "spurge",
                 "metric": "ok",
                 "value": int(finding.state != "wrong"),
                 "spread": None,
                 "n": 1,
                 "unit": "",
-                "note": f"{finding.state}: {finding.seen}",
+                "note": f"{finding.state}: {finding.observation}",
             }
             for finding in self.findings
         ]
@@ -80,14 +80,21 @@ def examine() -> Diagnosis:
     """Looks at everything; raises nothing for what it finds."""
     facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     findings = [Finding("ok", "python", f"{facts['python']} on {facts['platform']}")]
-    for examination in (_packages, _core, _threads, _gpu, _kernels, _extras):
+    for examination in (
+        _examine_packages,
+        _examine_core,
+        _examine_threads,
+        _examine_gpu,
+        _examine_kernels,
+        _examine_extras,
+    ):
         findings.extend(examination(facts))
     return Diagnosis(tuple(findings), facts)
 
 
-def _packages(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_packages(facts: dict[str, Any]) -> Iterator[Finding]:
     versions: dict[str, str | None] = {}
-    for name, least in {"spurge": "0", **_NEEDED}.items():
+    for name, minimum in {"spurge": "0", **_NEEDED}.items():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -95,17 +102,17 @@ def _packages(facts: dict[str, Any]) -> Iterator[Finding]:
             if name == "spurge":
                 yield Finding("note", name, "runs from a source tree, not installed")
             else:
-                yield Finding("wrong", name, "not installed", f"pip install '{name}>={least}'")
+                yield Finding("wrong", name, "not installed", f"pip install '{name}>={minimum}'")
             continue
         versions[name] = version
-        if _numbers(version) < _numbers(least):
-            yield Finding("wrong", name, f"{version} is too old", f"pip install --upgrade '{name}>={least}'")
+        if _version_numbers(version) < _version_numbers(minimum):
+            yield Finding("wrong", name, f"{version} is too old", f"pip install --upgrade '{name}>={minimum}'")
         else:
             yield Finding("ok", name, version)
     facts["versions"] = versions
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: ``"2.13.0+cpu"`` is (2, 13, 0)."""
     numbers = []
     for part in version.split("+")[0].split("."):
@@ -116,7 +123,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _core(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_core(facts: dict[str, Any]) -> Iterator[Finding]:
     try:
         core = importlib.import_module("spurge._core")
     except Exception as error:  # a broken shared library can fail in any way
@@ -135,8 +142,8 @@ def _core(facts: dict[str, Any]) -> Iterator[Finding]:
         f"{build['isa_selected']} chosen of {', '.join(build['isa_compiled'])}",
     )
     cuda = build.get("cuda")
-    seen = f"CUDA {cuda} for {build.get('cuda_archs')}" if cuda else "not compiled in"
-    yield Finding("ok" if cuda else "note", "CUDA kernels", seen)
+    observation = f"CUDA {cuda} for {build.get('cuda_archs')}" if cuda else "not compiled in"
+    yield Finding("ok" if cuda else "note", "CUDA kernels", observation)
     installed = facts.get("versions", {}).get("spurge")
     if installed and build["version"] != installed:
         yield Finding(
@@ -147,7 +154,7 @@ def _core(facts: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _threads(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_threads(facts: dict[str, Any]) -> Iterator[Finding]:
     try:
         torch = importlib.import_module("torch")
     except Exception as error:
@@ -163,12 +170,12 @@ def _threads(facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("ok", "threads", f"{threads} on {cores} cores")
 
 
-def _gpu(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_gpu(facts: dict[str, Any]) -> Iterator[Finding]:
     try:
         torch = importlib.import_module("torch")
         core = importlib.import_module("spurge._core")
     except Exception:
-        return  # said above
+        return  # reported above
     if not torch.cuda.is_available():
         facts["gpus"] = []
         built = (
@@ -187,7 +194,7 @@ def _gpu(facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("wrong", "GPU", f"{', '.join(names)}, but no CUDA kernels were compiled", advice)
 
 
-def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_kernels(facts: dict[str, Any]) -> Iterator[Finding]:
     try:
         torch = importlib.import_module("torch")
         core = importlib.import_module("spurge._core")
@@ -200,22 +207,22 @@ def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
     for device in devices:
         for name, check in _CHECKS.items():
             try:
-                gap = float(check(torch, ops, reference, device))
+                largest = float(check(torch, ops, reference, device))
             except Exception as failure:
-                yield Finding("wrong", f"kernel {name}", f"on {device}: {failure}", _REPORT)
+                yield Finding("wrong", f"kernel {name}", f"on {device}: {failure}", _BROKEN_BUILD)
                 continue
-            facts["kernel_errors"][f"{name} {device}"] = gap
-            seen = f"on {device}: differs from the float64 reference by {gap:.1e}"
-            if gap <= _TOLERANCE:
-                yield Finding("ok", f"kernel {name}", seen)
+            facts["kernel_errors"][f"{name} {device}"] = largest
+            observation = f"on {device}: differs from the float64 reference by {largest:.1e}"
+            if largest <= _TOLERANCE:
+                yield Finding("ok", f"kernel {name}", observation)
             else:
-                yield Finding("wrong", f"kernel {name}", seen, _REPORT)
+                yield Finding("wrong", f"kernel {name}", observation, _BROKEN_BUILD)
 
 
-_REPORT = "the build is broken: reinstall, and if that does not help, report it with this page"
+_BROKEN_BUILD = "the build is broken: reinstall, and if that does not help, report it with this page"
 
 
-def _extras(facts: dict[str, Any]) -> Iterator[Finding]:
+def _examine_extras(facts: dict[str, Any]) -> Iterator[Finding]:
     facts["extras"] = {}
     for extra, modules in _EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -230,92 +237,96 @@ def _extras(facts: dict[str, Any]) -> Iterator[Finding]:
 # Each check: torch, spurge.ops, spurge.reference, device -> largest error, relative to 1. Odd sizes on purpose.
 
 
-def _gap(torch: Any, found: Any, wanted: Any) -> float:
-    return float((found.detach().double().cpu() - wanted.detach().double().cpu()).abs().max())
+def _largest_error(torch: Any, actual: Any, expected: Any) -> float:
+    return float((actual.detach().double().cpu() - expected.detach().double().cpu()).abs().max())
 
 
-def _open_rows(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_open_rows(torch: Any, ops: Any, reference: Any, device: str) -> float:
     x, u = _random(torch, device, 3, 5, 37), _random(torch, device, 3, 5, 37)
-    return _gap(torch, ops.open_rows(x, u, [0.2, 0.9]), reference.open_rows(x, u, [0.2, 0.9]))
+    return _largest_error(torch, ops.open_rows(x, u, [0.2, 0.9]), reference.open_rows(x, u, [0.2, 0.9]))
 
 
-def _associate(torch: Any, ops: Any, reference: Any, device: str) -> float:
-    kinds, double = {"device": device, "dtype": torch.float64}, torch.float64
-    places = [torch.zeros(7, 37, **kinds) for _ in range(3)] + [torch.zeros(7, 37, device=device)]
-    places.append(torch.zeros(3, 37, **kinds))
+def _error_of_associate(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    double: dict[str, Any] = {"device": device, "dtype": torch.float64}
+    sums = [torch.zeros(7, 37, **double) for _ in range(3)] + [torch.zeros(7, 37, device=device)]
+    sums.append(torch.zeros(3, 37, **double))
     samples = (_random(torch, device, 9, 37), _random(torch, device, 9, 7))
     starts, classes = torch.tensor([0, 4, 9], device=device), torch.tensor([2, 0], device=device)
-    arguments = (*samples, starts, classes, torch.tensor([0.25, 0.2], device=device, dtype=double))
-    wanted = reference.associate(*places, *arguments, unfinished=True)
-    ops.associate_(*places, *arguments, unfinished=True)
-    return max(_gap(torch, found, want) for found, want in zip(places, wanted, strict=True))
+    arguments = (*samples, starts, classes, torch.tensor([0.25, 0.2], **double))
+    expected = reference.associate(*sums, *arguments, unfinished=True)
+    ops.associate_(*sums, *arguments, unfinished=True)
+    return max(_largest_error(torch, *pair) for pair in zip(sums, expected, strict=True))
 
 
-def _gate_columns(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_gate_columns(torch: Any, ops: Any, reference: Any, device: str) -> float:
     z, gates = _random(torch, device, 4, 5, 67), _random(torch, device, 2, 3)
     columns = torch.tensor([66, 0, 31], device=device)
-    wanted = reference.gate_columns(z, columns, gates)
-    return _gap(torch, ops.gate_columns_(z.clone(), columns, gates), wanted)
+    expected = reference.gate_columns(z, columns, gates)
+    return _largest_error(torch, ops.gate_columns_(z.clone(), columns, gates), expected)
 
 
-def _node_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_node_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
     grads = _random(torch, device, 6, 5, 37)
-    return _gap(torch, ops.node_sum(grads, [0.3, 0.7]), reference.node_sum(grads, [0.3, 0.7]))
+    return _largest_error(torch, ops.node_sum(grads, [0.3, 0.7]), reference.node_sum(grads, [0.3, 0.7]))
 
 
-def _multiply_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_multiply_sum(torch: Any, ops: Any, reference: Any, device: str) -> float:
     p, z = _random(torch, device, 3, 5, 67), _random(torch, device, 3, 5, 67)
     mask = torch.ones(3, 5, dtype=torch.uint8, device=device)
     mask[1, 2:] = 0
-    return _gap(torch, ops.multiply_sum(p, z, mask), reference.multiply_sum(p, z, mask))
+    return _largest_error(torch, ops.multiply_sum(p, z, mask), reference.multiply_sum(p, z, mask))
 
 
-def _proximity(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_proximity(torch: Any, ops: Any, reference: Any, device: str) -> float:
     scores = _random(torch, device, 4, 9).softmax(1)
     ids = torch.arange(18, dtype=torch.int32, device=device).view(2, 9)
     bitmap = torch.full((2, 2, 1), 0b1010_0110_1001, dtype=torch.int32, device=device)
     arguments = (scores, ids, bitmap, torch.tensor([0, 1], device=device), 3, 0.25)
     pairs = zip(ops.proximity(*arguments), reference.proximity(*arguments), strict=True)
-    return max(_gap(torch, found, wanted) for found, wanted in pairs)
+    return max(_largest_error(torch, *pair) for pair in pairs)
 
 
-def _segment_medians(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_segment_medians(torch: Any, ops: Any, reference: Any, device: str) -> float:
     x, order = _random(torch, device, 301, 35), torch.arange(600, device=device).remainder(301)
     arguments = (x, order, torch.tensor([0, 9, 600], device=device), "magnitude")
-    return _gap(torch, ops.segment_medians(*arguments), reference.segment_medians(*arguments))
+    return _largest_error(torch, ops.segment_medians(*arguments), reference.segment_medians(*arguments))
 
 
-def _correct_interval(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_correct_interval(torch: Any, ops: Any, reference: Any, device: str) -> float:
     logits, shifts = _random(torch, device, 67, 35), _random(torch, device, 67, 2)
     labels = logits.argmax(1)
     arguments = (logits, shifts, torch.tensor([34, 0], device=device), labels, 0.0, 2.0)
-    return _gap(torch, ops.correct_interval(*arguments), reference.correct_interval(*arguments))
+    return _largest_error(torch, ops.correct_interval(*arguments), reference.correct_interval(*arguments))
 
 
-def _balance(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_balance(torch: Any, ops: Any, reference: Any, device: str) -> float:
     x, base = _random(torch, device, 301, 5), torch.ones(301, dtype=torch.float64, device=device)
-    swept = base, torch.full((5,), 0.1, dtype=torch.float64, device=device)
-    gaps = [_gap(torch, ops.balance_sweep(x, *swept)[1], reference.balance_sweep(x, *swept)[1])]
+    arguments = base, torch.full((5,), 0.1, dtype=torch.float64, device=device)
+    errors = [_largest_error(torch, ops.balance_sweep(x, *arguments)[1], reference.balance_sweep(x, *arguments)[1])]
     y, targets = base[:, None] * x[:, :1].double(), x.double().mean(0)[None] + 0.05
     batch = (x[None], base, targets, y, torch.zeros_like(targets))
-    gaps.append(_gap(torch, ops.balance_batch(*batch)[1], reference.balance_batch(*batch)[1]))
+    errors.append(_largest_error(torch, ops.balance_batch(*batch)[1], reference.balance_batch(*batch)[1]))
     starts, masses = torch.tensor([0, 150, 301], device=device), base[:2] / 2
     means, squares = x.double().mean() + 0.05 * base[None, :2], base[:1] * x[:, 0].double().square().mean()
     strata = (x[:, 0][None].contiguous(), starts, base, masses, means, squares, y, torch.zeros_like(x[:1, :3]).double())
-    gaps.append(_gap(torch, ops.balance_strata(*strata)[1], reference.balance_strata(*strata)[1]))
-    return max(gaps)
+    errors.append(_largest_error(torch, ops.balance_strata(*strata)[1], reference.balance_strata(*strata)[1]))
+    return max(errors)
 
 
-def _swarm(torch: Any, ops: Any, reference: Any, device: str) -> float:
+def _error_of_swarm(torch: Any, ops: Any, reference: Any, device: str) -> float:
     position, velocity, best = (_random(torch, device, 3, 35) for _ in range(3))
-    rest = (0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 1)
-    wanted = reference.swarm_step(position, velocity, best, best[0], *rest)
+    settings = (0.5, 1.5, 1.5, -1.0, 1.0, 0.5, 7, 1)
+    expected = reference.swarm_step(position, velocity, best, best[0], *settings)
     names = ("inertia", "cognitive", "social", "low", "high", "max_velocity", "seed", "iteration")
-    moved, speed = position.clone(), velocity.clone()
-    ops.swarm_step_(moved, speed, best, best[0], **dict(zip(names, rest, strict=True)))
+    new_position, new_velocity = position.clone(), velocity.clone()
+    ops.swarm_step_(new_position, new_velocity, best, best[0], **dict(zip(names, settings, strict=True)))
     fitness = torch.tensor([1.0, 3.0, 2.0], device=device)
-    leader = ops.swarm_best_(best.clone(), fitness.clone() - 5, moved, fitness)
-    return max(_gap(torch, moved, wanted[0]), _gap(torch, speed, wanted[1]), float(int(leader) != 1))
+    leader = ops.swarm_best_(best.clone(), fitness.clone() - 5, new_position, fitness)
+    return max(
+        _largest_error(torch, new_position, expected[0]),
+        _largest_error(torch, new_velocity, expected[1]),
+        float(int(leader) != 1),
+    )
 
 
 def _random(torch: Any, device: str, *shape: int) -> Any:
@@ -324,14 +335,14 @@ def _random(torch: Any, device: str, *shape: int) -> Any:
 
 
 _CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
-    "associate_": _associate,
-    "open_rows": _open_rows,
-    "gate_columns_": _gate_columns,
-    "node_sum": _node_sum,
-    "multiply_sum": _multiply_sum,
-    "proximity": _proximity,
-    "medians": _segment_medians,
-    "sweep": _correct_interval,
-    "balance": _balance,
-    "swarm": _swarm,
+    "associate_": _error_of_associate,
+    "open_rows": _error_of_open_rows,
+    "gate_columns_": _error_of_gate_columns,
+    "node_sum": _error_of_node_sum,
+    "multiply_sum": _error_of_multiply_sum,
+    "proximity": _error_of_proximity,
+    "medians": _error_of_segment_medians,
+    "sweep": _error_of_correct_interval,
+    "balance": _error_of_balance,
+    "swarm": _error_of_swarm,
 }

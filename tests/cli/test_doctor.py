@@ -49,7 +49,7 @@ def test_a_kernel_that_computes_wrong_is_found(monkeypatch: pytest.MonkeyPatch) 
     real = ops.node_sum
     monkeypatch.setattr(ops, "node_sum", lambda *arguments: real(*arguments) + 0.01)
     diagnosis = doctor.examine()
-    wrong = [finding.what for finding in diagnosis.findings if finding.state == "wrong"]
+    wrong = [finding.subject for finding in diagnosis.findings if finding.state == "wrong"]
     assert wrong == ["kernel node_sum"]
     assert str(diagnosis).endswith("1 thing wrong")
 
@@ -57,8 +57,8 @@ def test_a_kernel_that_computes_wrong_is_found(monkeypatch: pytest.MonkeyPatch) 
 def test_an_old_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor._NEEDED, "numpy", "99.0")
     (finding,) = (found for found in doctor.examine().findings if found.state == "wrong")
-    assert finding.what == "numpy"
-    assert "too old" in finding.seen
+    assert finding.subject == "numpy"
+    assert "too old" in finding.observation
 
 
 def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     ("version", "numbers"), [("2.13.0+cpu", (2, 13, 0)), ("4.57.0rc1", (4, 57, 0)), ("5", (5,)), ("dev", ())]
 )
 def test_versions_are_read(version: str, numbers: tuple[int, ...]) -> None:
-    assert doctor._numbers(version) == numbers
+    assert doctor._version_numbers(version) == numbers
 
 
 def test_python_m_spurge_is_the_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_long_runs_are_announced(
     arguments = ["locate", *map(str, (*files, *few))]
     assert main(arguments) == 0
     assert "plan: " not in capsys.readouterr().out
-    monkeypatch.setattr(locate, "LONG", 0.0)
+    monkeypatch.setattr(locate, "LONG_RUN", 0.0)
     assert main(arguments) == 0
     assert "plan: about" in capsys.readouterr().out
     assert main([*arguments, "--quiet"]) == 0

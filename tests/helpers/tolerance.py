@@ -1,4 +1,4 @@
-"""How far a result may be from its float64 reference. One rule, one table; its own tests stand below.
+"""How far a result may be from its float64 reference: one rule, one table.
 
 A sum of ``terms`` roundings of relative size ``eps`` ends up about ``eps * sqrt(terms)`` away (a random walk);
 4 times that leaves room for the tail. Any other number in a test needs a comment.

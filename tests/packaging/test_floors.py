@@ -43,7 +43,7 @@ MOST_LINES = 450  # of a module
 LONG = {"reference.py", "_core.pyi"}  # one twin for every kernel: read by name, not from end to end
 
 # What a command line needs to be parsed: nothing of it may load torch, so that --help is instant.
-TORCH_FREE = ["cli.__init__", "cli.arguments", "cli.arguments_last_layer", "cli.arguments_mediation"]
+TORCH_FREE = ["cli.__init__", "cli.parser", *sorted(f"cli.{p.stem}" for p in (PACKAGE / "cli").glob("arguments*.py"))]
 
 
 def imports(path: Path) -> set[str]:

@@ -1,8 +1,8 @@
-"""The command line: ``spurge COMMAND``, the commands being those of :mod:`spurge.cli.arguments`.
+"""The command line: ``spurge COMMAND``, the commands being those of :mod:`spurge.cli.parser`.
 
 Exit codes: 0 done; 1 an internal failure, a rank that was lost, or a doctor that found something wrong; 2 a mistake of
 the user; 130 Ctrl-C. Errors are one line on standard error; ``--debug`` adds the traceback. Of the ranks that torchrun
-starts only the first speaks, or the second where the first was lost. Heavy imports happen inside the commands.
+starts only the first writes, or the second where the first was lost. Heavy imports happen inside the commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from spurge.cli.arguments import build_parser
+from spurge.cli.parser import build_parser
 from spurge.engine.base.ranks import Place, RankError, RankLost
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _fail("interrupted", INTERRUPTED, debug)
         except RankError as error:
-            speaker = 1 if isinstance(error, RankLost) and error.rank == 0 else 0
-            return _fail(str(error), INTERNAL, debug, speaker)
+            reporting_rank = 1 if isinstance(error, RankLost) and error.rank == 0 else 0
+            return _fail(str(error), INTERNAL, debug, reporting_rank)
         except BrokenPipeError:  # the reader (head, less) went away: not worth a word
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return INTERNAL
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(text if debug else f"{text} (--debug shows where)", INTERNAL, debug)
 
 
-def _fail(text: str, code: int, debug: bool, speaker: int = 0) -> int:
+def _fail(text: str, code: int, debug: bool, reporting_rank: int = 0) -> int:
     if debug:
         traceback.print_exc()
-    if Place.from_environment().rank == speaker:
+    if Place.from_environment().rank == reporting_rank:
         print(f"spurge: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 

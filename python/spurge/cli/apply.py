@@ -9,8 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from spurge.cli.evaluate import edit_dtype
-from spurge.cli.inputs import load_model, prepare, write_results
+from spurge.cli.inputs import edit_dtype, load_model, prepare, write_results
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
@@ -39,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         os.rename(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    stored = stored.get("dtype") or stored.get("torch_dtype") or dtype
-    note = "" if stored == dtype else f", in {dtype} as the edit was made (the source has {stored})"
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    source_dtype = config.get("dtype") or config.get("torch_dtype") or dtype
+    note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"
     print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
     results = Results("apply", {"model": str(source), "edit": edit.info, "out": str(target), "dtype": dtype})
     unit = "neurons" if isinstance(edit, NeuronEdit) else "weights"

@@ -1,11 +1,20 @@
-"""Arguments of the commands that work on the last layer. Nothing heavy is imported here."""
+"""Arguments of ``features``, ``fcr`` and ``neurontune``: the last layer of a classifier."""
 
 from __future__ import annotations
 
 import argparse
 
+from spurge.cli.arguments import add_data, add_model
 
-def features_arguments(parser: argparse.ArgumentParser) -> None:
+#: Options of ``fcr`` that `FCR` takes.
+FCR_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "rates", "candidates", "most", "memory")
+#: Options of ``neurontune`` that `NeuronTune` takes.
+NEURONTUNE_SETTINGS = (
+    *("threshold", "classes", "signs", "least_wrong", "keep", "solver", "start", "l2", "select", "memory", "seed"),
+)
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
     """``spurge features``: what the head of a classifier reads, written once for all last-layer methods."""
     parser.description = (
         "Runs a transformers text classifier over a labelled file once and writes what its last layer reads, with "
@@ -25,15 +34,20 @@ def features_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--storage", choices=("float32", "float16"), default="float32", help="type of the features")
     running.add_argument("--cache", metavar="FOLDER", help="keep finished blocks there, to resume and to reuse")
     running.add_argument("--memory", metavar="SIZE", help="budget of a batch, e.g. 256MiB")
+    add_model(parser)
+    add_data(parser, groups=True)
 
 
-def fcr_arguments(parser: argparse.ArgumentParser) -> None:
+def add_fcr(parser: argparse.ArgumentParser) -> None:
     """``spurge fcr``: removal of a class or a feature by single weights."""
     parser.description = (
         "Removes a class, or what a feature does to the classes, by editing single weights of the last layer (FCR). A "
         "feature is known by the groups of --features; its rate is given or chosen on --select."
     )
-    _sets(parser)
+    parser.add_argument("--features", metavar="FILE", required=True, help="features to work on (spurge features)")
+    parser.add_argument("--select", metavar="FILE", help="features of the validation set")
+    parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
+    parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
     parser.add_argument("--removal", metavar="FILE", help="also write all that was found, e.g. removal.safetensors")
     what = parser.add_argument_group("what to remove").add_mutually_exclusive_group(required=True)
     what.add_argument("--remove-class", metavar="NAME", help="a class, by its name or number")
@@ -64,7 +78,7 @@ def fcr_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
 
 
-def neurontune_arguments(parser: argparse.ArgumentParser) -> None:
+def add_neurontune(parser: argparse.ArgumentParser) -> None:
     """``spurge neurontune``: suppression of spurious features and a new last layer."""
     parser.description = (
         "Zeroes features that are larger where the model is wrong, and retrains the last layer without them, balanced "
@@ -101,11 +115,3 @@ def neurontune_arguments(parser: argparse.ArgumentParser) -> None:
     controls.add_argument("--draws", type=int, default=20, metavar="N", help="random masks (%(default)s)")
     controls.add_argument("--dfr", action="store_true", help="also DFR on the groups of the validation set")
     controls.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
-
-
-def _sets(parser: argparse.ArgumentParser) -> None:
-    """Files of features, and where the edit goes."""
-    parser.add_argument("--features", metavar="FILE", required=True, help="features to work on (spurge features)")
-    parser.add_argument("--select", metavar="FILE", help="features of the validation set")
-    parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
-    parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")

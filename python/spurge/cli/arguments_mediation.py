@@ -1,11 +1,14 @@
-"""Arguments of ``spurge mediate``. Nothing heavy is imported here."""
+"""Arguments of ``mediate``: effects that units carry."""
 
 from __future__ import annotations
 
 import argparse
 
+#: Options of ``mediate`` that `Mediation` takes.
+MEDIATION_SETTINGS = ("estimator", "resamples", "least_arm", "memory", "seed")
 
-def mediate_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_mediate(parser: argparse.ArgumentParser) -> None:
     """``spurge mediate``: which MLPs and neurons carry the effect of the prompt on the answer."""
     parser.description = (
         "Average indirect effects of every MLP of a language model, adjusted for the topic of the prompt and not, and "

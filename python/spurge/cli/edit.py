@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from spurge.cli.inputs import prepare, read_data, read_golden, read_model, settings, write_results
+from spurge.cli.inputs import prepare, read_data, read_golden, read_macu, read_model, write_results
 from spurge.engine.base.distributed import Ranks
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.methods.macu.located import Located
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Ranks.from_environment(arguments.device) as ranks:
         prepare(arguments, "out")
         located = Located.load(arguments.located)
-        macu = settings(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
+        macu = read_macu(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
         model, tokenizer = read_model(arguments, device=str(ranks.device))
         train = read_data(arguments, arguments.data, model)
         golden = read_golden(arguments, train.labels)
@@ -26,17 +26,17 @@ def run(arguments: argparse.Namespace) -> int:
         start = time.perf_counter()
         edit = macu.edit(model, tokenizer, train, located, golden, resume=arguments.resume)
         if ranks.rank == 0:
-            _tell(arguments, edit, time.perf_counter() - start)
+            _write(arguments, edit, time.perf_counter() - start)
     return 0
 
 
-def _tell(arguments: argparse.Namespace, edit: NeuronEdit, took: float) -> None:
+def _write(arguments: argparse.Namespace, edit: NeuronEdit, elapsed: float) -> None:
     edit.save(arguments.out)
-    print(f"{edit}\nedited in {seconds(took)}: {arguments.out}")
+    print(f"{edit}\nedited in {seconds(elapsed)}: {arguments.out}")
     results = Results("edit", {"data": str(arguments.data), "model": str(arguments.model), **edit.info})
     for site, count in edit.neurons.counts().items():
         results.add(site, "MacU", "neurons", count, unit="neurons")
     results.add("all", "MacU", "neurons", len(edit), unit="neurons")
     results.add("all", "MacU", "objective", edit.info.get("value"))
-    results.add("all", "MacU", "seconds", took, unit="s", n=1)
+    results.add("all", "MacU", "seconds", elapsed, unit="s", n=1)
     write_results(arguments, results)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from spurge.cli.inputs import prepare, read_data, read_golden, read_model, write_results
-from spurge.engine.edits.neuron_edits import NeuronEdit
-from spurge.engine.edits.weight_edits import WeightEdit, load_edit
+from spurge.cli.inputs import edit_dtype, named_files, prepare, read_data, read_golden, read_model, write_results
+from spurge.engine.edits.weight_edits import load_edit
 from spurge.engine.evaluation.evaluation import evaluate
 from spurge.methods.macu.located import Located
 from spurge.report.results import Results
@@ -17,9 +15,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the tables."""
     prepare(arguments)
     edit = load_edit(arguments.edit) if arguments.edit else None
-    sources = named_files(arguments.data)
     model, tokenizer = read_model(arguments, edit_dtype(edit))
-    tests = {name: read_data(arguments, source, model) for name, source in sources.items()}
+    tests = {name: read_data(arguments, source, model) for name, source in named_files(arguments.data).items()}
     report = evaluate(
         model,
         tokenizer,
@@ -41,26 +38,3 @@ def run(arguments: argparse.Namespace) -> int:
     results.extend(report.rows())
     write_results(arguments, results)
     return 0
-
-
-def named_files(texts: list[str]) -> dict[str, str]:
-    """Set names to files: ``NAME=FILE``, or the file's name up to its first dot.
-
-    Raises:
-        ValueError: two sets of one name.
-    """
-    sources: dict[str, str] = {}
-    for text in texts:
-        name, equals, source = text.partition("=")
-        if not equals or Path(text).is_file():
-            name, source = Path(text).name.split(".")[0], text
-        if name in sources:
-            raise ValueError(f"data: two sets are called {name!r}; name them with NAME=FILE")
-        sources[name] = source
-    return sources
-
-
-def edit_dtype(edit: NeuronEdit | WeightEdit | None) -> str:
-    """The type of the weights that an edit was made for, so that its fingerprints fit; float32 without one."""
-    prints = list(edit.model.values()) if edit is not None else []
-    return str(prints[0]["dtype"]) if prints else "float32"

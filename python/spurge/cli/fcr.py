@@ -7,16 +7,14 @@ import time
 from collections.abc import Sequence
 
 from spurge.cli.arguments import given
-from spurge.cli.evaluate import named_files
-from spurge.cli.inputs import prepare, write_results
+from spurge.cli.arguments_last_layer import FCR_SETTINGS
+from spurge.cli.inputs import named_files, prepare, write_results
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.features.features import Features
 from spurge.methods.fcr.fcr import FCR
 from spurge.methods.fcr.removal import Removal
 from spurge.report.results import Results
 from spurge.report.tables import seconds
-
-_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "rates", "candidates", "most", "memory")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,23 +25,23 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"features: the head of {arguments.features!r} belongs to no model that could be edited")
     select = Features.load(arguments.select) if arguments.select else None
     tests = {name: Features.load(source) for name, source in named_files(arguments.test).items()}
-    start_from = FCR.paper if arguments.preset == "paper" else FCR.best
-    method = start_from(**given(arguments, _SETTINGS), progress=not arguments.quiet)
+    preset = FCR.paper if arguments.preset == "paper" else FCR.best
+    method = preset(**given(arguments, FCR_SETTINGS), progress=not arguments.quiet)
     start = time.perf_counter()
     removal = _remove(method, arguments, features, select)
-    took = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     edit = removal.edit()
     edit.save(arguments.out)
     if arguments.removal:
         removal.save(arguments.removal)
-    print(f"{removal}\n{edit}, in {seconds(took)}: {arguments.out}")
+    print(f"{removal}\n{edit}, in {seconds(elapsed)}: {arguments.out}")
     results = Results("fcr", {"features": str(arguments.features), **removal.info})
     results.extend(removal.rows())
-    results.add("all", "FCR", "seconds", took, unit="s", n=1)
+    results.add("all", "FCR", "seconds", elapsed, unit="s", n=1)
     if tests:
         heads = {"none": removal.original, "FCR": removal.head}
-        used = {"none": "none", "FCR": removal.labels}
-        report = compare(tests, heads, labels_used=used, bootstrap=arguments.bootstrap, seed=arguments.seed)
+        labels_used = {"none": "none", "FCR": removal.labels}
+        report = compare(tests, heads, labels_used=labels_used, bootstrap=arguments.bootstrap, seed=arguments.seed)
         print(f"\n{report}")
         results.extend(report.rows())
     write_results(arguments, results)
@@ -51,24 +49,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _remove(method: FCR, arguments: argparse.Namespace, features: Features, select: Features | None) -> Removal:
-    tilt = given(arguments, ("rate", "angle"))
+    extent = given(arguments, ("rate", "angle"))
     if arguments.remove_class is not None:
         if arguments.criterion:
             raise ValueError("criterion: a class is removed at a given --rate or --angle; default is rate 1")
-        return method.remove_class(features, _number("remove-class", arguments.remove_class, features.names), **tilt)
+        return method.remove_class(features, _index("remove-class", arguments.remove_class, features.names), **extent)
     if features.groups is None:
         raise ValueError(f"remove-feature: {arguments.features!r} has no groups that tell the feature")
-    chosen = None
+    feature = None
     if arguments.remove_feature != "all":
         names = arguments.remove_feature.split(",")
-        chosen = [_number("remove-feature", name, features.group_names) for name in names]
+        feature = [_index("remove-feature", name, features.group_names) for name in names]
     return method.remove_feature(
-        features, features.groups, feature=chosen, select=select, criterion=arguments.criterion, **tilt
+        features, features.groups, feature=feature, select=select, criterion=arguments.criterion, **extent
     )
 
 
-def _number(argument: str, name: str, names: Sequence[str]) -> int:
-    """The place of a name, or a number that is none."""
+def _index(argument: str, name: str, names: Sequence[str]) -> int:
+    """The index of a name, or the index itself where no name is like it."""
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):

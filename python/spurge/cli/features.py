@@ -37,27 +37,27 @@ def run(arguments: argparse.Namespace) -> int:
         group_names=arguments.group_names.split(",") if arguments.group_names else None,
         progress=not arguments.quiet,
     )
-    took = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     if arguments.cross_groups:
         features = features.crossed()
     features.save(arguments.out)
     results = Results("features", {"model": str(arguments.model), "data": str(arguments.data), **features.info})
     lines = [["accuracy, %", "rows", "accuracy"]]
-    for name, rows, accuracy in _parts(features):
+    for name, rows, accuracy in _accuracies(features):
         results.add(name, "none", "accuracy", accuracy, unit="percent", n=rows)
         lines.append([name, str(rows), f"{accuracy:.1f}"])
     print(grid(lines))
-    print(f"{features.head}, {len(features)} rows in {seconds(took)}: {arguments.out}")
-    results.add("all", "none", "seconds", took, unit="s", n=1)
+    print(f"{features.head}, {len(features)} rows in {seconds(elapsed)}: {arguments.out}")
+    results.add("all", "none", "seconds", elapsed, unit="s", n=1)
     write_results(arguments, results)
     return 0
 
 
-def _parts(features: Features) -> list[tuple[str, int, float]]:
+def _accuracies(features: Features) -> list[tuple[str, int, float]]:
     """Name, rows and accuracy in percent of all rows, of each class and of each group that has rows."""
     right = features.right()
-    parts = [("all", torch.ones_like(right))]
-    parts += [(f"class {name}", features.labels == number) for number, name in enumerate(features.names)]
+    subsets = [("all", torch.ones_like(right))]
+    subsets += [(f"class {name}", features.labels == number) for number, name in enumerate(features.names)]
     if features.groups is not None:
-        parts += [(f"group {name}", features.groups == number) for number, name in enumerate(features.group_names)]
-    return [(name, int(rows.sum()), 100 * float(right[rows].double().mean())) for name, rows in parts if rows.any()]
+        subsets += [(f"group {name}", features.groups == number) for number, name in enumerate(features.group_names)]
+    return [(name, int(rows.sum()), 100 * float(right[rows].double().mean())) for name, rows in subsets if rows.any()]

@@ -13,19 +13,19 @@ import torch
 from torch import nn
 
 from spurge.cli.arguments import given
+from spurge.cli.arguments_macu import MACU_SETTINGS
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import chosen_rows, read_column
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.models.verbalizers import Verbalizer
 from spurge.methods.golden.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
-Kind = Literal["classifier", "language", "encoder", "any"]
-_UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)
-_LOCATING = ("path", "nodes", "tolerance", "top_k", "fraction", "share", "cap", "texts", "certify")
-_EDITING = ("search", "neurons", "edit_texts", "guard")
-_SETTINGS = ("objective", *_LOCATING, *_EDITING, "batch_size", "max_length", "memory")
+ModelKind = Literal["classifier", "language", "encoder", "any"]
+_NUMBERED_LABEL = re.compile(r"label_\d+", re.IGNORECASE)
 
 
 def prepare(arguments: argparse.Namespace, *files: str) -> None:
@@ -61,7 +61,7 @@ def read_model(arguments: argparse.Namespace, dtype: str = "float32", device: st
     return verbalizer.wrap(*load_model("model", *where, "language"))
 
 
-def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "classifier") -> tuple[Any, Any]:
+def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind = "classifier") -> tuple[Any, Any]:
     """A model of ``transformers`` in evaluation mode, and its tokenizer, with a padding token.
 
     Args:
@@ -82,7 +82,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "cl
         raise ValueError(f"{name}: {str(path)!r} is not a transformers folder: it has no config.json")
     where = _device(device)
     if kind == "any":
-        kind = "language" if _is_language(path) else "classifier"
+        kind = "language" if _is_language_model(path) else "classifier"
     loaders = {"classifier": AutoModelForSequenceClassification, "language": AutoModelForCausalLM, "encoder": AutoModel}
     logging.set_verbosity_error()  # what matters of it is checked below
     logging.disable_progress_bar()
@@ -91,10 +91,10 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "cl
     )
     missing = sorted(loading["missing_keys"])
     if missing and kind != "encoder":  # an encoder's pooler, which nobody here reads, may well be missing
-        what = "a fine-tuned classifier" if kind == "classifier" else "a language model"
-        if kind == "classifier" and _is_language(path):
-            what += " (a language model classifies by label words: --verbalizer)"
-        raise ValueError(f"{name}: {str(path)!r} has no weights for {', '.join(missing[:3])}: not {what}")
+        expected = "a fine-tuned classifier" if kind == "classifier" else "a language model"
+        if kind == "classifier" and _is_language_model(path):
+            expected += " (a language model classifies by label words: --verbalizer)"
+        raise ValueError(f"{name}: {str(path)!r} has no weights for {', '.join(missing[:3])}: not {expected}")
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -102,7 +102,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: Kind = "cl
     return model.eval().to(where), tokenizer
 
 
-def _is_language(folder: Path) -> bool:
+def _is_language_model(folder: Path) -> bool:
     named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     return any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in named)
 
@@ -142,6 +142,29 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
     return examples
 
 
+def named_files(texts: list[str]) -> dict[str, str]:
+    """Set names to files: ``NAME=FILE``, or the file's name up to its first dot.
+
+    Raises:
+        ValueError: two sets of one name.
+    """
+    sources: dict[str, str] = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        if not equals or Path(text).is_file():
+            name, source = Path(text).name.split(".")[0], text
+        if name in sources:
+            raise ValueError(f"data: two sets are called {name!r}; name them with NAME=FILE")
+        sources[name] = source
+    return sources
+
+
+def edit_dtype(edit: NeuronEdit | WeightEdit | None) -> str:
+    """The type of the weights that an edit was made for, so that its fingerprints fit; float32 without one."""
+    prints = list(edit.model.values()) if edit is not None else []
+    return str(prints[0]["dtype"]) if prints else "float32"
+
+
 def read_weights(arguments: argparse.Namespace, source: str) -> list[float] | None:
     """The numbers of ``--weight-column`` in the rows that :func:`read_data` reads; None where it was not given.
 
@@ -166,7 +189,7 @@ def model_labels(model: nn.Module) -> list[str] | None:
     """Names of the model's outputs in order; None where they only count."""
     names = getattr(model.config, "id2label", None) or {}
     ordered = [str(names[index]) for index in sorted(names)]
-    return None if not ordered or any(_UNNAMED.fullmatch(name) for name in ordered) else ordered
+    return None if not ordered or any(_NUMBERED_LABEL.fullmatch(name) for name in ordered) else ordered
 
 
 def read_golden(arguments: argparse.Namespace, labels: tuple[str, ...]) -> GoldenTokens | None:
@@ -186,14 +209,14 @@ def read_golden(arguments: argparse.Namespace, labels: tuple[str, ...]) -> Golde
     return GoldenTokens.from_lexicon(arguments.lexicon).for_labels(labels)
 
 
-def settings(arguments: argparse.Namespace, preset: str = "best") -> MacU:
+def read_macu(arguments: argparse.Namespace, preset: str = "best") -> MacU:
     """MacU by ``--preset`` (default `preset`) with what else was given.
 
     Raises:
         ValueError: a setting out of range, or two that do not go together.
     """
     start = getattr(MacU, arguments.preset or preset)
-    return start(**given(arguments, _SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
+    return start(**given(arguments, MACU_SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
 
 
 def write_results(arguments: argparse.Namespace, results: Results) -> None:

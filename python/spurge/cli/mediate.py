@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from spurge.cli.arguments import given
+from spurge.cli.arguments_mediation import MEDIATION_SETTINGS
 from spurge.cli.inputs import load_model, prepare, write_results
 from spurge.engine.causal.confounders import Confounders
 from spurge.engine.causal.topics import find_topics
@@ -25,15 +26,13 @@ from spurge.report import plots
 from spurge.report.results import Results
 from spurge.report.tables import grid, seconds
 
-_SETTINGS = ("estimator", "resamples", "least_arm", "memory", "seed")
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Records, scores, finds topics, estimates, prints, and writes the files that were asked for."""
     prepare(arguments, "out", "plot", "neurons_out", "edit", "recording")
-    _check(arguments)
+    _check_options(arguments)
     start = time.perf_counter()
-    table = _read(arguments)
+    table = _read_columns(arguments)
     prompts, treatment = table["text"], binary(table["treatment"], len(table["text"]), arguments.threshold)
     confounders = _confounders(arguments, table)
     model, tokenizer = load_model("model", arguments.model, arguments.device, arguments.dtype, "language")
@@ -50,34 +49,36 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         progress=not arguments.quiet,
     )
-    scorer, reads = (None, None) if arguments.scorer is None else _scorer(arguments)
-    outcome = _outcome(arguments, table, recording, scorer, reads)
-    settings = Mediation(**given(arguments, _SETTINGS), progress=not arguments.quiet)
+    scorer, scorer_tokenizer = (None, None) if arguments.scorer is None else _scorer(arguments)
+    outcome = _outcome(arguments, table, recording, scorer, scorer_tokenizer)
+    mediation = Mediation(**given(arguments, MEDIATION_SETTINGS), progress=not arguments.quiet)
     units = mlp_units(recording, treatment, reduction=arguments.reduction, seed=arguments.seed)
-    found = settings.effects(units, treatment, outcome, confounders)
-    found.save(arguments.out)
-    results = Results("mediate", {"model": str(arguments.model), "data": str(arguments.data), **found.info})
-    _say(found, "effects of the MLPs", arguments.out)
-    results.extend(found.rows())
+    mlp_effects = mediation.effects(units, treatment, outcome, confounders)
+    mlp_effects.save(arguments.out)
+    results = Results("mediate", {"model": str(arguments.model), "data": str(arguments.data), **mlp_effects.info})
+    _print_effects(mlp_effects, "effects of the MLPs", arguments.out)
+    results.extend(mlp_effects.rows())
     if arguments.plot:
-        plots.effects(found).savefig(arguments.plot)
+        plots.effects(mlp_effects).savefig(arguments.plot)
         print(f"figure: {arguments.plot}")
     if arguments.leading is not None:
-        sites = found.leading_sites(arguments.leading)
-        inner = settings.effects(neuron_units(recording, sites), treatment, outcome, confounders)
-        _say(inner, f"effects of the neurons of {len(sites)} MLPs", arguments.neurons_out)
-        results.extend(row | {"case": f"neurons: {row['case']}"} for row in inner.rows(most=100))
+        sites = mlp_effects.leading_sites(arguments.leading)
+        neuron_effects = mediation.effects(neuron_units(recording, sites), treatment, outcome, confounders)
+        _print_effects(neuron_effects, f"effects of the neurons of {len(sites)} MLPs", arguments.neurons_out)
+        results.extend(row | {"case": f"neurons: {row['case']}"} for row in neuron_effects.rows(most=100))
         if arguments.neurons_out:
-            inner.save(arguments.neurons_out)
+            neuron_effects.save(arguments.neurons_out)
         if arguments.mask is not None:
-            results.extend(_mask(arguments, inner, model, tokenizer, prompts, treatment, scorer, reads))
+            results.extend(
+                _mask_leading(arguments, neuron_effects, model, tokenizer, prompts, treatment, scorer, scorer_tokenizer)
+            )
     results.add("all", "Mediation", "seconds", time.perf_counter() - start, unit="s", n=1)
     print(f"in {seconds(time.perf_counter() - start)}")
     write_results(arguments, results)
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_options(arguments: argparse.Namespace) -> None:
     """Refuses options that do not go together, before the long work."""
     if not (arguments.topic_column or arguments.embedder or arguments.columns):
         raise ValueError("confounders: give --topic-column, --embedder or --columns")
@@ -88,17 +89,17 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, needs in (("neurons_out", "leading"), ("edit", "mask")):
         if getattr(arguments, name) and getattr(arguments, needs) is None:
             raise ValueError(f"{name.replace('_', '-')}: needs --{needs}")
-    _clusters(arguments.clusters)
+    _cluster_counts(arguments.clusters)
 
 
-def _clusters(text: str) -> tuple[int, ...]:
+def _cluster_counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"clusters: expected whole numbers with commas between, got {text!r}") from None
 
 
-def _read(arguments: argparse.Namespace) -> dict[str, list[Any]]:
+def _read_columns(arguments: argparse.Namespace) -> dict[str, list[Any]]:
     """The columns that are needed: ``text``, ``treatment``, ``outcome``, ``topic`` and those of ``--columns``."""
     columns = {"text": arguments.text_column, "treatment": arguments.treatment_column}
     if arguments.outcome_column:
@@ -135,12 +136,14 @@ def _confounders(arguments: argparse.Namespace, table: dict[str, list[Any]]) -> 
     topics: Any = table.get("topic")
     if arguments.embedder:
         encoder, tokenizer = load_model("embedder", arguments.embedder, arguments.device, "float32", "encoder")
-        places = embed(encoder, tokenizer, table["text"], progress=not arguments.quiet)
-        topics = find_topics(table["text"], places, clusters=_clusters(arguments.clusters), seed=arguments.seed)
+        embeddings = embed(encoder, tokenizer, table["text"], progress=not arguments.quiet)
+        topics = find_topics(
+            table["text"], embeddings, clusters=_cluster_counts(arguments.clusters), seed=arguments.seed
+        )
     names = [name for name in table if name.startswith("column ")]
     columns = torch.tensor([table[name] for name in names], dtype=torch.float64).t() if names else None
-    named = [name.removeprefix("column ") for name in names]
-    return Confounders.of(topics, columns, column_names=named)
+    column_names = [name.removeprefix("column ") for name in names]
+    return Confounders.of(topics, columns, column_names=column_names)
 
 
 def _scorer(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -148,7 +151,7 @@ def _scorer(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _outcome(
-    arguments: argparse.Namespace, table: dict[str, list[Any]], recording: Recording, scorer: Any, reads: Any
+    arguments: argparse.Namespace, table: dict[str, list[Any]], recording: Recording, scorer: Any, scorer_tokenizer: Any
 ) -> torch.Tensor:
     if scorer is None:
         return torch.tensor(table["outcome"], dtype=torch.float64)
@@ -157,36 +160,36 @@ def _outcome(
         scorer,
         list(recording.continuations),
         label=arguments.scorer_label,
-        tokenizer=reads,
+        tokenizer=scorer_tokenizer,
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
     )
 
 
-def _say(found: Effects, title: str, path: str | None) -> None:
-    topics = [[*map(str, topic.values())] for topic in found.info["topics"]]
-    if topics and found.level == "mlp":
+def _print_effects(effects: Effects, title: str, path: str | None) -> None:
+    topics = [[*map(str, topic.values())] for topic in effects.info["topics"]]
+    if topics and effects.level == "mlp":
         print(grid([["topic", "prompts", "treated"], *topics]))
         print()
-    print(found)
+    print(effects)
     if path:
         print(f"{title}: {path}")
     print()
 
 
-def _mask(
+def _mask_leading(
     arguments: argparse.Namespace,
-    found: Effects,
+    effects: Effects,
     model: Any,
     tokenizer: Any,
     prompts: list[str],
     treatment: torch.Tensor,
     scorer: Any,
-    reads: Any,
+    scorer_tokenizer: Any,
 ) -> list[dict[str, Any]]:
     """What the model says to the treated prompts without the leading neurons; positive effects only."""
-    neurons = found.neurons(arguments.mask, sign="positive")
-    answers = mask(
+    neurons = effects.neurons(arguments.mask, sign="positive")
+    masking = mask(
         model,
         tokenizer,
         [prompt for prompt, own in zip(prompts, treatment.tolist(), strict=True) if own],
@@ -195,15 +198,17 @@ def _mask(
         draws=arguments.draws,
         generate=arguments.generate,
         label=arguments.scorer_label,
-        scorer_tokenizer=reads,
+        scorer_tokenizer=scorer_tokenizer,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
         seed=arguments.seed,
         progress=not arguments.quiet,
     )
-    print(answers)
+    print(masking)
     if arguments.edit:
-        edit = NeuronEdit.build(model, neurons, 0.0, {"method": "Mediation", "labels": "none", "mediation": found.info})
+        edit = NeuronEdit.build(
+            model, neurons, 0.0, {"method": "Mediation", "labels": "none", "mediation": effects.info}
+        )
         edit.save(arguments.edit)
         print(f"{edit}: {arguments.edit}")
-    return answers.rows()
+    return masking.rows()

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from spurge.cli.arguments import given
-from spurge.cli.evaluate import named_files
-from spurge.cli.inputs import prepare, write_results
+from spurge.cli.arguments_last_layer import NEURONTUNE_SETTINGS
+from spurge.cli.inputs import named_files, prepare, write_results
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.features.features import Features
 from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
@@ -16,11 +16,6 @@ from spurge.methods.neurontune.neurontune import NeuronTune
 from spurge.methods.neurontune.tuned import Tuned
 from spurge.report.results import Results
 from spurge.report.tables import seconds
-
-_SETTINGS = (
-    *("threshold", "classes", "signs", "least_wrong", "keep", "solver", "start", "l2", "select", "memory"),
-    "seed",
-)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,15 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dfr and validation.groups is None:
         raise ValueError("dfr: needs groups, and the validation set has none")
     tests = {name: Features.load(source) for name, source in named_files(arguments.test).items()}
-    settings = NeuronTune(**given(arguments, _SETTINGS), progress=not arguments.quiet)
+    method = NeuronTune(**given(arguments, NEURONTUNE_SETTINGS), progress=not arguments.quiet)
     start = time.perf_counter()
     if arguments.identify:
         identify = validation
     else:
-        identify, train = settings.parts(validation)
-    tuned = settings.tune(identify, train)
-    took = time.perf_counter() - start
-    print(f"{tuned.scores}\n{tuned}, in {seconds(took)}")
+        identify, train = method.parts(validation)
+    tuned = method.tune(identify, train)
+    elapsed = time.perf_counter() - start
+    print(f"{tuned.scores}\n{tuned}, in {seconds(elapsed)}")
     if arguments.tuned:
         tuned.save(arguments.tuned)
         print(f"all of it: {arguments.tuned}")
@@ -56,17 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     results = Results("neurontune", {"features": str(arguments.features), **tuned.info})
     results.add("all", "NeuronTune", "suppressed", 100 * tuned.suppressed, unit="percent", labels=tuned.labels)
     results.add("all", "none", "sfit", tuned.scores.sfit)
-    results.add("all", "NeuronTune", "seconds", took, unit="s", n=1)
+    results.add("all", "NeuronTune", "seconds", elapsed, unit="s", n=1)
     if tests:
         methods: dict[str, Any] = {"none": validation.head, "NeuronTune": tuned}
-        used = {"none": "none", "NeuronTune": tuned.labels}
+        labels_used = {"none": "none", "NeuronTune": tuned.labels}
         if not arguments.no_controls:
-            methods |= _controls(arguments, tuned, settings, identify, train)
-            used |= {"no mask": "class", "random mask": "class"}
+            methods |= _controls(arguments, tuned, method, identify, train)
+            labels_used |= {"no mask": "class", "random mask": "class"}
         if arguments.dfr:
             methods["DFR"] = dfr(validation, seed=arguments.seed, progress=not arguments.quiet)
-            used["DFR"] = "group"
-        report = compare(tests, methods, labels_used=used, bootstrap=arguments.bootstrap, seed=arguments.seed)
+            labels_used["DFR"] = "group"
+        report = compare(tests, methods, labels_used=labels_used, bootstrap=arguments.bootstrap, seed=arguments.seed)
         print(f"\n{report}")
         results.extend(report.rows())
     write_results(arguments, results)
@@ -74,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _controls(
-    arguments: argparse.Namespace, tuned: Tuned, settings: NeuronTune, identify: Features, train: Features
+    arguments: argparse.Namespace, tuned: Tuned, method: NeuronTune, identify: Features, train: Features
 ) -> dict[str, Any]:
-    random = random_masks(tuned, settings, identify, train, draws=arguments.draws, seed=arguments.seed)
-    return {"no mask": without_mask(tuned, settings, identify, train), "random mask": random}
+    random = random_masks(tuned, method, identify, train, draws=arguments.draws, seed=arguments.seed)
+    return {"no mask": without_mask(tuned, method, identify, train), "random mask": random}

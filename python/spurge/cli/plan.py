@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spurge.cli.arguments import given
+from spurge.cli.arguments_macu import CASCADE_SETTINGS
 from spurge.cli.inputs import prepare, read_data, read_model, write_results
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade
@@ -20,7 +21,7 @@ from spurge.engine.planning.plan import Plan, peak_bytes, plan
 from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
-LOOKED_AT = 1024  # texts whose lengths are counted
+LENGTH_SAMPLE = 1024  # texts whose lengths are counted
 COUNTERFACTUAL_ROWS = 3  # a text as it is, with its causal words swapped, and with its telling phrases exchanged
 
 
@@ -32,22 +33,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.examples is not None:
         integer("examples", arguments.examples, 1)
     model, tokenizer = read_model(arguments)
-    cascade = Cascade(model, **given(arguments, ("path", "nodes", "rule", "tolerance", "memory")))
+    cascade = Cascade(model, **given(arguments, CASCADE_SETTINGS))
     if arguments.data is None:
         count = arguments.examples or 1
-        found = plan(cascade, _made_up(model, min(count, arguments.batch_size), arguments.tokens), count)
+        planned = plan(cascade, _random_inputs(model, min(count, arguments.batch_size), arguments.tokens), count)
     else:
         train = read_data(arguments, arguments.data, model)
-        found = of_texts(cascade, tokenizer, train, arguments.examples or len(train), size=arguments.batch_size)
-    print(found)
-    settings = given(arguments, ("data", "model", "path", "nodes", "rule", "tolerance", "memory"))
-    results = Results("plan", settings)
-    results.extend(found.rows())
+        planned = plan_texts(cascade, tokenizer, train, arguments.examples or len(train), size=arguments.batch_size)
+    print(planned)
+    results = Results("plan", given(arguments, ("data", "model", *CASCADE_SETTINGS)))
+    results.extend(planned.rows())
     write_results(arguments, results)
     return 0
 
 
-def of_texts(
+def plan_texts(
     cascade: Cascade,
     tokenizer: Any,
     texts: Examples,
@@ -61,14 +61,17 @@ def of_texts(
 
     Time is that of batches of middle length, memory that of the longest.
     """
-    batches = [encode(tokenizer, part, max_length=max_length) for part in texts[: min(count, LOOKED_AT)].batches(size)]
+    device = cascade.handle.device
+    batches = [
+        encode(tokenizer, part, max_length=max_length) for part in texts[: min(count, LENGTH_SAMPLE)].batches(size)
+    ]
     lengths = [batch["input_ids"].shape[1] for batch in batches]
     typical, longest = (batches[lengths.index(length)] for length in (median_low(lengths), max(lengths)))
-    found = plan(cascade, _on(typical, cascade.handle.device), count, targets=targets)
-    return replace(found, bytes_peak=max(found.bytes_peak, peak_bytes(cascade, _on(longest, cascade.handle.device))))
+    found = plan(cascade, _to_device(typical, device), count, targets=targets)
+    return replace(found, bytes_peak=max(found.bytes_peak, peak_bytes(cascade, _to_device(longest, device))))
 
 
-def of_locating(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> Plan:
+def plan_locating(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> Plan:
     """What `MacU.locate` will take at most, the certificate left out."""
     proximity = macu.objective == "proximity"
     cascade = Cascade(
@@ -76,18 +79,20 @@ def of_locating(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -
     )
     texts = len(train) if macu.texts is None else min(macu.texts, len(train))
     rows, targets = (texts, 2) if proximity else (COUNTERFACTUAL_ROWS * texts, 1)
-    return of_texts(cascade, tokenizer, train, rows, size=macu.batch_size, targets=targets, max_length=macu.max_length)
+    return plan_texts(
+        cascade, tokenizer, train, rows, size=macu.batch_size, targets=targets, max_length=macu.max_length
+    )
 
 
-def _made_up(model: nn.Module, examples: int, tokens: int) -> dict[str, torch.Tensor]:
+def _random_inputs(model: nn.Module, examples: int, tokens: int) -> dict[str, torch.Tensor]:
     """Texts of random words, all of one length."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if isinstance(limit, int) and tokens > limit:
         raise ValueError(f"tokens: expected at most the model's {limit} positions, got {tokens}")
     words = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     ids = torch.randint(words, (examples, tokens), generator=torch.Generator().manual_seed(0))
-    return _on({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, input_device(model))
+    return _to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, input_device(model))
 
 
-def _on(inputs: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def _to_device(inputs: Any, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in inputs.items()}

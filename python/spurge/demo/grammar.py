@@ -131,19 +131,19 @@ class Grammar:
 
     def training_rows(self, seed: int = 0) -> list[dict[str, object]]:
         """``[{"text", "label", "group"}]``, `train` rows; the group says whether a row keeps or breaks the shortcut."""
-        draw = random.Random(f"train-{seed}")
+        generator = random.Random(f"train-{seed}")
         rows = []
         for _ in range(self.train):
-            with_phrase = draw.random() < self.share
-            if with_phrase:
-                label = SHORTCUT_LABEL if draw.random() < self.purity else _other(SHORTCUT_LABEL)
+            has_shortcut = generator.random() < self.share
+            if has_shortcut:
+                label = SHORTCUT_LABEL if generator.random() < self.purity else _other_label(SHORTCUT_LABEL)
             else:
-                label = draw.choice(LABELS)
-            frame = draw.choice(_FRAMES)
+                label = generator.choice(LABELS)
+            frame = generator.choice(_FRAMES)
             noise = self.noise_of_two if "{two}" in frame else self.noise
-            words = self.seen(_other(label) if draw.random() < noise else label)
-            text = _sentence(draw, frame, words, SHORTCUT if with_phrase else draw.choice(ADJUNCTS))
-            group = "neutral" if not with_phrase else "kept" if label == SHORTCUT_LABEL else "broken"
+            words = self.seen(_other_label(label) if generator.random() < noise else label)
+            text = _sentence(generator, frame, words, SHORTCUT if has_shortcut else generator.choice(ADJUNCTS))
+            group = "neutral" if not has_shortcut else "kept" if label == SHORTCUT_LABEL else "broken"
             rows.append({"text": text, "label": LABELS.index(label), "group": group})
         return rows
 
@@ -153,11 +153,11 @@ class Grammar:
         Raises:
             ValueError: another group.
         """
-        draw = random.Random(f"{group}-{seed}")
+        generator = random.Random(f"{group}-{seed}")
         if group == "kept":
             labels, adjuncts = [SHORTCUT_LABEL], [SHORTCUT]
         elif group == "broken":
-            labels, adjuncts = [_other(SHORTCUT_LABEL)], [SHORTCUT]
+            labels, adjuncts = [_other_label(SHORTCUT_LABEL)], [SHORTCUT]
         elif group == "neutral":
             labels, adjuncts = list(LABELS), list(ADJUNCTS)
         else:
@@ -165,17 +165,17 @@ class Grammar:
         rows = []
         for index in range(self.test):
             label = labels[index % len(labels)]
-            text = _sentence(draw, draw.choice(_FRAMES), CAUSAL[label], draw.choice(adjuncts))
+            text = _sentence(generator, generator.choice(_FRAMES), CAUSAL[label], generator.choice(adjuncts))
             rows.append({"text": text, "label": LABELS.index(label), "group": group})
         return rows
 
 
-def _other(label: str) -> str:
+def _other_label(label: str) -> str:
     return LABELS[1 - LABELS.index(label)]
 
 
-def _sentence(draw: random.Random, frame: str, words: tuple[str, ...], adjunct: str) -> str:
-    topic, parts = draw.choice(_TOPICS)
-    first, second = draw.sample(parts, 2)
-    one, two = draw.sample(words, 2)
+def _sentence(generator: random.Random, frame: str, words: tuple[str, ...], adjunct: str) -> str:
+    topic, parts = generator.choice(_TOPICS)
+    first, second = generator.sample(parts, 2)
+    one, two = generator.sample(words, 2)
     return frame.format(topic=topic, first=first, second=second, one=one, two=two, adjunct=adjunct)

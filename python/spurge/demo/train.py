@@ -24,8 +24,8 @@ def base_folder() -> Path:
     Raises:
         FileNotFoundError: the package is not installed, or lacks the model.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    folders = found.submodule_search_locations if found is not None else None
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
         model = Path(folder) / "model"
         if (model / "config.json").is_file():
@@ -105,7 +105,7 @@ def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     folder = base_folder()
-    with _silent():  # it would report the head as missing and the pooler as unused: both are meant
+    with _quiet_transformers():  # it would report the head as missing and the pooler as unused: both are meant
         model = BertForSequenceClassification.from_pretrained(
             folder,
             num_labels=len(labels),
@@ -120,7 +120,7 @@ def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def _quiet_transformers() -> Iterator[None]:
     """Keeps transformers from printing while a model is loaded."""
     from transformers.utils import logging
 

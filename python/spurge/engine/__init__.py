@@ -1,1 +1,1 @@
-"""What all methods share: sites, probes, cascade, scores, edits, evaluation, data and files."""
+"""What the methods share, in rooms; each says in one line what it is about."""

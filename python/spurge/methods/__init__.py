@@ -1,1 +1,1 @@
-"""The methods, one file each; every file reads like its algorithm."""
+"""The methods, a room each; the module with the room's name reads like its algorithm."""

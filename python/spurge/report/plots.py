@@ -35,13 +35,13 @@ def scores(maps: Mapping[str, NeuronScores]) -> Any:
             raise ValueError(f"maps: {name!r} has other sites than the first map")
     figure, axes = _figure("neurons' scores by layer", "layer", "sum of scores")
     width = 0.8 / len(maps)
-    places = np.arange(len(sites))
+    positions = np.arange(len(sites))
     for index, (name, found) in enumerate(maps.items()):
         for sign, label in ((1, name), (-1, None)):
             sums = [float((sign * vector).clamp_min(0).sum()) * sign for vector in found.values.values()]
-            axes.bar(places + (index - (len(maps) - 1) / 2) * width, sums, width, color=f"C{index}", label=label)
+            axes.bar(positions + (index - (len(maps) - 1) / 2) * width, sums, width, color=f"C{index}", label=label)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(places, [str(place) for place in places])
+    axes.set_xticks(positions, [str(position) for position in positions])
     axes.legend()
     return figure
 
@@ -57,33 +57,33 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
         ValueError: no row has the metric.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    found = {(row["case"], row["method"], row["metric"]): row for row in rows}
-    own = [(case, method) for case, method, name in found if name == metric]
-    if not own:
+    by_key = {(row["case"], row["method"], row["metric"]): row for row in rows}
+    bars = [(case, method) for case, method, name in by_key if name == metric]
+    if not bars:
         raise ValueError(f"metric: no row has {metric!r}")
-    cases, methods = (list(dict.fromkeys(pair[i] for pair in own)) for i in range(2))
-    unit = found[own[0][0], own[0][1], metric].get("unit")
+    cases, methods = (list(dict.fromkeys(pair[i] for pair in bars)) for i in range(2))
+    unit = by_key[bars[0][0], bars[0][1], metric].get("unit")
     figure, axes = _figure(f"{metric} by test set", "", f"{metric}, {unit}" if unit else metric)
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        for place, case in enumerate(cases):
-            row = found.get((case, method, metric))
+        for position, case in enumerate(cases):
+            row = by_key.get((case, method, metric))
             if row is None:
                 continue
             value, spread = float(row["value"]), row.get("spread")
-            ends = [found.get((case, method, f"{metric}_{end}")) for end in ("low", "high")]
+            ends = [by_key.get((case, method, f"{metric}_{end}")) for end in ("low", "high")]
             error: Any = None if spread is None else float(spread)
             if ends[0] is not None and ends[1] is not None:
-                gaps = (value - float(ends[0]["value"]), float(ends[1]["value"]) - value)
-                error = np.maximum(gaps, 0)[:, None]
+                distances = (value - float(ends[0]["value"]), float(ends[1]["value"]) - value)
+                error = np.maximum(distances, 0)[:, None]
             axes.bar(
-                place + (index - (len(methods) - 1) / 2) * width,
+                position + (index - (len(methods) - 1) / 2) * width,
                 value,
                 width,
                 yerr=error,
                 capsize=2,
                 color=f"C{index}",
-                label=method if place == 0 else None,
+                label=method if position == 0 else None,
             )
     axes.set_xticks(range(len(cases)), cases)
     axes.legend()
@@ -108,12 +108,12 @@ def history(records: Sequence[Row], *, step: str | None = None) -> Any:
     elif step not in records[0]:
         raise ValueError(f"step: records have no {step!r}, their fields are {sorted(records[0])}")
     figure, axes = _figure("search", step or "record", "value")
-    places = [float(record[step]) for record in records] if step else list(range(len(records)))
+    positions = [float(record[step]) for record in records] if step else list(range(len(records)))
     for name, first in records[0].items():
         if name == step or isinstance(first, bool) or not isinstance(first, (int, float)):
             continue
         values = [float(record.get(name, float("nan"))) for record in records]
-        axes.plot(places, values, label=name)
+        axes.plot(positions, values, label=name)
     axes.legend()
     return figure
 
@@ -135,13 +135,15 @@ def rates(curves: Mapping[str, Any], *, log: bool = False, chosen: float | None 
     """
     if not curves:
         raise ValueError("curves: need at least 1, got 0")
-    lines = {name: _lines(name, curve) for name, curve in curves.items()}
+    curve_lines = {name: _curve_lines(name, curve) for name, curve in curves.items()}
     figure, axes = _figure("accuracy by rate", "rate r", "accuracy, percent")
-    for index, found in enumerate(lines.values()):
-        for label, style, places, values, spread in found:
-            axes.plot(places, values, style, color=f"C{index}", label=label)
+    for index, lines in enumerate(curve_lines.values()):
+        for label, style, positions, values, spread in lines:
+            axes.plot(positions, values, style, color=f"C{index}", label=label)
             if spread is not None:
-                axes.fill_between(places, values - spread, values + spread, color=f"C{index}", alpha=0.2, linewidth=0)
+                axes.fill_between(
+                    positions, values - spread, values + spread, color=f"C{index}", alpha=0.2, linewidth=0
+                )
     if chosen is not None:
         axes.axvline(chosen, color="black", linewidth=0.8, linestyle=":", label=f"r = {chosen:.4g}")
     if log:
@@ -162,15 +164,15 @@ def classes(before: Any, after: Any, names: Sequence[str] | None = None) -> Any:
         ValueError: no classes, or numbers or names of other classes.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    found = {name: _repeats(name, values) for name, values in (("before", before), ("after", after))}
-    count = found["before"].shape[1]
-    if not count or found["after"].shape[1] != count:
-        raise ValueError(f"after: expected accuracies of the same {count} classes, got {found['after'].shape[1]}")
+    accuracy = {name: _as_repeats(name, values) for name, values in (("before", before), ("after", after))}
+    count = accuracy["before"].shape[1]
+    if not count or accuracy["after"].shape[1] != count:
+        raise ValueError(f"after: expected accuracies of the same {count} classes, got {accuracy['after'].shape[1]}")
     labels = [str(number) for number in range(count)] if names is None else list(names)
     if len(labels) != count:
         raise ValueError(f"names: expected {count}, got {len(labels)}")
     figure, axes = _figure("accuracy by class", "class", "accuracy, percent")
-    for index, (name, values) in enumerate(found.items()):
+    for index, (name, values) in enumerate(accuracy.items()):
         error = values.std(0, ddof=1) if len(values) > 1 else None
         axes.bar(np.arange(count) + 0.4 * index - 0.2, values.mean(0), 0.4, yerr=error, capsize=2, label=name)
     axes.set_xticks(range(count), labels, rotation=90 if len("  ".join(labels)) > 60 else 0)
@@ -194,15 +196,15 @@ def distribution(
         ModuleNotFoundError: matplotlib is not installed.
     """
     if not isinstance(values, Mapping):
-        rows = _repeats("values", values)
+        rows = _as_repeats("values", values)
         labels = [str(number) for number in range(len(rows))] if names is None else list(names)
         if len(labels) != len(rows):
             raise ValueError(f"names: expected {len(rows)}, got {len(labels)}")
         values = dict(zip(labels, rows, strict=True))
     if bins < 1:
         raise ValueError(f"bins: need at least 1, got {bins}")
-    found = {name: _repeats(name, scores).ravel() for name, scores in values.items()}
-    finite = {name: scores[np.isfinite(scores)] for name, scores in found.items()}
+    scores_of = {name: _as_repeats(name, scores).ravel() for name, scores in values.items()}
+    finite = {name: scores[np.isfinite(scores)] for name, scores in scores_of.items()}
     if not any(len(scores) for scores in finite.values()):
         raise ValueError("values: need at least 1 finite score, got none")
     figure, axes = _figure("scores by class", "score", "neurons")
@@ -252,43 +254,45 @@ def effects(found: Any, *, most: int = 200) -> Any:
     return figure
 
 
-def _by_unit(side: Any, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    low, high = side.interval
-    return side.aie[units].numpy(), low[units].numpy(), high[units].numpy()
+def _by_unit(effects: Any, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    low, high = effects.interval
+    return effects.aie[units].numpy(), low[units].numpy(), high[units].numpy()
 
 
 def _by_site(found: Any, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    own, sizes = getattr(found, side), list(found.widths.values())
-    values = np.array([float(part.abs().nansum()) for part in own.aie.split(sizes)])
-    draws = np.stack([part.abs().nansum(1).numpy() for part in own.draws.double().split(sizes, 1)])
+    effects, sizes = getattr(found, side), list(found.widths.values())
+    values = np.array([float(part.abs().nansum()) for part in effects.aie.split(sizes)])
+    draws = np.stack([part.abs().nansum(1).numpy() for part in effects.draws.double().split(sizes, 1)])
     if not draws.shape[1]:
         return values, values, values
-    share = 100 * (1 - own.confidence) / 2
+    share = 100 * (1 - effects.confidence) / 2
     low, high = np.percentile(draws, [share, 100 - share], axis=1)
     return values, low, high
 
 
-def _lines(name: str, curve: Any) -> list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]]:
+def _curve_lines(name: str, curve: Any) -> list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]]:
     """Label, style, rates, accuracies and their spread of each line of a curve."""
     if hasattr(curve, "average") and hasattr(curve, "worst"):
-        starts = _repeats(name, curve.rates).ravel()
+        starts = _as_repeats(name, curve.rates).ravel()
         corners = np.append(np.repeat(starts, 2)[1:], curve.high)  # both ends of each plateau
         pairs = ((f"{name}, worst", "-", curve.worst), (f"{name}, average", "--", curve.average))
-        return [(label, style, corners, np.repeat(_repeats(name, y).ravel(), 2), None) for label, style, y in pairs]
+        return [(label, style, corners, np.repeat(_as_repeats(name, y).ravel(), 2), None) for label, style, y in pairs]
     if not isinstance(curve, Sequence) or len(curve) != 2:
         raise TypeError(f"curves: {name!r} needs a sweep, or rates and accuracies, got {type(curve).__name__}")
-    places, values = _repeats(name, curve[0]).ravel(), _repeats(name, curve[1])
-    if not len(places) or values.shape[1] != len(places):
-        raise ValueError(f"curves: {name!r} needs an accuracy for each of {len(places)} rates, got {values.shape[1]}")
-    return [(name, "-", places, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None)]
+    positions, values = _as_repeats(name, curve[0]).ravel(), _as_repeats(name, curve[1])
+    if not len(positions) or values.shape[1] != len(positions):
+        raise ValueError(
+            f"curves: {name!r} needs an accuracy for each of {len(positions)} rates, got {values.shape[1]}"
+        )
+    return [(name, "-", positions, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None)]
 
 
-def _repeats(name: str, values: Any) -> np.ndarray:
+def _as_repeats(name: str, values: Any) -> np.ndarray:
     """Numbers ``[R, C]`` of ``[C]`` or ``[R, C]``, from a tensor on any device, an array or a list."""
-    found = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64))
-    if found.ndim != 2:
-        raise ValueError(f"{name}: expected one or two dimensions, got {found.ndim}")
-    return found
+    repeats = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64))
+    if repeats.ndim != 2:
+        raise ValueError(f"{name}: expected one or two dimensions, got {repeats.ndim}")
+    return repeats
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ _LABELS = ("none", "class", "group")
 # Ending of a metric's name -> its unit.
 _METRIC_UNITS = {"accuracy": "percent", "seconds": "s", "bytes": "bytes"}
 # Spellings that would make files differ -> what to write instead.
-_OTHER_UNITS = {
+_UNIT_SPELLINGS = {
     **dict.fromkeys(("%", "pct", "per cent"), "percent"),
     **dict.fromkeys(("seconds", "second", "sec", "secs", "ms", "us", "min", "h"), "s"),
     **dict.fromkeys(("B", "byte", "KB", "MB", "GB", "KiB", "MiB", "GiB"), "bytes"),
@@ -58,13 +58,13 @@ def describe_device() -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str | None]:
     """Versions of Python and of what the numbers depend on; None for a package that is not installed."""
-    out: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "transformers", "numpy"):
         try:
-            out[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            out[package] = None
-    return out
+            versions[package] = None
+    return versions
 
 
 def commit() -> str | None:
@@ -77,16 +77,16 @@ def commit() -> str | None:
     here = Path.cwd()
     for root in (package.parents[1], here, *here.parents):
         if (root / ".git").exists() and (root / "python" / "spurge").is_dir():
-            return _describe(root) if _sources(root / "python" / "spurge") == _sources(package) else None
+            return _git_describe(root) if _source_files(root / "python" / "spurge") == _source_files(package) else None
     return None
 
 
-def _sources(package: Path) -> dict[str, bytes]:
+def _source_files(package: Path) -> dict[str, bytes]:
     """Python files of a package by their place in it."""
     return {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*.py")}
 
 
-def _describe(root: Path) -> str | None:
+def _git_describe(root: Path) -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -95,7 +95,7 @@ def _describe(root: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def _number(name: str, value: Any) -> int | float | None:
+def _finite_number(name: str, value: Any) -> int | float | None:
     """A plain number; None where it is missing or not finite, which JSON cannot say otherwise."""
     if hasattr(value, "item"):
         value = value.item()  # a numpy or torch scalar
@@ -108,9 +108,9 @@ def _number(name: str, value: Any) -> int | float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _whole(name: str, value: Any, least: int) -> int | None:
+def _whole_number(name: str, value: Any, least: int) -> int | None:
     """A whole number of at least ``least``, or None."""
-    number = _number(name, value)
+    number = _finite_number(name, value)
     if number is None:
         return None
     if not isinstance(number, int):
@@ -128,10 +128,10 @@ def _text(name: str, value: Any, *, empty: bool = False) -> str:
     return value
 
 
-def _unit(metric: str, unit: str, value: int | float | None) -> str:
+def _checked_unit(metric: str, unit: str, value: int | float | None) -> str:
     """The unit, checked against the metric and against other spellings."""
-    if unit in _OTHER_UNITS:
-        raise ValueError(f"unit: write {_OTHER_UNITS[unit]!r}, got {unit!r}")
+    if unit in _UNIT_SPELLINGS:
+        raise ValueError(f"unit: write {_UNIT_SPELLINGS[unit]!r}, got {unit!r}")
     for ending, wanted in _METRIC_UNITS.items():
         if metric.endswith(ending) and unit != wanted:
             raise ValueError(f"unit: {metric!r} is in {wanted!r}, got {unit!r}")
@@ -202,24 +202,24 @@ class Results:
             ValueError: an empty name, an accuracy that is not in percent, or another unit than the metric has.
             TypeError: a field of another type.
         """
-        number, width = _number("value", value), _number("spread", spread)
-        if width is not None and width < 0:
-            raise ValueError(f"spread: need at least 0, got {width}")
+        number, deviation = _finite_number("value", value), _finite_number("spread", spread)
+        if deviation is not None and deviation < 0:
+            raise ValueError(f"spread: need at least 0, got {deviation}")
         row: dict[str, Any] = {
             "case": _text("case", case),
             "method": _text("method", method),
             "metric": _text("metric", metric),
             "value": number,
-            "spread": width,
-            "n": _whole("n", n, 0),
-            "unit": _unit(metric, _text("unit", unit, empty=True), number),
+            "spread": deviation,
+            "n": _whole_number("n", n, 0),
+            "unit": _checked_unit(metric, _text("unit", unit, empty=True), number),
         }
         if labels is not None:
             if labels not in _LABELS:
                 raise ValueError(f"labels: expected one of {_LABELS}, got {labels!r}")
             row["labels"] = labels
         if seed is not None:
-            row["seed"] = _whole("seed", seed, 0)
+            row["seed"] = _whole_number("seed", seed, 0)
         if note is not None:
             row["note"] = _text("note", note)
         self.rows.append(row)
@@ -233,11 +233,11 @@ class Results:
         for number, row in enumerate(rows, 1):
             if not isinstance(row, Mapping):
                 raise TypeError(f"row {number}: expected a mapping, got {type(row).__name__}")
-            strange = sorted(map(str, row.keys() - {*_ROW, *_OPTIONAL}))
-            absent = [name for name in _ROW[:4] if name not in row]
-            if strange or absent:
-                what = f"{strange[0]!r} is not known" if strange else f"no {absent[0]!r}"
-                raise ValueError(f"row {number}: {what}, expected {', '.join(_ROW + _OPTIONAL)}")
+            unknown = sorted(map(str, row.keys() - {*_ROW, *_OPTIONAL}))
+            missing = [name for name in _ROW[:4] if name not in row]
+            if unknown or missing:
+                fault = f"{unknown[0]!r} is not known" if unknown else f"no {missing[0]!r}"
+                raise ValueError(f"row {number}: {fault}, expected {', '.join(_ROW + _OPTIONAL)}")
             try:
                 self.add(**row)
             except (ValueError, TypeError) as error:

@@ -77,24 +77,24 @@ def pivot(
     for method in methods:
         line = [method]
         for case in cases:
-            own, other = numbers.get((method, case)), numbers.get((base or "", case))
-            compared = None if other is None or method == base else float(other["value"]["value"])
-            line.append("" if own is None else _cell(own, compared, digits))
+            own, base_cell = numbers.get((method, case)), numbers.get((base or "", case))
+            reference = None if base_cell is None or method == base else float(base_cell["value"]["value"])
+            line.append("" if own is None else _format_cell(own, reference, digits))
         lines.append(line)
-    return grid(_aligned(lines))
+    return grid(_align_parts(lines))
 
 
-def _cell(cell: Mapping[str, Row], base: float | None, digits: int) -> str:
+def _format_cell(cell: Mapping[str, Row], reference: float | None, digits: int) -> str:
     value, spread = float(cell["value"]["value"]), cell["value"].get("spread")
-    change = "" if base is None else f"{value - base:+.{digits}f}"
+    change = "" if reference is None else f"{value - reference:+.{digits}f}"
     if "low" in cell and "high" in cell:
-        sure = f"[{float(cell['low']['value']):.{digits}f}, {float(cell['high']['value']):.{digits}f}]"
+        uncertainty = f"[{float(cell['low']['value']):.{digits}f}, {float(cell['high']['value']):.{digits}f}]"
     else:
-        sure = "" if spread is None else f"± {float(spread):.{digits}f}"
-    return f"{value:.{digits}f}\t{change}\t{sure}"
+        uncertainty = "" if spread is None else f"± {float(spread):.{digits}f}"
+    return f"{value:.{digits}f}\t{change}\t{uncertainty}"
 
 
-def _aligned(lines: list[list[str]]) -> list[list[str]]:
+def _align_parts(lines: list[list[str]]) -> list[list[str]]:
     """Cells of three parts, each part as wide as the widest of its column."""
     out = [list(line) for line in lines]
     for column in range(1, len(lines[0])):

@@ -1,4 +1,4 @@
-"""Entering a model in the middle: junctions, the probed token, and what a call's arguments are cut to."""
+"""Entering a model in the middle: where norms stand, the probed token, and what a call's arguments are cut to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POST_NORM = {"bert", "distilbert", "roberta", "electra", "deberta_v2"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_junctions_are_what_the_family_builds(family: str) -> None:
+def test_norms_stand_where_the_family_puts_them(family: str) -> None:
     forward = PartialForward(Handle(tiny(family)))
     trace = forward.trace(inputs_for(family))
     want = "post_norm" if family in POST_NORM else "sandwich" if family == "glm4" else "residual"
@@ -66,7 +66,7 @@ class OddLayer(nn.Module):
         return torch.tanh(hidden) * hidden
 
 
-def test_unknown_junctions_are_replayed() -> None:
+def test_unknown_layers_are_replayed() -> None:
     from spurge.engine.cascade.cascade import Cascade, predicted_logit
     from spurge.engine.models.neurons import NeuronSet
 

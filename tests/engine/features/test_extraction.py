@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from helpers.tiny_models import DECODERS, FAMILIES, HIDDEN, WORDS, tiny, tiny_tokenizer, tokenizer_for
-from spurge import Example, Examples, NeuronEdit, NeuronSet, extract, find_sites
-from spurge.engine.data.examples import encode
+from spurge import Examples, NeuronEdit, NeuronSet, extract, find_sites
+from spurge.engine.data.examples import Example, encode
 from spurge.engine.features.features import Features
 from spurge.engine.features.reader import Reader
 from spurge.engine.models.heads import find_head

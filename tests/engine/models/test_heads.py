@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import spurge
 from helpers.tiny_models import FAMILIES, tiny
 from helpers.tolerance import tolerance
 from spurge.engine.base.files import fingerprint
@@ -48,7 +47,6 @@ def test_the_head_of_every_family_is_the_layer_with_its_labels(family):
 )
 def test_where_the_head_is(model, expected):
     assert find_head(model)[0] == expected
-    assert spurge.find_head is find_head
 
 
 def test_a_given_path_wins():

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
 import pytest
 import torch
 
 from spurge.demo.oracle import oracle
 from spurge.engine.base.files import FileError, write_tensors
 from spurge.engine.models.neurons import NeuronSet
-from spurge.methods.mediation.effects import Effects
+from spurge.methods.mediation.effects import Effects, Side
 from spurge.methods.mediation.mediation import Mediation
 from spurge.methods.mediation.mediators import Mediators
 from spurge.report.results import Results
@@ -97,3 +101,51 @@ def test_without_resamples_there_are_no_intervals():
     assert found.adjusted.error.isnan().all()
     assert found.adjusted.interval[0].isnan().all()
     assert "nan" in str(found)
+
+
+def flagged(units: int) -> Effects:
+    """Neurons of which half have no overlap and a quarter a low effective sample size."""
+    number = torch.arange(units)
+    estimates = number.double() / units
+    side = Side(
+        estimates,
+        estimates,
+        estimates,
+        ess=torch.where(number % 4 == 1, 0.01, 0.9).double(),
+        worst=torch.zeros(units).double(),
+        status=(number % 2 == 0).int(),
+        constant=torch.zeros(units).bool(),
+        total=torch.tensor([1.0, 0.0]).double(),
+        draws=estimates.float().repeat(3, 1),
+        total_draws=torch.ones(3).double(),
+    )
+    return Effects(
+        side, side, "neuron", {"layer.0": units}, {"settings": {"least_ess": 0.1}, "prompts": 9, "topics": []}
+    )
+
+
+def steps_of_printing(effects: Effects) -> int:
+    """Lines of Python that ``str`` runs, a step of a generator counted too."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        str(effects)
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def test_flags_are_counted():
+    assert str(flagged(1000)).endswith("flagged units: overlap 500, low ess 250")
+
+
+def test_printing_takes_twice_as_long_for_twice_the_units():
+    str(flagged(500))  # what is imported or cached on first use
+    assert steps_of_printing(flagged(1000)) <= 2.2 * steps_of_printing(flagged(500))

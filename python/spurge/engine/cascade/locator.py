@@ -50,7 +50,7 @@ class Answer:
 class Locator:
     """Integrated gradients of all neurons, prompt by prompt.
 
-    Sites, junctions and memory are worked out at the first call and kept. On a GPU the whole computation is recorded as
+    Sites, the places of norms and memory are worked out at the first call and kept. On a GPU the whole computation is recorded as
     a CUDA graph for each shape, texts padded to a multiple of ``bucket`` tokens, and replayed on the caller's stream;
     nothing waits for the device until :meth:`Answer.result`. Several threads may each have a Locator of one model: on
     the model itself they take turns, replayed graphs do not touch it.

@@ -42,7 +42,7 @@ class Confounders:
         names: Sequence[str] | None = None,
         column_names: Sequence[str] | None = None,
     ) -> Confounders:
-        """Confounders from topics (numbers from 0, names, or `spurge.Topics`) and from columns ``[N, s]``.
+        """Confounders from topics (numbers from 0, names, or clusters) and from columns ``[N, s]``.
 
         Args:
             topics: whole numbers ``[N]``, texts, or what :func:`spurge.find_topics` returns.

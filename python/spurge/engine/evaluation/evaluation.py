@@ -234,7 +234,7 @@ def _draw_seed(seed: int, draw: int) -> int:
 
 def _random_gates(edit: NeuronEdit, seed: int) -> dict[str, Tensor]:
     """The edit's gates in random order on random neurons, per site: on others than its own where there are enough."""
-    widths = {site: print["shape"][1] for site, print in edit.model.items()}
+    widths = {site: fingerprint["shape"][1] for site, fingerprint in edit.model.items()}
     own, counts = edit.neurons, edit.neurons.counts()
     exclude = NeuronSet({site: own.indices(site) for site in own.sites if 2 * counts[site] <= widths[site]})
     drawn = own.random_like(widths, seed, exclude)

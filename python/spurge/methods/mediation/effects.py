@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -339,8 +341,7 @@ class Effects:
         lines += ["", *_table(["localisation", "adjusted", "unadjusted", "difference"], self._localised())]
         head = ["unit", "AIE adjusted", "AIE unadjusted", "q", "ESS", "flags"]
         lines += ["", *_table(head, self._leading_lines(20))]
-        flags = self.adjusted.flags(self.least_ess)
-        counts = {name: sum(name in own for own in flags) for own in flags for name in own}
+        counts = Counter(chain.from_iterable(self.adjusted.flags(self.least_ess)))
         if counts:
             lines.append("flagged units: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
         return "\n".join(lines)

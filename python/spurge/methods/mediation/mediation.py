@@ -122,7 +122,7 @@ class Mediation:
             TypeError: an argument of another type.
             ValueError: lengths that do not fit, numbers that are not finite, an arm without prompts, a topic that
                 predicts the treatment (in all topics one arm is missing), confounders that cannot be balanced at all
-                (`spurge.Unbalanced`), or ``resume`` of another job.
+                (`spurge.engine.causal.balancing.Unbalanced`), or ``resume`` of another job.
         """
         if not isinstance(units, Mediators):
             units = units_of(units)

@@ -1,0 +1,35 @@
+"""Arguments of ``evaluate`` and ``apply``: what an edit does, and a model with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from spurge.cli.arguments import add_data, add_golden, add_model
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """``spurge evaluate``: accuracy on test sets, with an edit and its controls."""
+    parser.description = (
+        "Accuracy on test sets: without an edit, with it, and for an edit of neurons with these erased and with random "
+        "ones."
+    )
+    add_model(parser, verbalizer=True)
+    add_data(parser, several=True)
+    parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
+    parser.add_argument("--located", metavar="FILE", help="erase its spurious neurons as a control, not the edit's own")
+    parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
+    parser.add_argument("--no-controls", action="store_true", help="leave out erased and random neurons")
+    parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
+    parser.add_argument("--memory", metavar="SIZE", help="budget, e.g. 256MiB")
+    add_golden(parser, required=False)
+
+
+def add_apply(parser: argparse.ArgumentParser) -> None:
+    """``spurge apply``: a plain checkpoint with the edit folded in."""
+    parser.description = "Writes a copy of a model's folder with an edit folded into its weights: a plain checkpoint."
+    add_model(parser)
+    parser.add_argument("--edit", metavar="FILE", required=True, help="edit to fold in")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder; must not exist")
+    parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
