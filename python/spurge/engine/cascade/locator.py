@@ -50,10 +50,10 @@ class Answer:
 class Locator:
     """Integrated gradients of all neurons, prompt by prompt.
 
-    Sites, the places of norms and memory are worked out at the first call and kept. On a GPU the whole computation is recorded as
-    a CUDA graph for each shape, texts padded to a multiple of ``bucket`` tokens, and replayed on the caller's stream;
-    nothing waits for the device until :meth:`Answer.result`. Several threads may each have a Locator of one model: on
-    the model itself they take turns, replayed graphs do not touch it.
+    Sites, where norms stand and memory are worked out at the first call and kept. On a GPU the whole computation is
+    recorded as a CUDA graph for each shape, texts padded to a multiple of ``bucket`` tokens, and replayed on the
+    caller's stream; nothing waits for the device until :meth:`Answer.result`. Several threads may each have a Locator
+    of one model: on the model itself they take turns, replayed graphs do not touch it.
 
     Args:
         model: as `Cascade` takes it. Weights edited in place are seen; applied gates, too, but for recorded graphs and
