@@ -12,9 +12,8 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from spurge.engine.data.examples.examples import Example, Examples
-
 from experiments import toxicity
+from spurge.engine.data.examples import Example, Examples
 from spurge.engine.recordings.outcomes import score_texts
 
 KIND = ("you are kind", "a lovely day", "thanks for the help", "we had a good time")
