@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Association, association
-from spurge.engine.last_layer.association_stream import blocks, residuals_
+from spurge.engine.last_layer.association_stream import class_blocks, residuals_
 from spurge.engine.last_layer.capture import captured
 from spurge.engine.models.heads import Head
 
@@ -120,7 +120,7 @@ def test_any_blocks_give_the_same(samples, units, classes, seed, budget, data):
 
 
 def test_classes_stay_whole_where_they_fit():
-    found = list(blocks([3, 0, 2, 9, 1, 1], 5))
+    found = list(class_blocks([3, 0, 2, 9, 1, 1], 5))
     assert [(b.start, b.stop, b.starts, b.classes) for b in found] == [
         (0, 5, [0, 3, 5], [0, 2]),
         (5, 10, [0, 5], [3]),
@@ -135,7 +135,7 @@ def test_classes_stay_whole_where_they_fit():
 def test_blocks_cover_every_sample_once(counts, rows):
     seen = [0] * len(counts)
     end = 0
-    for block in blocks(counts, rows):
+    for block in class_blocks(counts, rows):
         assert block.start == end
         end = block.stop
         assert 0 < block.stop - block.start <= rows

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, integer
 from spurge.engine.features.features import Features
-from spurge.engine.last_layer.association_stream import Job, activation_entropy, gradient_entropy, stream
+from spurge.engine.last_layer.association_stream import (
+    EdgeInputs,
+    GradientSource,
+    activation_entropy,
+    gradient_entropy,
+    stream,
+)
 from spurge.engine.models.heads import Head
 
 Reduction = Literal["mean", "sum"]
@@ -58,8 +64,8 @@ class Association:
         """Eq. 5, ``[R, M]``."""
         least = self.floor * float((self.counts > 0).sum().double().log())
         alive = self.activations.sum(0) > 0
-        spread = self.activation_entropy.clamp_min(least).reciprocal().where(alive, 0.0)
-        return self.gradient_entropy * spread.to(self.gradient_entropy.dtype)
+        inverse = self.activation_entropy.clamp_min(least).reciprocal().where(alive, 0.0)
+        return self.gradient_entropy * inverse.to(self.gradient_entropy.dtype)
 
     @property
     def product(self) -> Tensor:
@@ -131,6 +137,44 @@ def association(
         raise ValueError(f"floor: expected a number above 0 and below 1, got {floor!r}")
     features = _floating("features", features)
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    source = _gradient_source(features, head, gradients, logits, dtype)
+    labels, counts = _counted(labels, features, classes, source)
+    output_rows = _rows(rows, source.outputs)
+    targets = _targets(target, output_rows, counts)
+    sums = stream(
+        EdgeInputs(
+            features=features,
+            labels=labels,
+            counts=counts,
+            source=source,
+            rows=None if rows is None else output_rows.to(features.device),
+            targets=targets if target is None else None,
+            target=-1 if target is None else int(target),
+            relu=activation == "relu",
+            mean=reduction == "mean",
+            dtype=dtype,
+        ),
+        memory,
+        progress,
+    )
+    # NaN and infinity run through every sum; to look for them there costs nothing.
+    if not bool(sums.sums.isfinite().all() & sums.activations.isfinite().all()):
+        raise ValueError("features: expected finite numbers, gradients and logits too, got NaN, infinity or overflow")
+    return Association(
+        activations=sums.activations,
+        picked=sums.picked,
+        gradient_entropy=gradient_entropy(sums, dtype),
+        activation_entropy=activation_entropy(sums.activations),
+        rows=output_rows.to(features.device),
+        targets=targets.to(features.device),
+        counts=counts,
+        floor=floor,
+        info={"activation": activation, "reduction": reduction, "floor": floor, "samples": len(features)},
+    )
+
+
+def _gradient_source(features: Tensor, head: Any, gradients: Any, logits: Any, dtype: torch.dtype) -> GradientSource:
+    """Where the gradients by the layer's outputs come from, checked: as given, or cross-entropy's of a head."""
     if gradients is not None:
         if head is not None or logits is not None:
             raise ValueError("gradients: expected either these or a head (with logits where known), got both")
@@ -140,57 +184,34 @@ def association(
                 f"gradients: expected [N, O] beside features [N, M], or [N, T, O] beside [N, T, M], got "
                 f"{tuple(gradients.shape)} beside {tuple(features.shape)}"
             )
-        outputs = gradients.shape[-1]
-        layer = None
+        source = GradientSource(None, gradients, None)
     else:
         layer = _layer(head, features, dtype)
-        outputs = len(layer[0])
         if logits is not None:
             logits = _floating("logits", logits)
-            if logits.shape != (len(features), outputs):
-                raise ValueError(f"logits: expected shape {(len(features), outputs)}, got {tuple(logits.shape)}")
-    if not features.numel() or not outputs:
-        raise ValueError(f"features: expected samples, units and outputs, got {tuple(features.shape)} to {outputs}")
-    labels = checked_labels("labels", labels, len(features), outputs if layer is not None else None)
-    labels = labels.to(features.device)
+            if logits.shape != (len(features), len(layer[0])):
+                shape = (len(features), len(layer[0]))
+                raise ValueError(f"logits: expected shape {shape}, got {tuple(logits.shape)}")
+        source = GradientSource(layer, None, logits)
+    if not features.numel() or not source.outputs:
+        raise ValueError(
+            f"features: expected samples, units and outputs, got {tuple(features.shape)} to {source.outputs}"
+        )
+    return source
+
+
+def _counted(labels: Any, features: Tensor, classes: Any, source: GradientSource) -> tuple[Tensor, Tensor]:
+    """Labels ``[N]`` beside the features, and the samples of each class ``[C]``."""
+    outputs = None if source.layer is None else source.outputs
+    labels = checked_labels("labels", labels, len(features), outputs).to(features.device)
     needed = int(labels.max()) + 1
-    count = max(outputs if layer is not None else 0, needed) if classes is None else integer("classes", classes, 1)
+    count = max(outputs or 0, needed) if classes is None else integer("classes", classes, 1)
     if count < needed:
         raise ValueError(f"classes: expected at least {needed}, the largest label and one, got {count}")
     counts = labels.bincount(minlength=count)
     if int((counts > 0).sum()) < 2:
         raise ValueError("labels: an entropy over classes needs samples of at least 2")
-    chosen = _rows(rows, outputs)
-    targets = _targets(target, chosen, counts)
-    job = Job(
-        features=features,
-        labels=labels,
-        counts=counts,
-        layer=layer,
-        gradients=gradients,
-        logits=logits,
-        rows=None if rows is None else chosen.to(features.device),
-        targets=targets if target is None else None,
-        target=-1 if target is None else int(target),
-        relu=activation == "relu",
-        mean=reduction == "mean",
-        dtype=dtype,
-    )
-    sums = stream(job, memory, progress)
-    # NaN and infinity run through every sum; to look for them there costs nothing.
-    if not bool(sums.sums.isfinite().all() & sums.activations.isfinite().all()):
-        raise ValueError("features: expected finite numbers, gradients and logits too, got NaN, infinity or overflow")
-    return Association(
-        activations=sums.activations,
-        picked=sums.picked,
-        gradient_entropy=gradient_entropy(sums, dtype),
-        activation_entropy=activation_entropy(sums.activations),
-        rows=chosen.to(features.device),
-        targets=targets.to(features.device),
-        counts=counts,
-        floor=floor,
-        info={"activation": activation, "reduction": reduction, "floor": floor, "samples": len(features)},
-    )
+    return labels, counts
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

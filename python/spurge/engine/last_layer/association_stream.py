@@ -19,21 +19,49 @@ _ROUNDING = {torch.float32: 4e-7, torch.float64: 1e-14}  # of H(G), beside 1 + |
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What is to be summed, checked: see `association`. Gradients are of the head's cross-entropy where `layer` is set.
+class GradientSource:
+    """Where gradients by the outputs of a layer come from: given ones, or cross-entropy's where `layer` is set.
 
     Attributes:
-        layer: weight ``[O, M]`` and bias ``[O]`` or None, of type `dtype` on the features' device.
+        layer: weight ``[O, M]`` and bias ``[O]`` or None, of type `EdgeInputs.dtype` on the features' device.
+        gradients: ``[N, O]`` or ``[N, T, O]``, instead of a layer.
+        logits: the layer's outputs ``[N, O]``, where they are known.
+    """
+
+    layer: tuple[Tensor, Tensor | None] | None
+    gradients: Tensor | None
+    logits: Tensor | None
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        if self.layer is not None:
+            return len(self.layer[0])
+        assert self.gradients is not None  # one of them is set
+        return self.gradients.shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeInputs:
+    """What is to be summed over samples for each edge, checked: see `association`.
+
+    Attributes:
+        features: ``[N, M]`` or ``[N, T, M]``.
+        labels: class of each sample, int64 ``[N]``.
+        counts: samples of each class, int64 ``[C]``.
+        source: of the gradients.
         rows: outputs that count, or None for all.
         targets: own class of each row; None where all rows share `target`.
+        target: the class that all rows share, or -1.
+        relu: a negative feature is no activation; otherwise its size is.
+        mean: samples of a class share a weight of 1; otherwise each has that.
+        dtype: of the gradients.
     """
 
     features: Tensor
     labels: Tensor
     counts: Tensor
-    layer: tuple[Tensor, Tensor | None] | None
-    gradients: Tensor | None
-    logits: Tensor | None
+    source: GradientSource
     rows: Tensor | None
     targets: Tensor | None
     target: int
@@ -42,15 +70,9 @@ class Job:
     dtype: torch.dtype
 
     @property
-    def outputs(self) -> int:
-        source = self.layer[0] if self.layer is not None else self.gradients
-        assert source is not None  # one of them is set
-        return source.shape[0] if self.layer is not None else source.shape[-1]
-
-    @property
     def kept(self) -> int:
         """R, the outputs that count."""
-        return self.outputs if self.rows is None else len(self.rows)
+        return self.source.outputs if self.rows is None else len(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +86,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Block:
+class ClassBlock:
     """Samples ``[start, stop)`` in the order of classes: which classes, where each begins, and what is cut off."""
 
     start: int
@@ -75,55 +97,55 @@ class Block:
     unfinished: bool = False
 
 
-def blocks(counts: Sequence[int], rows: int) -> Iterator[Block]:
+def class_blocks(counts: Sequence[int], rows: int) -> Iterator[ClassBlock]:
     """Blocks of at most ``rows`` samples: as many whole classes as fit, and classes that do not fit alone in pieces."""
     start, starts, classes = 0, [0], list[int]()
     for label, count in enumerate(counts):
         if not count:
             continue
         if classes and starts[-1] + count > rows:
-            yield Block(start, start + starts[-1], starts, classes)
+            yield ClassBlock(start, start + starts[-1], starts, classes)
             start, starts, classes = start + starts[-1], [0], []
         if count > rows:
             for begin in range(0, count, rows):
                 size = min(rows, count - begin)
-                place = start + begin
-                yield Block(place, place + size, [0, size], [label], begin > 0, begin + size < count)
+                first = start + begin
+                yield ClassBlock(first, first + size, [0, size], [label], begin > 0, begin + size < count)
             start += count
             continue
         starts.append(starts[-1] + count)
         classes.append(label)
     if classes:
-        yield Block(start, start + starts[-1], starts, classes)
+        yield ClassBlock(start, start + starts[-1], starts, classes)
 
 
-def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
-    """All sums of a job.
+def stream(inputs: EdgeInputs, memory: str | int | None, progress: bool) -> Sums:
+    """All sums over the samples, block by block.
 
     Raises:
         ValueError: ``memory`` does not even hold the sums and a block of a few samples.
     """
-    device, units, kept = job.features.device, job.features.shape[-1], job.kept
-    order = None if bool((job.labels.diff() >= 0).all()) else job.labels.argsort(stable=True)
-    rows = _block_rows(job, order is not None, memory)
-    sizes: list[int] = job.counts.tolist()
+    device, units, kept = inputs.features.device, inputs.features.shape[-1], inputs.kept
+    order = None if bool((inputs.labels.diff() >= 0).all()) else inputs.labels.argsort(stable=True)
+    rows = _block_rows(inputs, order is not None, memory)
+    sizes: list[int] = inputs.counts.tolist()
     cut = max(sizes) > rows
     found = Sums(
         torch.zeros(kept, units, dtype=torch.float64, device=device),
         torch.zeros(kept, units, dtype=torch.float64, device=device),
         torch.zeros(kept, units, device=device),
-        torch.zeros(len(job.counts), units, dtype=torch.float64, device=device),
+        torch.zeros(len(inputs.counts), units, dtype=torch.float64, device=device),
     )
     carry = torch.zeros((kept, units) if cut else (0,), dtype=torch.float64, device=device)
-    place = _places(job)
-    source = _Source(job, order, rows)
-    with tqdm(total=len(job.labels), desc="association", unit="sample", disable=not progress) as bar:
-        for block in blocks(sizes, rows):
-            x, g = source.read(block)
-            scales = [1 / sizes[label] if job.mean else 1.0 for label in block.classes]
-            labels = torch.tensor(block.classes, device=device) if place is None else place[block.classes]
+    numbers = _class_numbers(inputs)
+    reader = _BlockReader(inputs, order, rows)
+    with tqdm(total=len(inputs.labels), desc="association", unit="sample", disable=not progress) as bar:
+        for block in class_blocks(sizes, rows):
+            x, g = reader.read(block)
+            scales = [1 / sizes[label] if inputs.mean else 1.0 for label in block.classes]
+            labels = torch.tensor(block.classes, device=device) if numbers is None else numbers[block.classes]
             if x.dim() == 3:
-                _fold_positions(job, block, x, g, found, carry, labels.tolist(), scales)
+                _fold_positions(inputs, block, x, g, found, carry, labels.tolist(), scales)
             else:
                 ops.associate_(
                     found.sums,
@@ -136,91 +158,92 @@ def stream(job: Job, memory: str | int | None, progress: bool) -> Sums:
                     torch.tensor(block.starts, device=device),
                     labels,
                     torch.tensor(scales, dtype=torch.float64, device=device),
-                    target=job.target,
-                    relu=job.relu,
+                    target=inputs.target,
+                    relu=inputs.relu,
                     resumed=block.resumed,
                     unfinished=block.unfinished,
                 )
             bar.update(block.stop - block.start)
-    if place is not None:
-        found.activations.copy_(found.activations[place])
+    if numbers is not None:
+        found.activations.copy_(found.activations[numbers])
     return found
 
 
-def _places(job: Job) -> Tensor | None:
+def _class_numbers(inputs: EdgeInputs) -> Tensor | None:
     """Other numbers for the classes, such that each kept row's own class has the row's number; None where it has."""
-    if job.rows is None or job.targets is None:
+    if inputs.rows is None or inputs.targets is None:
         return None
-    classes = len(job.counts)
-    own = job.targets.to(job.features.device)
+    classes = len(inputs.counts)
+    own = inputs.targets.to(inputs.features.device)
     rest = torch.ones(classes, dtype=torch.bool, device=own.device)
     rest[own] = False
-    place = torch.empty(classes, dtype=torch.int64, device=own.device)
-    place[own] = torch.arange(len(own), device=own.device)
-    place[rest] = torch.arange(len(own), classes, device=own.device)
-    return place
+    numbers = torch.empty(classes, dtype=torch.int64, device=own.device)
+    numbers[own] = torch.arange(len(own), device=own.device)
+    numbers[rest] = torch.arange(len(own), classes, device=own.device)
+    return numbers
 
 
-def _block_rows(job: Job, picked_out: bool, memory: str | int | None) -> int:
+def _block_rows(inputs: EdgeInputs, picked_out: bool, memory: str | int | None) -> int:
     """Samples of a block."""
-    positions = job.features.shape[1] if job.features.dim() == 3 else 1
-    units, size = job.features.shape[-1], torch.finfo(job.dtype).bits // 8
-    narrow = job.features.dtype != job.dtype
-    each = positions * (units * size * (picked_out + narrow) + job.outputs * size + job.kept * size)
-    if job.features.dim() == 3:
-        each += job.kept * units * size
+    positions = inputs.features.shape[1] if inputs.features.dim() == 3 else 1
+    units, size = inputs.features.shape[-1], torch.finfo(inputs.dtype).bits // 8
+    narrow = inputs.features.dtype != inputs.dtype
+    each = positions * (units * size * (picked_out + narrow) + inputs.source.outputs * size + inputs.kept * size)
+    if inputs.features.dim() == 3:
+        each += inputs.kept * units * size
     room = BLOCK
     if memory is not None:
         # Sums, logs, a carry, and the results that are made from them.
-        fixed = job.kept * units * (24 + 3 * size) + len(job.counts) * units * 8
+        fixed = inputs.kept * units * (24 + 3 * size) + len(inputs.counts) * units * 8
         room = min(parse_bytes(memory) - fixed, BLOCK)
-        least = fixed + each * min(_LEAST_ROWS, len(job.labels))
-        if room < each * min(_LEAST_ROWS, len(job.labels)):
+        least = fixed + each * min(_LEAST_ROWS, len(inputs.labels))
+        if room < each * min(_LEAST_ROWS, len(inputs.labels)):
             raise ValueError(f"memory: expected at least {least} bytes for these classes and units, got {memory}")
     return max(room // each, 1)
 
 
-class _Source:
+class _BlockReader:
     """Features and gradients of a block, in buffers that all blocks share."""
 
-    def __init__(self, job: Job, order: Tensor | None, rows: int) -> None:
-        self.job, self.order = job, order
-        rows = min(rows, len(job.labels))
-        shape = job.features.shape[1:]
-        device = job.features.device
-        self.gathered = None if order is None else torch.empty(rows, *shape, dtype=job.features.dtype, device=device)
+    def __init__(self, inputs: EdgeInputs, order: Tensor | None, rows: int) -> None:
+        self.inputs, self.order = inputs, order
+        rows = min(rows, len(inputs.labels))
+        shape = inputs.features.shape[1:]
+        device = inputs.features.device
+        self.gathered = None if order is None else torch.empty(rows, *shape, dtype=inputs.features.dtype, device=device)
+        source = inputs.source
         self.logits = None
-        if job.layer is not None:
-            self.logits = torch.empty(rows, job.outputs, dtype=job.dtype, device=device)
+        if source.layer is not None:
+            self.logits = torch.empty(rows, source.outputs, dtype=inputs.dtype, device=device)
         self.widened = None
-        if job.layer is not None and job.logits is None and job.features.dtype != job.dtype:
-            self.widened = torch.empty(rows, *shape, dtype=job.dtype, device=device)
+        if source.layer is not None and source.logits is None and inputs.features.dtype != inputs.dtype:
+            self.widened = torch.empty(rows, *shape, dtype=inputs.dtype, device=device)
 
-    def read(self, block: Block) -> tuple[Tensor, Tensor]:
+    def read(self, block: ClassBlock) -> tuple[Tensor, Tensor]:
         """Features and gradients by the kept outputs, of the block's samples in the order of classes."""
-        job, n = self.job, block.stop - block.start
-        features = self._take(job.features, block, self.gathered)
-        if job.gradients is not None:
-            gradients = self._take(job.gradients, block, None).to(job.dtype)
+        inputs, source, n = self.inputs, self.inputs.source, block.stop - block.start
+        features = self._take(inputs.features, block, self.gathered)
+        if source.gradients is not None:
+            gradients = self._take(source.gradients, block, None).to(inputs.dtype)
         else:
             assert self.logits is not None
-            assert job.layer is not None
+            assert source.layer is not None
             gradients = self.logits[:n]
-            if job.logits is not None:
-                gradients.copy_(self._take(job.logits, block, None))
+            if source.logits is not None:
+                gradients.copy_(self._take(source.logits, block, None))
             else:
                 wide = features if self.widened is None else self.widened[:n].copy_(features)
-                weight, bias = job.layer
+                weight, bias = source.layer
                 if bias is None:
                     torch.mm(wide, weight.T, out=gradients)
                 else:
                     torch.addmm(bias, wide, weight.T, out=gradients)
-            residuals_(gradients, self._take(job.labels, block, None))
-        if job.rows is not None:
-            gradients = gradients.index_select(-1, job.rows)
+            residuals_(gradients, self._take(inputs.labels, block, None))
+        if inputs.rows is not None:
+            gradients = gradients.index_select(-1, inputs.rows)
         return features, gradients
 
-    def _take(self, tensor: Tensor, block: Block, into: Tensor | None) -> Tensor:
+    def _take(self, tensor: Tensor, block: ClassBlock, into: Tensor | None) -> Tensor:
         if self.order is None:
             return tensor[block.start : block.stop]
         index = self.order[block.start : block.stop]
@@ -247,14 +270,21 @@ def residuals_(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _fold_positions(
-    job: Job, block: Block, x: Tensor, g: Tensor, found: Sums, carry: Tensor, labels: list[int], scales: list[float]
+    inputs: EdgeInputs,
+    block: ClassBlock,
+    x: Tensor,
+    g: Tensor,
+    found: Sums,
+    carry: Tensor,
+    labels: list[int],
+    scales: list[float],
 ) -> None:
     """A block whose samples have positions: the gradient of an edge is a sum over them, and only then a magnitude."""
     for s, (label, scale) in enumerate(zip(labels, scales, strict=True)):
         rows = slice(block.starts[s], block.starts[s + 1])
-        wide = x[rows].to(job.dtype)
+        wide = x[rows].to(inputs.dtype)
         edges = torch.bmm(g[rows].transpose(1, 2), wide).abs_().sum(0, dtype=torch.float64)
-        size = wide.clamp_min(0) if job.relu else wide.abs()
+        size = wide.clamp_min(0) if inputs.relu else wide.abs()
         found.activations[label] += scale * size.sum((0, 1), dtype=torch.float64)
         if block.resumed:
             edges += carry
@@ -264,10 +294,10 @@ def _fold_positions(
         edges *= scale
         found.sums.add_(edges)
         found.logs.add_(torch.special.xlogy(edges, edges))
-        if job.target < 0:
+        if inputs.target < 0:
             if label < len(found.picked):
                 found.picked[label] = edges[label]
-        elif label == job.target:
+        elif label == inputs.target:
             found.picked.copy_(edges)
 
 
