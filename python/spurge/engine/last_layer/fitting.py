@@ -89,50 +89,91 @@ def fit_head(
     tolerance, steps, seed = number("tolerance", tolerance, 0), integer("steps", steps, 1), integer("seed", seed, 0)
     if memory is not None:
         parse_bytes(memory)
+    _check_solver(solver, l1, sgd, watch)
+    values = checked_values("features", features)
+    labels = checked_labels("labels", labels, len(values), integer("classes", classes, 2)).to(values.device)
+    share = _shares(weights, labels)
+    mapping = _Mapping.of(values, gates, classes, start, bias, standardise)
+    values = values if bool(mapping.free.all()) else values[:, mapping.free]
+    if solver == "sgd":
+        if standardise is not False:
+            values, mapping = _standardised(values, share, mapping)
+        return _fit_sgd(values, labels, share, mapping, l2, sgd or Sgd(), seed, watch, progress)
+    return _fit_exact(values, labels, share, mapping, l2, l1, tolerance, steps, memory, progress)
+
+
+def _check_solver(solver: Any, l1: float, sgd: Any, watch: Any) -> None:
+    """Refuses settings that the solver does not have."""
     if solver not in get_args(Solver):
         raise ValueError(f"solver: expected lbfgs or sgd, got {solver!r}")
     if solver == "sgd" and l1:
         raise ValueError("l1: only solver='lbfgs' has it")
     if solver == "lbfgs" and (sgd is not None or watch is not None):
         raise ValueError("sgd, watch: solver='lbfgs' has no epochs")
-    values = checked_values("features", features)
-    labels = checked_labels("labels", labels, len(values), integer("classes", classes, 2)).to(values.device)
-    share = _shares(weights, labels)
-    plane = _Plane.of(values, gates, classes, start, bias, standardise)
-    values = values if bool(plane.free.all()) else values[:, plane.free]
-    if solver == "sgd":
-        generator = torch.Generator().manual_seed(seed)
-        if standardise is not False:
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
-            plane = replace(plane, centre=share @ values.double())
-            values = (values - plane.centre.to(values)) / plane.scale.to(values)
-        v, b = plane.enter() if start is not None else plane.drawn(generator)
-        found = descend(
-            values,
-            labels,
-            share,
-            plane.gates,
-            v,
-            b if plane.biased else None,
-            decay=l2,
-            settings=sgd or Sgd(),
-            generator=generator,
-            watch=lambda epoch, v, b: None if watch is None else watch(epoch, plane.leave(v, b)),
-            progress=progress,
-        )
-        return plane.leave(*found)
-    rows = Rows(values, share, centred=plane.biased, scale=plane.scale, memory=memory)
-    plane = replace(plane, centre=rows.centre)
-    problem = Softmax(rows, labels, share, plane.gates, l2, plane.biased)
+
+
+def _standardised(values: Tensor, share: Tensor, mapping: _Mapping) -> tuple[Tensor, _Mapping]:
+    """Centred values over their scale, and the mapping that knows the centre."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    mapping = replace(mapping, centre=share @ values.double())
+    return (values - mapping.centre.to(values)) / mapping.scale.to(values), mapping
+
+
+def _fit_sgd(
+    values: Tensor,
+    labels: Tensor,
+    share: Tensor,
+    mapping: _Mapping,
+    l2: float,
+    settings: Sgd,
+    seed: int,
+    watch: Callable[[int, Head], None] | None,
+    progress: bool,
+) -> Head:
+    """The layer after all epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    v, b = mapping.initial() if mapping.start is not None else mapping.uniform(generator)
+    found = descend(
+        values,
+        labels,
+        share,
+        mapping.gates,
+        v,
+        b if mapping.biased else None,
+        decay=l2,
+        settings=settings,
+        generator=generator,
+        watch=lambda epoch, v, b: None if watch is None else watch(epoch, mapping.head(v, b)),
+        progress=progress,
+    )
+    return mapping.head(*found)
+
+
+def _fit_exact(
+    values: Tensor,
+    labels: Tensor,
+    share: Tensor,
+    mapping: _Mapping,
+    l2: float,
+    l1: float,
+    tolerance: float,
+    steps: int,
+    memory: str | int | None,
+    progress: bool,
+) -> Head:
+    """The layer where the slope is within ``tolerance``, or, with a warning, that after all steps."""
+    rows = Rows(values, share, centred=mapping.biased, scale=mapping.scale, memory=memory)
+    mapping = replace(mapping, centre=rows.centre)
+    problem = Softmax(rows, labels, share, mapping.gates, l2, mapping.biased)
     how: dict[str, Any] = {"tolerance": tolerance, "steps": steps, "progress": progress}
-    end = minimise_l1(problem, l1, *plane.enter(), **how) if l1 else minimise(problem, *plane.enter(), **how)
+    end = minimise_l1(problem, l1, *mapping.initial(), **how) if l1 else minimise(problem, *mapping.initial(), **how)
     if end.slope > tolerance:
         warnings.warn(
             f"fit_head: not at the minimum after {end.steps} steps: the slope is {end.slope:.2g}, tolerance "
             f"{tolerance:.2g}; raise l2, or steps",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return plane.leave(end.weight, end.bias)
+    return mapping.head(end.weight, end.bias)
 
 
 def balanced(groups: Tensor) -> Tensor:
@@ -148,8 +189,8 @@ def balanced(groups: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plane:
-    """How a layer on plain features and the V and b of the search are each other's."""
+class _Mapping:
+    """From V and b of the search, on centred and scaled columns, to the layer on plain features, and back."""
 
     free: Tensor  # bool [M], the columns that are searched, m of them
     gates: Tensor  # [1, m] or [O, m]
@@ -170,7 +211,7 @@ class _Plane:
         start: Head | None,
         bias: bool,
         standardise: bool | Tensor,
-    ) -> _Plane:
+    ) -> _Mapping:
         """Of checked values, the rest as :func:`fit_head` takes it; nothing is centred yet."""
         width = values.shape[1]
         if start is not None and not isinstance(start, Head):
@@ -196,19 +237,19 @@ class _Plane:
         dtype = torch.promote_types(values.dtype, torch.float32) if start is None else start.weight.dtype
         return cls(free, factor[:, free], scale, torch.zeros_like(scale), weight, shift, biased, start, dtype)
 
-    def drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def uniform(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """V and b as ``nn.Linear`` begins: uniform within 1 / sqrt(M) of 0."""
         limit = self.weight.shape[1] ** -0.5
         draws = [torch.empty(p.shape).uniform_(-limit, limit, generator=generator) for p in (self.weight, self.bias)]
         v, b = (draw.to(self.weight) for draw in draws)
         return torch.where(self.gates != 0, v[:, self.free], 0.0), b
 
-    def enter(self) -> tuple[Tensor, Tensor]:
+    def initial(self) -> tuple[Tensor, Tensor]:
         """V and b of the search to begin with; closed weights are 0."""
         v = torch.where(self.gates != 0, self.weight[:, self.free] * self.scale, 0.0)
         return v, self.bias + (self.gates * v / self.scale) @ self.centre
 
-    def leave(self, v: Tensor, b: Tensor | None) -> Head:
+    def head(self, v: Tensor, b: Tensor | None) -> Head:
         """The layer on plain features."""
         inner = self.gates * v.double() / self.scale
         weight = torch.zeros_like(self.weight)
