@@ -53,7 +53,7 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except (FileError, KeyError) as error:
-            warnings.warn(f"cache: made anew: {error}", stacklevel=3)
+            warnings.warn(f"cache: made anew: {error}", stacklevel=4)
             return None
 
     def keep(self, key: str, values: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -16,7 +16,7 @@ from spurge.engine.data.examples import Examples
 from spurge.engine.features.cache import FeatureCache, open_cache
 from spurge.engine.features.features import Features
 from spurge.engine.features.reader import Reader, Token
-from spurge.engine.features.sources import Block, blocks, length
+from spurge.engine.features.sources import DataBlock, data_blocks, length
 from spurge.engine.models.heads import Head, find_head
 from spurge.engine.models.hooks import frozen
 
@@ -49,7 +49,8 @@ def extract(
 
     Args:
         model: a classifier of ``transformers`` (text or image), or any module that ends in an ``nn.Linear``.
-        data: labelled texts (:class:`~spurge.Examples`) or inputs: see :func:`spurge.engine.features.sources.blocks`.
+        data: labelled texts (:class:`~spurge.Examples`) or inputs: see
+            :func:`spurge.engine.features.sources.data_blocks`.
         head: path of the linear layer; by default the one that makes the model's logits, checked on the first batch.
         token: whose features, where the head reads every token (GPT-2, LLaMA): ``auto`` the one that transformers'
             classifiers look at, ``first``, or ``last`` that ``attention_mask`` keeps.
@@ -77,46 +78,23 @@ def extract(
     """
     path, layer = find_head(model, head)
     model = getattr(model, "_orig_mod", model)
-    integer("batch_size", batch_size, 1)
-    integer("block", block, 1)
-    if token not in get_args(Token):
-        raise ValueError(f"token: expected one of {', '.join(get_args(Token))}, got {token!r}")
-    if storage not in _STORAGE:
-        raise ValueError(f"storage: expected one of {', '.join(map(str, _STORAGE))}, got {storage}")
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype: mixed precision is torch.bfloat16 or torch.float16, got {dtype}")
-    taken = Head.of(model, path)
+    _check_settings(token, storage, dtype, batch_size=batch_size, block=block)
+    found = Head.of(model, path)
     settings = {"head": path, "token": token, "autocast": _text(dtype), "storage": _text(storage)}
-    source = blocks(data, batch_size=batch_size, block=block, tokenizer=tokenizer, max_length=max_length)
-    names = _names(data, names, taken.outputs)
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    groups: list[list[Any] | None] = []
-    with ExitStack() as stack:
-        stack.enter_context(frozen(model))
-        stack.enter_context(_placed(model, device))
-        stack.enter_context(torch.no_grad())
-        reader = Reader(
-            model, taken, layer, check=head is None, token=token, dtype=dtype, storage=storage, memory=memory
-        )
-        made = {**settings, "checked": head is None, "device": reader.device.type}
-        kept = None if cache is None else open_cache(cache, model, made)
-        bar = stack.enter_context(tqdm(total=length(data), desc="extract", unit="rows", disable=not progress))
-        for part in source:
-            start = sum(len(before) for before in labels)
-            _check(part, taken.outputs, start, groups)
-            values.append(_values(reader, kept, part, start))
-            labels.append(part.labels)
-            groups.append(part.groups)
-            bar.update(len(part.labels))
-    if not values:
-        raise ValueError("data: has no rows")
+    source = data_blocks(data, batch_size=batch_size, block=block, tokenizer=tokenizer, max_length=max_length)
+    names = _names(data, names, found.outputs)
+    with frozen(model), _placed(model, device), torch.no_grad():
+        check = head is None
+        reader = Reader(model, found, layer, check=check, token=token, dtype=dtype, storage=storage, memory=memory)
+        made = {**settings, "checked": check, "device": reader.device.type}
+        cached = None if cache is None else open_cache(cache, model, made)
+        values, labels, groups = _read(reader, cached, source, length(data), progress)
     numbers, group_names = _numbered(groups, group_names)
     info = {"method": "extract", "model": type(model).__name__, **settings, "spurge": spurge_version()}
     return Features(
-        values=_joined(values),
-        labels=torch.cat(labels),
-        head=taken,
+        values=values,
+        labels=labels,
+        head=found,
         groups=numbers,
         names=names,
         group_names=tuple(group_names),
@@ -124,7 +102,40 @@ def extract(
     )
 
 
-def _values(reader: Reader, cache: FeatureCache | None, block: Block, start: int) -> Tensor:
+def _check_settings(token: Any, storage: Any, dtype: Any, **counts: Any) -> None:
+    """Refuses settings out of range."""
+    for name, count in counts.items():
+        integer(name, count, 1)
+    if token not in get_args(Token):
+        raise ValueError(f"token: expected one of {', '.join(get_args(Token))}, got {token!r}")
+    if storage not in _STORAGE:
+        raise ValueError(f"storage: expected one of {', '.join(map(str, _STORAGE))}, got {storage}")
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype: mixed precision is torch.bfloat16 or torch.float16, got {dtype}")
+
+
+def _read(
+    reader: Reader, cache: FeatureCache | None, source: Iterable[DataBlock], total: int | None, progress: bool
+) -> tuple[Tensor, Tensor, list[list[Any] | None]]:
+    """Features ``[N, M]`` and labels ``[N]`` of all blocks, and the groups of each block."""
+    values: list[Tensor] = []
+    labels: list[Tensor] = []
+    groups: list[list[Any] | None] = []
+    rows = 0
+    with tqdm(total=total, desc="extract", unit="rows", disable=not progress) as bar:
+        for block in source:
+            _check(block, reader.head.outputs, rows, groups)
+            values.append(_values(reader, cache, block, rows))
+            labels.append(block.labels)
+            groups.append(block.groups)
+            rows += len(block.labels)
+            bar.update(len(block.labels))
+    if not values:
+        raise ValueError("data: has no rows")
+    return _joined(values), torch.cat(labels), groups
+
+
+def _values(reader: Reader, cache: FeatureCache | None, block: DataBlock, start: int) -> Tensor:
     """Features of one block ``[n, M]`` in the order of its rows, read from the cache or from the model."""
     found = key = None
     if cache is not None:
@@ -142,7 +153,7 @@ def _values(reader: Reader, cache: FeatureCache | None, block: Block, start: int
     return found[block.order.argsort()]
 
 
-def _check(block: Block, outputs: int, start: int, before: Sequence[Any]) -> None:
+def _check(block: DataBlock, outputs: int, start: int, before: Sequence[Any]) -> None:
     """Refuses a block before the model spends time on it."""
     wrong = ((block.labels < 0) | (block.labels >= outputs)).nonzero()[:, 0]
     if len(wrong):

@@ -70,12 +70,12 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class DataBlock:
     """n consecutive rows of the data, as batches.
 
     Attributes:
         batches: the rows, in an order that suits the model.
-        order: int64 ``[n]``, for each row of the batches its place in the block.
+        order: int64 ``[n]``, for each row of the batches its number in the block.
         labels: int64 ``[n]`` in the order of the block.
         groups: numbers or names in the order of the block, or None.
     """
@@ -86,9 +86,9 @@ class Block:
     groups: list[int] | list[str] | None
 
 
-def blocks(
+def data_blocks(
     data: Any, *, batch_size: int, block: int, tokenizer: Any = None, max_length: int | None = None
-) -> Iterator[Block]:
+) -> Iterator[DataBlock]:
     """The rows of ``data`` in blocks of about ``block`` rows, fewer where the inputs are large.
 
     Texts of a block share batches with texts of like length. Batches of a ``DataLoader`` stay as they are.
@@ -137,10 +137,10 @@ def _whole(data: Any) -> bool:
     return isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(isinstance(part, Tensor) for part in data)
 
 
-_Rows = tuple[Batch, Tensor, list[Any] | None]
+_LabelledBatch = tuple[Batch, Tensor, list[Any] | None]
 
 
-def _texts(examples: Examples, tokenizer: Any, max_length: int | None, size: int, block: int) -> Iterator[Block]:
+def _texts(examples: Examples, tokenizer: Any, max_length: int | None, size: int, block: int) -> Iterator[DataBlock]:
     for part in examples.batches(block):
         order = sorted(range(len(part)), key=lambda i: len("".join(part[i].text + (part[i].pair or ""))))
         batches = []
@@ -149,10 +149,10 @@ def _texts(examples: Examples, tokenizer: Any, max_length: int | None, size: int
             batches.append(Batch(dict(inputs)))
         named = [row.group for row in part]
         groups: list[Any] | None = None if named == [None] * len(named) else named
-        yield Block(batches, torch.tensor(order), part.targets, groups)
+        yield DataBlock(batches, torch.tensor(order), part.targets, groups)
 
 
-def _slices(inputs: Any, labels: Tensor, groups: list[Any] | None, size: int) -> Iterator[_Rows]:
+def _slices(inputs: Any, labels: Tensor, groups: list[Any] | None, size: int) -> Iterator[_LabelledBatch]:
     batch = Batch(inputs)
     if len(batch) != len(labels) or (groups is not None and len(groups) != len(labels)):
         count = "" if groups is None else f" and {len(groups)} groups"
@@ -162,7 +162,7 @@ def _slices(inputs: Any, labels: Tensor, groups: list[Any] | None, size: int) ->
         yield batch.rows(part), labels[part], None if groups is None else groups[part]
 
 
-def _collated(items: Iterator[Any], size: int) -> Iterator[_Rows]:
+def _collated(items: Iterator[Any], size: int) -> Iterator[_LabelledBatch]:
     while chosen := list(islice(items, size)):
         rows = [_fields(item) for item in chosen]
         if len({group is None for _, _, group in rows}) > 1:
@@ -175,9 +175,9 @@ def _collated(items: Iterator[Any], size: int) -> Iterator[_Rows]:
         yield inputs if isinstance(inputs, Batch) else Batch(inputs), _labels([row[1] for row in rows]), _groups(groups)
 
 
-def _gather(batches: Iterable[Any], block: int) -> Iterator[Block]:
+def _gather(batches: Iterable[Any], block: int) -> Iterator[DataBlock]:
     """Runs of batches until ``block`` rows or :data:`BLOCK_BYTES` are reached."""
-    held: list[_Rows] = []
+    held: list[_LabelledBatch] = []
     rows = size = 0
     for inputs, labels, groups in batches:
         batch = inputs if isinstance(inputs, Batch) else Batch(inputs)
@@ -192,12 +192,12 @@ def _gather(batches: Iterable[Any], block: int) -> Iterator[Block]:
         yield _joined(held)
 
 
-def _joined(held: list[_Rows]) -> Block:
+def _joined(held: list[_LabelledBatch]) -> DataBlock:
     labels = torch.cat([labels for _, labels, _ in held])
     if len({groups is None for _, _, groups in held}) > 1:
         raise ValueError("data: either all rows have a group or none has")
     groups = None if held[0][2] is None else [group for _, _, part in held for group in part or ()]
-    return Block([batch for batch, _, _ in held], torch.arange(len(labels)), labels, groups)
+    return DataBlock([batch for batch, _, _ in held], torch.arange(len(labels)), labels, groups)
 
 
 def _fields(item: Any) -> tuple[Any, Any, Any]:

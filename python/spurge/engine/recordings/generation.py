@@ -1,4 +1,4 @@
-"""What a causal language model says after a prompt: greedy decoding, padding on the side that a pass needs."""
+"""What a causal language model writes after a prompt: greedy decoding, padding on the side that a pass needs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _ENCODED = 256  # prompts that are tokenized at once to look at their tokens
 
 
 class PromptPass:
-    """Runs a batch of prompts for what its sites read and give, and for what the model says next.
+    """Runs a batch of prompts for what its sites read and give, and for what the model writes next.
 
     Args:
         model: in evaluation mode.
@@ -62,8 +62,8 @@ class PromptPass:
                 found[f"neurons/{name}"] = self._narrow(values[0], f"neurons of {name!r}", numbers)
         return found
 
-    def said(self, texts: list[str], rows: int) -> list[str] | None:
-        """What the model says after each text."""
+    def continuations(self, texts: list[str], rows: int) -> list[str] | None:
+        """What the model writes after each text, ``rows`` texts at once; None where nothing is to be generated."""
         count, longest = self.made["generate"], self.made["max_length"]
         if not count:
             return None
@@ -94,8 +94,8 @@ def _pooled(values: Tensor, mask: Tensor, position: Position) -> Tensor:
     if values.shape[:-1] != mask.shape:
         raise ValueError(f"sites: expected values {(*mask.shape, 'D')}, one vector a token, got {tuple(values.shape)}")
     if position == "last":
-        place = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
-        return values[torch.arange(len(values), device=values.device), place.to(values.device)]
+        last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
+        return values[torch.arange(len(values), device=values.device), last.to(values.device)]
     mask = mask.to(values.device)
     wide = values if values.dtype == torch.float64 else values.float()
     # where, not a product: what stands at padding need not be finite.

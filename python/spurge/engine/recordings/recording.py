@@ -1,4 +1,4 @@
-"""What a model does with each of many prompts, kept on disk: outputs and neurons of its MLPs, and what it says next."""
+"""What a model does with each of many prompts, kept on disk: outputs and neurons of its MLPs, and continuations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spurge.engine.base.files import FileError, PathLike
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.fingerprint import Opaque, model_print
 from spurge.engine.models.hooks import frozen
-from spurge.engine.models.sites import find_sites, widths
+from spurge.engine.models.sites import Site, find_sites, widths
 from spurge.engine.recordings.generation import check_generates, padded
 from spurge.engine.recordings.prompt_pass import Position, PromptPass, check_length, fitting, token_print
 from spurge.engine.recordings.store import Store
@@ -26,7 +26,7 @@ _STORAGE = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recording:
-    """Outputs and neurons of a model's MLPs for N prompts, read from disk as they are asked for.
+    """Outputs and neurons of a model's MLPs for N prompts, read from disk when they are wanted.
 
     Made by :func:`record` and :meth:`open`. A block's SHA-256 is verified when the block is first read.
     """
@@ -62,7 +62,7 @@ class Recording:
 
     @property
     def continuations(self) -> tuple[str, ...] | None:
-        """What the model said after each prompt, without the prompt; None where nothing was generated."""
+        """What the model wrote after each prompt, without the prompt; None where nothing was generated."""
         return self._store.texts() if self._store.header["made"]["generate"] else None
 
     @property
@@ -195,31 +195,52 @@ def record(
     made |= {"generate": integer("generate", generate, 0), "batch_size": integer("batch_size", batch_size, 1)}
     made |= {"block": integer("block", block, 1), "max_length": max_length, "storage": _text(storage)}
     found = find_sites(model, sites)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(f"model: {type(model).__name__} has an encoder and a decoder; only one of them has the prompt")
-    if generate:
-        check_generates(model)
+    _check_model(model, generate)
     with frozen(model), torch.no_grad(), padded(tokenizer):
         device = next(model.parameters()).device
         tokens, longest = token_print(tokenizer, texts, max_length)
         check_length(model, longest, generate)
         made |= {"model": _print(model), "tokens": tokens, "sites": list(widths(found)), "device": device.type}
-        header = {
-            "made": made,
-            "prompts": texts,
-            "architecture": type(model).__name__,
-            "rows": min(batch_size, fitting(model, found, longest, generate, memory, device)),
-            "sites": [{"name": site.name, "width": site.width, "hidden": site.hidden} for site in found],
-            "torch": str(torch.__version__),
-        }
-        store = Store.begin(folder, header)
-        if memory is not None and header["rows"] < store.header["rows"]:
-            raise ValueError(
-                f"memory: {header['rows']} prompts fit at once, but the recording in {folder} was begun with "
-                f"{store.header['rows']}; give more, or another folder"
-            )
+        rows = min(batch_size, fitting(model, found, longest, generate, memory, device))
+        store = _begin(folder, model, made, texts, found, rows, limited=memory is not None)
         _run(store, PromptPass(model, found, tokenizer, device, made), progress)
     return Recording.open(folder)
+
+
+def _check_model(model: nn.Module, generate: int) -> None:
+    """Refuses a model that prompts alone do not run."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"model: {type(model).__name__} has an encoder and a decoder; only one of them has the prompt")
+    if generate:
+        check_generates(model)
+
+
+def _begin(
+    folder: PathLike,
+    model: nn.Module,
+    made: dict[str, Any],
+    prompts: list[str],
+    sites: list[Site],
+    rows: int,
+    *,
+    limited: bool,
+) -> Store:
+    """The store of this recording, new or begun before; refused where ``limited`` and it runs more rows at once."""
+    header = {
+        "made": made,
+        "prompts": prompts,
+        "architecture": type(model).__name__,
+        "rows": rows,
+        "sites": [{"name": site.name, "width": site.width, "hidden": site.hidden} for site in sites],
+        "torch": str(torch.__version__),
+    }
+    store = Store.begin(folder, header)
+    if limited and rows < store.header["rows"]:
+        raise ValueError(
+            f"memory: {rows} prompts fit at once, but the recording in {folder} was begun with "
+            f"{store.header['rows']}; give more, or another folder"
+        )
+    return store
 
 
 def _prompts(prompts: Sequence[str]) -> list[str]:
@@ -250,7 +271,7 @@ def _run(store: Store, forward: PromptPass, progress: bool) -> None:
                 bar.update(len(some))
             back = torch.tensor(order).argsort()
             tensors = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
-            store.write(number, tensors, forward.said([texts[row] for row in own], rows))
+            store.write(number, tensors, forward.continuations([texts[row] for row in own], rows))
 
 
 def _print(model: nn.Module) -> str | None:

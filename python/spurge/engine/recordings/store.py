@@ -39,7 +39,7 @@ class Store:
 
     Attributes:
         folder: where the files are.
-        header: ``made`` (what decides the content, by name), ``prompts``, and what is said for information.
+        header: ``made`` (what decides the content, by name), ``prompts``, and what is there for information only.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -180,17 +180,17 @@ class Store:
         return fingerprint(canonical_json([self.header["sha256"], prints]))
 
 
-def _compare(folder: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _compare(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuses to go on with a recording of something else."""
     advice = "give another folder, or read this one with Recording.open"
-    if held["prompts"] != asked["prompts"]:
-        counts = len(held["prompts"]), len(asked["prompts"])
+    if held["prompts"] != wanted["prompts"]:
+        counts = len(held["prompts"]), len(wanted["prompts"])
         if counts[0] != counts[1]:
             raise ValueError(f"prompts: {folder} holds a recording of {counts[0]} prompts, got {counts[1]}; {advice}")
-        pairs = zip(held["prompts"], asked["prompts"], strict=True)
+        pairs = zip(held["prompts"], wanted["prompts"], strict=True)
         row = next(row for row, (old, new) in enumerate(pairs) if old != new)
         raise ValueError(f"prompts: {folder} holds a recording of other prompts, the first at {row}; {advice}")
-    made = json.loads(canonical_json(asked["made"]))
+    made = json.loads(canonical_json(wanted["made"]))
     for name, old in held["made"].items():
         new = made.get(name)
         if new == old and (name, old) != ("model", None):
