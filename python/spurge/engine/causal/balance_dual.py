@@ -15,42 +15,42 @@ _PATIENCE = (12, 80)  # passes before the Hessian, as dear as a sixth of the cov
 
 
 class Dual:
-    r"""f(lambda) = log sum base exp((c - t) lambda) at the place that was looked at last.
+    r"""f(lambda) = log sum base exp((c - t) lambda) at the point that was evaluated last.
 
     Args:
         covariates: ``[N, K]``.
         base: ``[N]``.
         target: t, ``[K]``.
-        mean, spread: of the covariates under ``base``, which give value and gradient at 0 without a pass.
+        mean, deviation: of the covariates under ``base``, which give value and gradient at 0 without a pass.
         tolerance: greatest standardised difference.
 
     Attributes:
-        place: lambda, in the covariates' own units, ``[K]``.
+        point: lambda, in the covariates' own units, ``[K]``.
         limit: tolerance and what float64 cannot resolve, in standard deviations, ``[K]``.
         proved: the target lies outside the convex hull of the rows: the largest (c - t) lambda is negative.
         evaluations: passes over the covariates.
     """
 
     def __init__(
-        self, covariates: Tensor, base: Tensor, target: Tensor, mean: Tensor, spread: Tensor, tolerance: float
+        self, covariates: Tensor, base: Tensor, target: Tensor, mean: Tensor, deviation: Tensor, tolerance: float
     ) -> None:
         self.covariates, self.base, self.target = covariates, base, target
-        self.scale = torch.where(spread > 0, 1 / spread, 0.0)
+        self.scale = torch.where(deviation > 0, 1 / deviation, 0.0)
         self.limit = tolerance + 1e-12 + _ROUNDING * target.abs() * self.scale
-        self.place = torch.zeros_like(target)
+        self.point = torch.zeros_like(target)
         self.proved, self.evaluations = False, 0
         self._scores = torch.zeros_like(base)
         self._mean, self._value = mean, base.sum().log()
 
-    def at(self, place: Tensor) -> tuple[float, Tensor]:
-        """Value and gradient ``[K]`` at ``place``."""
-        self.place = place
-        self._scores, self._mean, value = ops.balance_sweep(self.covariates, self.base, place)
+    def at(self, point: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient ``[K]`` at ``point``."""
+        self.point = point
+        self._scores, self._mean, value = ops.balance_sweep(self.covariates, self.base, point)
         self._value = value[0]
         self.evaluations += 1
-        reach = float(place @ self.target)
+        reach = float(point @ self.target)
         # The margin is the rounding of the products that were added.
-        self.proved = float(value[1]) - reach < -1e-10 * (1 + float(place.abs() @ self.target.abs()))
+        self.proved = float(value[1]) - reach < -1e-10 * (1 + float(point.abs() @ self.target.abs()))
         return float(value[0]) - reach, self._mean - self.target
 
     def differences(self) -> Tensor:
@@ -69,7 +69,7 @@ class Dual:
         """L-BFGS from 0 until it is balanced, proved out of reach, or has taken so many passes.
 
         First in the units of standardised covariates, in which the Hessian at 0 has a unit diagonal. Where these are so
-        correlated that this does not get there, in coordinates in which the Hessian at the place it reached is 1.
+        correlated that this does not get there, in coordinates in which the Hessian at the point it reached is 1.
         """
         value, gradient = float(self._value), self._mean - self.target
         if self.evaluations:
@@ -78,14 +78,14 @@ class Dual:
         patience = min(most, max(least, len(self.target) // 6))
         basis = self.scale
         while not self.balanced() and self.evaluations < evaluations:
-            origin, begun = self.place, self.evaluations
+            origin, begun = self.point, self.evaluations
 
-            def seen(at: Tensor, origin: Tensor = origin, basis: Tensor = basis) -> tuple[float, Tensor]:
+            def evaluate(at: Tensor, origin: Tensor = origin, basis: Tensor = basis) -> tuple[float, Tensor]:
                 value, gradient = self.at(origin + _times(basis, at))
                 return value, _times(basis.t(), gradient)
 
             moved, _ = minimise(
-                seen,
+                evaluate,
                 torch.zeros_like(self.target),
                 known=(value, _times(basis.t(), gradient)),
                 finished=lambda _: self.proved or self.balanced(),
@@ -94,7 +94,7 @@ class Dual:
             if self.proved or self.balanced():
                 return
             stuck = self.evaluations - begun < min(patience, evaluations - begun)
-            value, gradient = self.at(origin + _times(basis, moved))  # the last place tried need not be the best
+            value, gradient = self.at(origin + _times(basis, moved))  # the last point tried need not be the best
             if stuck or self.evaluations >= evaluations:
                 return
             basis = self.scale[:, None] * _inverse_root(self._hessian())
@@ -129,15 +129,15 @@ def moments(covariates: Tensor, base: Tensor, centre: Tensor) -> tuple[Tensor, T
         part = covariates[start : start + size].to(kind) - middle
         first += narrow[start : start + size] @ part
         second += narrow[start : start + size] @ part.square_()
-    mean, spread = first + centre, (second - first.square()).clamp_min(0).sqrt()
+    mean, deviation = first + centre, (second - first.square()).clamp_min(0).sqrt()
     # A column that is constant, far from the centre, or too large to square: decided exactly.
-    for k in (~(spread.square() > 1e-4 * second) | ~second.isfinite()).nonzero()[:, 0].tolist():
+    for k in (~(deviation.square() > 1e-4 * second) | ~second.isfinite()).nonzero()[:, 0].tolist():
         column = checked_values("covariates", covariates[:, k : k + 1])[:, 0].double()
         own = column[base > 0]
         constant = bool((own == own[0]).all())
         mean[k] = own[0] if constant else share @ column
-        spread[k] = 0.0 if constant else (share @ (column - mean[k]).square()).sqrt()
-    return mean, spread
+        deviation[k] = 0.0 if constant else (share @ (column - mean[k]).square()).sqrt()
+    return mean, deviation
 
 
 def _times(basis: Tensor, vector: Tensor) -> Tensor:
@@ -146,6 +146,6 @@ def _times(basis: Tensor, vector: Tensor) -> Tensor:
 
 
 def _inverse_root(hessian: Tensor) -> Tensor:
-    """A matrix B with ``B' H B = 1``; directions in which H is 0 are long, so that what is asked there shows."""
+    """A matrix B with ``B' H B = 1``; directions in which H is 0 are long, so that a target out there shows."""
     values, vectors = torch.linalg.eigh(hessian)
     return vectors * values.clamp_min(1e-12 * float(values[-1])).rsqrt()

@@ -5,7 +5,7 @@ r"""Entropy balancing: the weights closest to given ones under which covariates 
     \lambda = \arg\min \log \sum_i b_i e^{(c_i - t) \lambda}
 
 Hainmueller, Political Analysis 2012. The dual is convex. No ridge is ever added to it: where the means cannot be had,
-that is proved and said. For any :math:`\lambda`, some mixture of the numbers :math:`(c_i - t)\lambda` is 0 if the
+that is proved, and an error. For any :math:`\lambda`, some mixture of the numbers :math:`(c_i - t)\lambda` is 0 if the
 target lies within the rows' convex hull; if all of them are negative, it does not.
 """
 
@@ -30,7 +30,7 @@ NEWTON_NUMBERS = 1 << 23
 """Covariates in all up to which one problem is left to the batch kernel, which works on a float64 copy of them."""
 
 CONVERGED, INFEASIBLE, UNFINISHED, INVALID = range(4)
-"""What `spurge.ops.balance_batch` says of a problem."""
+"""Status of a problem, as `spurge.ops.balance_batch` gives it."""
 
 _NEWTON_STEPS = 100
 
@@ -152,12 +152,7 @@ def balance(
     >>> [round(w, 3) for w in found.weights.tolist()]
     [0.116, 0.268, 0.616]
     """
-    if not isinstance(covariates, Tensor) or not covariates.is_floating_point():
-        kind = covariates.dtype if isinstance(covariates, Tensor) else type(covariates).__name__
-        raise TypeError(f"covariates: expected a floating tensor, got {kind}")
-    if covariates.dim() != 2 or not covariates.numel():
-        raise ValueError(f"covariates: expected shape [N, K], got {tuple(covariates.shape)}")
-    covariates = covariates.detach().contiguous()
+    covariates = _covariates(covariates)
     rows, width = covariates.shape
     wanted = _vector("target", target, width, covariates.device)
     weights = _base(base, (rows,), covariates.device)
@@ -166,36 +161,21 @@ def balance(
     names = [f"covariate {k}" for k in range(width)] if names is None else list(names)
     if len(names) != width:
         raise ValueError(f"names: expected {width}, got {len(names)}")
-    mean, spread = moments(covariates, weights, wanted)
-    flat = spread == 0
-    apart = flat & ((mean - wanted).abs() > 1e-7 * wanted.abs().clamp_min(torch.finfo(torch.float64).tiny))
-    if bool(apart.any()):
-        k = int(apart.nonzero()[0])
-        raise Unbalanced(
-            f"target: {names[k]} is {float(mean[k]):.6g} in every row, {float(wanted[k]):.6g} is asked for", proved=True
-        )
-    dual = Dual(covariates, weights, wanted, mean, spread, tolerance)
+    mean, deviation = moments(covariates, weights, wanted)
+    _check_constant(mean, deviation, wanted, names)
+    dual = Dual(covariates, weights, wanted, mean, deviation, tolerance)
     before = dual.differences()
-    small = width <= NEWTON_WIDTH and covariates.numel() <= NEWTON_NUMBERS and covariates.device.type == "cpu"
-    newton = small and not dual.balanced()
-    steps = 0
-    if newton:
-        place, steps, newton = _newton(covariates, wanted, weights, tolerance)
-        if newton:
-            dual.at(place)
-    if not newton:  # many covariates, or a target out of reach, for the direction that shows it
-        dual.descend(evaluations)
-        steps = dual.evaluations
+    method, steps = _solve(dual, covariates, wanted, weights, tolerance, evaluations)
     if dual.proved:
-        k = int((dual.place.abs() * spread).argmax())
+        k = int((dual.point.abs() * deviation).argmax())
         raise Unbalanced(
             f"target: no weights give these means: in the direction led by {names[k]} (wanted "
             f"{float(wanted[k]):.6g}, mean of the rows {float(mean[k]):.6g}) the target lies beyond every row",
             proved=True,
         )
     after = dual.differences()
-    used = 0 if newton else dual.evaluations
-    found = Balance(dual.weights(), dual.place, before, after, used, steps, "newton" if newton else "l-bfgs")
+    used = 0 if method == "newton" else dual.evaluations
+    found = Balance(dual.weights(), dual.point, before, after, used, steps, method)
     if not dual.balanced():
         k = int((after.abs() - dual.limit).argmax())
         raise Unbalanced(
@@ -205,6 +185,44 @@ def balance(
             worst=found.worst,
         )
     return found
+
+
+def _covariates(covariates: Any) -> Tensor:
+    """Covariates ``[N, K]``, contiguous, once they are floating and there are some."""
+    if not isinstance(covariates, Tensor) or not covariates.is_floating_point():
+        kind = covariates.dtype if isinstance(covariates, Tensor) else type(covariates).__name__
+        raise TypeError(f"covariates: expected a floating tensor, got {kind}")
+    if covariates.dim() != 2 or not covariates.numel():
+        raise ValueError(f"covariates: expected shape [N, K], got {tuple(covariates.shape)}")
+    return covariates.detach().contiguous()
+
+
+def _check_constant(mean: Tensor, deviation: Tensor, wanted: Tensor, names: Sequence[str]) -> None:
+    """Refuses a target that a constant covariate does not have."""
+    tiny = torch.finfo(torch.float64).tiny
+    apart = (deviation == 0) & ((mean - wanted).abs() > 1e-7 * wanted.abs().clamp_min(tiny))
+    if bool(apart.any()):
+        k = int(apart.nonzero()[0])
+        raise Unbalanced(
+            f"target: {names[k]} is {float(mean[k]):.6g} in every row, {float(wanted[k]):.6g} is asked for", proved=True
+        )
+
+
+def _solve(
+    dual: Dual, covariates: Tensor, target: Tensor, base: Tensor, tolerance: float, evaluations: int
+) -> tuple[str, int]:
+    """Moves the dual to its minimum, or to where it is proved that there is none; the method that did, and its steps.
+
+    L-BFGS is for many covariates, and for a target out of reach: it ends in a direction that shows it.
+    """
+    small = covariates.shape[1] <= NEWTON_WIDTH and covariates.numel() <= NEWTON_NUMBERS
+    if small and covariates.device.type == "cpu" and not dual.balanced():
+        point, steps, converged = _newton(covariates, target, base, tolerance)
+        if converged:
+            dual.at(point)
+            return "newton", steps
+    dual.descend(evaluations)
+    return "l-bfgs", dual.evaluations
 
 
 def balance_batch(
