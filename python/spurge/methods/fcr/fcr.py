@@ -6,7 +6,7 @@ Unlearning". Equation and algorithm numbers are that paper's; what it leaves ope
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -18,10 +18,10 @@ from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Activation, Association, Reduction, association
 from spurge.engine.last_layer.fitting import fit_head
 from spurge.engine.models.heads import Head
-from spurge.methods.fcr.edges import Edge, Sign, best_columns, tilt, usable
+from spurge.methods.fcr.edges import Choice, Edge, Sign, best_columns, tilt, usable
 from spurge.methods.fcr.fictitious import Row, count_kinds, features_and_rows
 from spurge.methods.fcr.orthogonal import checked_rate
-from spurge.methods.fcr.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion, told
+from spurge.methods.fcr.rates import CRITERIA, LABELS, Chooser, Chosen, Criterion, describe_choice
 from spurge.methods.fcr.removal import Removal
 
 Score = Literal["sca", "product"]
@@ -46,7 +46,7 @@ class FCR:
             labels, an edit that drowns the classes in noise looks as good.
         most: greatest rate; the paper's range ends at 1.
         row: which output of the classifier a feature is taken from: the one whose predictions go with the feature
-            most, the same by class labels, or the one to which the chosen unit speaks most.
+            most, the same by class labels, or the one that the chosen unit supports most.
         floor: least entropy of activations, as a share of the greatest possible.
         l2: penalty of the head that is fitted for fictitious classes.
         memory: budget of the scores beyond their inputs, e.g. "256MiB".
@@ -124,8 +124,8 @@ class FCR:
         allowed = usable(features.head.weight[label], self.least_weight, self.sign)
         picks = self._columns(scores, allowed, label, label, features.head, [])
         edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=None, most=self.most)
-        says = f"class labels of {len(features)} samples for the scores; the tilt was given"
-        info = self._info(features, "remove_class", label=label, says=says)
+        text = f"class labels of {len(features)} samples for the scores; the tilt was given"
+        info = self._info(features, "remove_class", label=label, says=text)
         return Removal(tuple(edges), features.head, head, labels="class", info=info)
 
     def remove_feature(
@@ -143,7 +143,7 @@ class FCR:
     ) -> Removal:
         """Takes a feature's influence out of a class by the edge most specific for the feature (Algorithm 2).
 
-        A head for the feature is fitted on the same features; its most specific edge tells the unit, and the weight
+        A head for the feature is fitted on the same features; its most specific edge gives the unit, and the weight
         from that unit in the classifier is edited. The feature may be labelled in another set than the classifier was
         made with.
 
@@ -152,12 +152,12 @@ class FCR:
             feature_labels: the fictitious class of each, int64 ``[N]``.
             feature: which fictitious classes to remove; default for each class the one that goes with it most: one
                 weight for every class of the classifier.
-            row: the output to edit; default as the setting ``row`` says.
+            row: the output to edit; default by the setting ``row``.
             fictitious: a head for the feature, instead of fitting one.
             select: data to choose the rate on.
             criterion: least gap between average and worst group (the paper's), best worst group, best worst class,
                 or (no labels) the least dependence of predictions on the predicted feature. The last assumes that the
-                feature says nothing about the class.
+                feature and the class are independent.
             rate, angle: a given tilt, in place of a criterion.
 
         Raises:
@@ -165,12 +165,7 @@ class FCR:
                 that the criterion needs; or no edge that can be edited.
         """
         _only_one(rate=rate, angle=angle, criterion=criterion)
-        if criterion is not None:
-            _choice("criterion", criterion, CRITERIA)
-            if select is None:
-                raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
-            if select.head.weight.shape != features.head.weight.shape:
-                raise ValueError("select: its head has another shape than that of features")
+        _check_criterion(criterion, features, select)
         kinds = count_kinds(features, feature_labels, fictitious)
         feature_labels = feature_labels.to(features.values.device)
         if fictitious is None:
@@ -185,33 +180,16 @@ class FCR:
         rounds: list[Chosen] = []
         choice = None
         if criterion is not None and select is not None:
-            seen = fictitious.predictions(select.values) if criterion == "independence" else None
-            chooser = Chooser(select, criterion, seen, high=self.most, each=self.rates == "each")
-
-            def choice(head: Head, edges: Sequence[Edge]) -> list[tuple[Edge, float]]:
-                done = [edge for chosen in rounds for edge in chosen.edges]
-                slots = [[edge] for edge in edges]
-                if self.candidates > 1 and criterion != "independence":
-                    taken = [*done, *picks]
-                    slots = [self._slot(edge, scores[edge.target], fictitious, head, taken) for edge in edges]
-                rounds.append(chooser.choose(head, slots))
-                return list(zip(rounds[-1].edges, rounds[-1].rates, strict=True))
-
+            predicted = fictitious.predictions(select.values) if criterion == "independence" else None
+            chooser = Chooser(select, criterion, predicted, high=self.most, each=self.rates == "each")
+            choice = self._choose_by(chooser, fictitious, scores, picks, rounds)
         edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choice, most=self.most)
-        says = f"feature labels of {len(features)} samples for the edges"
-        used = "class" if self.row == "labelled" and row is None else "none"
-        if used == "class":
-            says += ", with their class labels"
-        if criterion is None:
-            says += "; the tilt was given"
-        else:
-            assert select is not None
-            says += f"; {told(criterion, len(select), self.rates == 'each', self.candidates)}"
-            used = max(used, LABELS[criterion], key=("none", "class", "group").index)
-        info = self._info(features, "remove_feature", says=says, criterion=criterion)
+
+        labels, text = self._labels_used(features, select, criterion, self.row == "labelled" and row is None)
+        info = self._info(features, "remove_feature", says=text, criterion=criterion)
         info["rounds"] = [{"rates": chosen.rates, "value": chosen.value} for chosen in rounds]
         curve = rounds[0].curve if rounds else None
-        return Removal(tuple(edges), features.head, head, used, fictitious, curve, info)
+        return Removal(tuple(edges), features.head, head, labels, fictitious, curve, info)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -247,31 +225,83 @@ class FCR:
             )
         return [_edge(row, column, target, head, scores) for column in columns]
 
-    def _slot(self, edge: Edge, scores: Tensor, fictitious: Head, head: Head, others: Sequence[Edge]) -> list[Edge]:
+    def _choose_by(
+        self,
+        chooser: Chooser,
+        fictitious: Head,
+        scores: Mapping[int, Tensor],
+        picks: Sequence[Edge],
+        rounds: list[Chosen],
+    ) -> Choice:
+        """The choice of each round of `tilt`: edges, and rates by the criterion; kept in ``rounds``."""
+
+        def choose(head: Head, edges: Sequence[Edge]) -> list[tuple[Edge, float]]:
+            slots = [[edge] for edge in edges]
+            if self.candidates > 1 and chooser.criterion != "independence":
+                taken = [*(edge for chosen in rounds for edge in chosen.edges), *picks]
+                slots = [self._candidates(edge, scores[edge.target], fictitious, head, taken) for edge in edges]
+            rounds.append(chooser.choose(head, slots))
+            return list(zip(rounds[-1].edges, rounds[-1].rates, strict=True))
+
+        return choose
+
+    def _candidates(
+        self, edge: Edge, scores: Tensor, fictitious: Head, head: Head, others: Sequence[Edge]
+    ) -> list[Edge]:
         """An edge and the next best of its row that no other edge uses: candidates for one edit."""
-        allowed = self._speaks(fictitious, edge.target) & usable(head.weight[edge.row], self.least_weight, self.sign)
+        allowed = self._supporting(fictitious, edge.target) & usable(
+            head.weight[edge.row], self.least_weight, self.sign
+        )
         columns = best_columns(scores, allowed, _columns_of(edge.row, others), self.candidates - 1)
         return [edge, *(_edge(edge.row, column, edge.target, head, scores) for column in columns)]
 
-    def _speaks(self, fictitious: Head, kind: int) -> Tensor:
-        """The units ``[M]`` that speak for a feature in its own head; all where signs do not matter."""
+    def _supporting(self, fictitious: Head, kind: int) -> Tensor:
+        """Which units ``[M]`` support a feature in its own head; all where signs do not matter."""
         return (fictitious.weight[kind] > 0) | (self.sign == "any")
 
     def _feature_edges(
         self, scores: Tensor, fictitious: Head, kind: int, row: int | None, head: Head, before: Sequence[Edge]
     ) -> list[Edge]:
         """Edges of the classifier for one feature; where the row is open, that of the greatest weight."""
-        speaks = self._speaks(fictitious, kind)
+        supporting = self._supporting(fictitious, kind)
         if row is None:
             grid = torch.stack([usable(weights, self.least_weight, self.sign) for weights in head.weight])
-            columns = best_columns(scores, speaks & grid.any(0))
+            columns = best_columns(scores, supporting & grid.any(0))
             row = int(head.weight[:, columns[0]].where(grid[:, columns[0]], -torch.inf).argmax()) if columns else 0
-        allowed = speaks & usable(head.weight[row], self.least_weight, self.sign)
+        allowed = supporting & usable(head.weight[row], self.least_weight, self.sign)
         return self._columns(scores, allowed, kind, row, head, before)
+
+    def _labels_used(
+        self, features: Features, select: Features | None, criterion: Criterion | None, by_class: bool
+    ) -> tuple[str, str]:
+        """Which labels beside the feature's were used (none, class or group), and the same for people.
+
+        ``by_class``: rows were chosen by class labels.
+        """
+        labels = "class" if by_class else "none"
+        text = f"feature labels of {len(features)} samples for the edges"
+        if by_class:
+            text += ", with their class labels"
+        if criterion is None:
+            return labels, f"{text}; the tilt was given"
+        assert select is not None  # a criterion needs it
+        text += f"; {describe_choice(criterion, len(select), self.rates == 'each', self.candidates)}"
+        return max(labels, LABELS[criterion], key=("none", "class", "group").index), text
 
     def _info(self, features: Features, step: str, **more: Any) -> dict[str, Any]:
         settings = {name: value for name, value in asdict(self).items() if name != "progress"}
         return {"method": "FCR", "step": step, "settings": settings, "data": features.fingerprint(), **more}
+
+
+def _check_criterion(criterion: Criterion | None, features: Features, select: Features | None) -> None:
+    """Refuses a criterion that is none, or has no data to be measured on."""
+    if criterion is None:
+        return
+    _choice("criterion", criterion, CRITERIA)
+    if select is None:
+        raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
+    if select.head.weight.shape != features.head.weight.shape:
+        raise ValueError("select: its head has another shape than that of features")
 
 
 def _edge(row: int, column: int, target: int, head: Head, scores: Tensor) -> Edge:

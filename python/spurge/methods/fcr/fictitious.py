@@ -16,7 +16,7 @@ Row = Literal["predicted", "labelled", "weight"]
 
 
 def count_kinds(features: Features, labels: Any, fictitious: Head | None) -> int:
-    """How many fictitious classes there are: by their labels, int64 ``[N]``, or by the head that knows them.
+    """How many fictitious classes there are: by their labels, int64 ``[N]``, or by the outputs of their head.
 
     Raises:
         TypeError: labels of another type.
@@ -45,7 +45,7 @@ def features_and_rows(
         how: ``"predicted"`` or ``"labelled"``: the class that goes with the feature most; ``"weight"``: open.
 
     Raises:
-        ValueError: a feature or row out of range, or nothing that tells the row.
+        ValueError: a feature or row out of range, or nothing that the row follows from.
     """
     outputs = features.head.outputs
     if row is not None and integer("row", row, 0) >= outputs:

@@ -31,8 +31,8 @@ class Dependence:
     .. math:: D = \max_k \max_{f, f'} \;\bigl| P(\hat y = k \mid \hat f = f) - P(\hat y = k \mid \hat f = f') \bigr|
         \;+\; \frac{\max_k | P(\hat y = k) - P_0(\hat y = k) |}{1 - \max_k P_0(\hat y = k)}
 
-    The first term alone is 0 for a classifier that always says the same; the second is then at least 1, more than any
-    gap that could be closed that way. P is the mean over the values of the feature, :math:`P_0` that before the edit.
+    The first term alone is 0 for a classifier that predicts one class for all; the second is then at least 1, more than
+    any gap that could be closed that way. P is the mean over the values of the feature, :math:`P_0` that before the edit.
 
     Attributes:
         rates: where it changes, ascending float64 ``[B]``; plateau b reaches to ``rates[b + 1]``, the last to ``high``.
@@ -132,6 +132,7 @@ class Chooser:
         start: Tensor,
         curve: Sweep | Dependence,
     ) -> Chosen:
+        """Slot by slot the best candidate and rate, the other slots held, until no slot betters the criterion."""
         picks = [0] * len(slots)
         rates = [0.0] * len(slots) if begin is None else list(begin.rates)
         value = None if begin is None else begin.value
@@ -169,7 +170,7 @@ class Chooser:
         return -value if self.criterion in ("gap", "independence") else value
 
 
-def told(criterion: str, samples: int, each: bool, candidates: int) -> str:
+def describe_choice(criterion: str, samples: int, each: bool, candidates: int) -> str:
     """What a criterion chose and which labels of so many samples it used, for people."""
     what = "the rates" if each else "the rate"
     if candidates > 1 and criterion != "independence":
