@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,38 +122,54 @@ def dfr(
         name = validation.group_names[int(sizes.argmin())]
         raise ValueError(f"validation: group {name!r} has {int(sizes.min())} rows, too few to halve; need at least 4")
     generator = torch.Generator().manual_seed(integer("seed", seed, 0))
-    base = validation.head
-    worst = torch.zeros(len(values), dtype=torch.float64)
+    tunings = tunings if len(values) > 1 else 0
+    scale = validation.values if train is None else train.values
     with tqdm(total=tunings * len(values) + retrains, desc="DFR", disable=not progress) as bar:
 
         def fit(rows: Features, strength: float, start: Head | None, standardise: bool | Tensor) -> Head:
-            """By classes as they are: equal groups are the balance."""
             bar.update()
-            how: dict[str, Any] = {"l1": 1 / (strength * len(rows)), "l2": 0.0, "tolerance": tolerance}
-            return fit_head(
-                rows.values,
-                rows.labels,
-                base.outputs,
-                weights=None,
-                start=start,
-                standardise=standardise,
-                **how,
-            )
+            return _fit_l1(rows, strength, start, standardise, tolerance)
 
-        for _ in range(tunings if len(values) > 1 else 0):
-            halves = validation.split((0.5, 0.5), seed=_next(generator), by="group")
-            part, held = _equal(halves[0], generator), halves[1]
-            found: Head | None = None
-            for index in sorted(range(len(values)), key=values.__getitem__):  # each begins at the sparser one
-                found = fit(part, values[index], found, True)
-                answer = accuracies(found.predictions(held.values), held.labels, held.groups)
-                worst[index] += answer.worst_group
-        strength = values[int(worst.argmax())]
-        scale = validation.values if train is None else train.values
+        strength = _best_strength(validation, values, tunings, generator, fit)
         layers: list[Head] = []
         for _ in range(retrains):
             begin = layers[-1] if layers else None  # the minimum is the same, and a third of the steps away
             layers.append(fit(_equal(validation, generator), strength, begin, scale))
+    return _average(layers, validation.head)
+
+
+def _fit_l1(rows: Features, strength: float, start: Head | None, standardise: bool | Tensor, tolerance: float) -> Head:
+    """L1-penalised layer, classes weighted as they are: equal groups are the balance."""
+    return fit_head(
+        rows.values,
+        rows.labels,
+        rows.head.outputs,
+        weights=None,
+        start=start,
+        standardise=standardise,
+        l1=1 / (strength * len(rows)),
+        l2=0.0,
+        tolerance=tolerance,
+    )
+
+
+def _best_strength(
+    validation: Features, strengths: Sequence[float], tunings: int, generator: torch.Generator, fit: Callable[..., Head]
+) -> float:
+    """The strength whose layers on equal groups of one half have the best worst group on the other, over all halves."""
+    worst = torch.zeros(len(strengths), dtype=torch.float64)
+    for _ in range(tunings):
+        half, held = validation.split((0.5, 0.5), seed=_next_seed(generator), by="group")
+        rows = _equal(half, generator)
+        found: Head | None = None
+        for index in sorted(range(len(strengths)), key=strengths.__getitem__):  # each begins at the sparser one
+            found = fit(rows, strengths[index], found, True)
+            worst[index] += accuracies(found.predictions(held.values), held.labels, held.groups).worst_group
+    return strengths[int(worst.argmax())]
+
+
+def _average(layers: Sequence[Head], base: Head) -> Head:
+    """The mean of the layers in the place of ``base``; a place without a bias has no room for theirs, and is left."""
     weight = torch.stack([layer.weight.double() for layer in layers]).mean(0)
     biases = [layer.bias.double() for layer in layers if layer.bias is not None]
     bias = torch.stack(biases).mean(0)
@@ -163,7 +178,7 @@ def dfr(
     return base.with_(weight=weight.to(base.weight.dtype), bias=bias)
 
 
-def _next(generator: torch.Generator) -> int:
+def _next_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**31, (1,), generator=generator))
 
 

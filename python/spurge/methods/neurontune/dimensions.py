@@ -136,7 +136,7 @@ def score(
 
 
 def deltas(features: Features, predictions: Tensor, signs: Signs, least_wrong: int) -> Scores:
-    """As :func:`score`, without a word about skipped classes."""
+    """As :func:`score`, without a warning about skipped classes."""
     if signs not in _TRANSFORMS:
         raise ValueError(f"signs: expected one of {', '.join(_TRANSFORMS)}, got {signs!r}")
     labels, count = features.labels, len(features.names)

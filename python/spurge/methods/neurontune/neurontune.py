@@ -30,7 +30,7 @@ Numbers = float | Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class Retrained:
-    """A layer that selection preferred: itself, on encoded features, its value, and what was seen of all candidates."""
+    """A layer that selection preferred: itself, on encoded features, its value, and the criteria of all candidates."""
 
     head: Head
     value: float
@@ -174,7 +174,7 @@ class NeuronTune:
     def retrain(self, identify: Features, train: Features, mask: Tensor) -> Retrained:
         """The best layer on ``train`` behind any mask, bool ``[D]`` or ``[C, D]``: the step that controls share."""
         base, outputs = train.head, train.head.outputs
-        seen, values = encode(identify.values, self.signs), encode(train.values, self.signs)
+        judged, values = encode(identify.values, self.signs), encode(train.values, self.signs)
         gates = torch.ones(mask.shape, dtype=torch.float64).masked_fill(mask, self.keep)
         start = None
         if self.start == "head":
@@ -183,9 +183,9 @@ class NeuronTune:
         best: Retrained | None = None
         candidates: list[dict[str, Any]] = []
 
-        def look(l2: float, epoch: int | None, head: Head) -> None:
+        def consider(l2: float, epoch: int | None, head: Head) -> None:
             nonlocal best
-            found = self._judged(identify, head.predictions(seen))
+            found = self._criteria(identify, head.predictions(judged))
             candidates.append({"l2": l2, **({} if epoch is None else {"epoch": epoch}), **found})
             value = -found[self.select] if self.select == "class_difference" else found[self.select]
             if best is None or value > best.value:
@@ -194,12 +194,16 @@ class NeuronTune:
         for l2 in _several(self.l2):
             rest: dict[str, Any] = {"memory": self.memory, "progress": self.progress, "bias": base.bias is not None}
             if self.solver == "sgd":
-                rest |= {"sgd": self.sgd, "seed": self.seed, "watch": lambda epoch, head, l2=l2: look(l2, epoch, head)}
+                rest |= {
+                    "sgd": self.sgd,
+                    "seed": self.seed,
+                    "watch": lambda epoch, head, l2=l2: consider(l2, epoch, head),
+                }
             fitted = fit_head(
                 values, train.labels, outputs, gates=gates, l2=l2, start=start, solver=self.solver, **rest
             )
             if self.solver == "lbfgs":
-                look(l2, None, fitted)
+                consider(l2, None, fitted)
                 start = fitted  # the minimum is the same from anywhere, and the next one is near
         assert best is not None  # there is at least one penalty and one epoch
         head = best.head
@@ -207,7 +211,7 @@ class NeuronTune:
             head = base.with_(weight=head.weight.to(base.weight.dtype), bias=head.bias)
         return Retrained(head, best.value, candidates)
 
-    def _judged(self, identify: Features, predictions: Tensor) -> dict[str, float]:
+    def _criteria(self, identify: Features, predictions: Tensor) -> dict[str, float]:
         """The three criteria of a candidate; SFit of the unmasked features, by classes with any wrong predictions."""
         found = accuracies(predictions, identify.labels, classes=len(identify.names))
         sfit = deltas(identify, predictions, self.signs, 1).sfit

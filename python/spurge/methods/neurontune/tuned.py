@@ -25,7 +25,7 @@ class Tuned:
         mask: which dimensions are suppressed, bool ``[D]``, or ``[O, D]`` where every output has its own.
         scores: what the mask was chosen by.
         signed: whether the features it was made from have negative values.
-        info: method, settings, labels used (``"class"``), data, and ``candidates`` with what selection saw of each.
+        info: method, settings, labels used (``"class"``), data, and ``candidates`` with the criteria of each.
     """
 
     head: Head
