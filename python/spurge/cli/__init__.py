@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spurge.cli.parser import build_parser
-from spurge.engine.base.ranks import Place, RankError, RankLost
+from spurge.engine.base.ranks import ProcessRank, RankError, RankLost
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
 
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(text: str, code: int, debug: bool, reporting_rank: int = 0) -> int:
     if debug:
         traceback.print_exc()
-    if Place.from_environment().rank == reporting_rank:
+    if ProcessRank.from_environment().rank == reporting_rank:
         print(f"spurge: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """A warning meant for users, in one line; libraries' notes to developers are left out."""
-    if issubclass(category, UserWarning) and Place.from_environment().rank == 0:
+    if issubclass(category, UserWarning) and ProcessRank.from_environment().rank == 0:
         print(f"spurge: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -14,7 +14,7 @@ from spurge.cli.arguments_last_layer import add_fcr, add_features, add_neurontun
 from spurge.cli.arguments_macu import add_edit, add_locate, add_plan
 from spurge.cli.arguments_mediation import add_mediate
 from spurge.cli.arguments_setup import add_demo, add_doctor
-from spurge.engine.base.ranks import Place
+from spurge.engine.base.ranks import ProcessRank
 
 #: Name of each command, which is that of its module too, to its line in the list and its arguments.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     """Errors in one line, in the words of all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        if Place.from_environment().rank == 0:
+        if ProcessRank.from_environment().rank == 0:
             print(f"spurge: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from helpers.torchrun import torchrun
 from spurge.engine.base.distributed import ALONE, Message, RankError, RankFailed, RankLost, Ranks
-from spurge.engine.base.ranks import Place
+from spurge.engine.base.ranks import ProcessRank
 from spurge.engine.models.handle import input_device
 
 TENSOR = torch.tensor([0.1, 1e8, -1e-9], dtype=torch.float64)
@@ -44,13 +44,13 @@ def test_alone_nothing_is_joined_and_nothing_changes() -> None:
 
 def test_the_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert Place.from_environment() == Place()  # not torchrun's: the other variables are missing
+    assert ProcessRank.from_environment() == ProcessRank()  # not torchrun's: the other variables are missing
     for name, value in {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert Place.from_environment() == Place(3, 4, 1, 1)
+    assert ProcessRank.from_environment() == ProcessRank(3, 4, 1, 1)
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ValueError, match="RANK: expected a whole number in the environment, got 'first'"):
-        Place.from_environment()
+        ProcessRank.from_environment()
 
 
 def test_inputs_go_where_the_embeddings_are() -> None:
@@ -200,7 +200,7 @@ def test_errors_between_ranks_are_of_one_kind() -> None:
 
 
 def write(seen: dict[str, Any]) -> None:
-    (Path(sys.argv[2]) / f"{sys.argv[1]}-{Place.from_environment().rank}.json").write_text(json.dumps(seen))
+    (Path(sys.argv[2]) / f"{sys.argv[1]}-{ProcessRank.from_environment().rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

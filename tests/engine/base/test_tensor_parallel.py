@@ -21,7 +21,7 @@ from helpers import planted_texts
 from helpers.tiny_models import WIDTH, tiny, tiny_inputs, tiny_tokenizer
 from helpers.torchrun import torchrun
 from spurge.engine.base.distributed import ALONE, Ranks
-from spurge.engine.base.ranks import Place
+from spurge.engine.base.ranks import ProcessRank
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.cascade.locator import Locator
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -159,7 +159,7 @@ def load(name: str, folder: Path) -> Any:
 
 
 def work(folder: Path) -> None:
-    rank = Place.from_environment().rank
+    rank = ProcessRank.from_environment().rank
     seen: dict[str, Any] = {}
     for name in MODELS:
         model, inputs = load(name, folder), tiny_inputs(family(name))

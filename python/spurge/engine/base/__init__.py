@@ -1,1 +1,1 @@
-"""Files, checks, memory, ranks and statistics: what knows no model."""
+"""Files, checks, memory, ranks and statistics: nothing here sees a model."""

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-Check = tuple[Tensor, Callable[[], str]]  # a bool scalar, and what to say where it is false
+Check = tuple[Tensor, Callable[[], str]]  # a bool scalar, and the message of the error where it is false
 
 _kept: ContextVar[list[Check] | None] = ContextVar("kept", default=None)
 

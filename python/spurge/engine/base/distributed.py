@@ -1,8 +1,8 @@
 """Work that several processes, *ranks*, share: started by torchrun, connected by torch.distributed.
 
-There is one pattern: every rank sends a message to rank 0, which answers each of them. Rank 0 waits for one rank at a
-time and therefore knows whom it missed, which torch's collectives do not tell. Where a rank raises, its error goes out
-in place of its next message and comes back to all others as the answer, so that nobody waits for what will not come.
+There is one pattern: every rank sends a message to rank 0, which replies to each of them. Rank 0 waits for one rank
+at a time and so can name the one it missed, which torch's collectives cannot. Where a rank raises, its error goes out
+in place of its next message and comes back to all others as the reply, so that nobody waits for what will not come.
 
 Messages are JSON and CPU tensors, packed as safetensors; nothing is pickled. They travel by gloo on machines with GPUs
 too: they are small, and NCCL answers a lost rank by ending the process where gloo raises an error.
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spurge.engine.base.checks import number
-from spurge.engine.base.ranks import Place, RankError, RankFailed, RankLost
+from spurge.engine.base.ranks import ProcessRank, RankError, RankFailed, RankLost
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -38,13 +38,13 @@ TIMEOUT = 1800.0
 """Seconds that an exchange waits for the slowest rank."""
 
 _JOINED = count()  # how often this process has joined the others
-_MESSAGE, _TROUBLE = 0, 1  # kinds of what is sent
-_GRAVITY = ("lost", "failed", "ended")  # kinds of trouble; the first of several is what all ranks report
+_MESSAGE, _FAILURE = 0, 1  # kinds of what is sent
+_SEVERITY = ("lost", "failed", "ended")  # kinds of failure; the first of several is what all ranks report
 
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What one rank has to say: anything that JSON can write, and tensors by name (sent as their CPU copies)."""
+    """What one rank sends: anything that JSON can write, and tensors by name (sent as their CPU copies)."""
 
     facts: Any = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -67,9 +67,14 @@ class Ranks:
     _around: Ranks | None = None  # of the `from_environment` that this code runs in
 
     def __init__(
-        self, place: Place, device: torch.device, *, timeout: float = TIMEOUT, group: dist.ProcessGroup | None = None
+        self,
+        process: ProcessRank,
+        device: torch.device,
+        *,
+        timeout: float = TIMEOUT,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.rank, self.size, self.local_size, self.device = place.rank, place.size, place.local_size, device
+        self.rank, self.size, self.local_size, self.device = process.rank, process.size, process.local_size, device
         self.doing = "the job began"
         self._group, self._timeout = group, timeout
         self._shared: BaseException | None = None  # the error that all ranks know of
@@ -103,17 +108,17 @@ class Ranks:
             RankFailed: another rank raised an error.
         """
         timeout = number("timeout", timeout, 0)
-        place, foreign = Place.from_environment(), dist.is_available() and dist.is_initialized()
+        process, foreign = ProcessRank.from_environment(), dist.is_available() and dist.is_initialized()
         if foreign:
-            place = replace(place, rank=dist.get_rank(), size=dist.get_world_size())
-        own = _own_device(device, place)
-        if place.size == 1:
-            yield cls(place, own)
+            process = replace(process, rank=dist.get_rank(), size=dist.get_world_size())
+        own = _own_device(device, process)
+        if process.size == 1:
+            yield cls(process, own)
             return
         with ExitStack() as stack:
-            group = stack.enter_context(_side_group(timeout) if foreign else _process_group(own, place, timeout))
-            ranks = cls(place, own, timeout=timeout, group=group)
-            stack.enter_context(ranks._heeding_signals())
+            group = stack.enter_context(_side_group(timeout) if foreign else _process_group(own, process, timeout))
+            ranks = cls(process, own, timeout=timeout, group=group)
+            stack.enter_context(ranks._deferring_signals())
             around, Ranks._around = Ranks._around, ranks
             try:
                 with ranks._together():
@@ -199,26 +204,26 @@ class Ranks:
 
         self._exchange(Message(value), compare)
 
-    def _exchange(self, message: Message, answer: Callable[[list[Message]], Message]) -> Message:
-        """Everyone's message to rank 0, which makes the answer of them that all get."""
+    def _exchange(self, message: Message, combine: Callable[[list[Message]], Message]) -> Message:
+        """Everyone's message to rank 0, which combines them into the reply that all get."""
         if self.size == 1:
-            return answer([message])
+            return combine([message])
         self._shared = None
-        with self._talking():
+        with self._exchanging():
             if self.rank > 0:
-                kind, reply = self._ask(_MESSAGE, message)
-                if kind == _TROUBLE:
-                    raise self._known(reply.facts)
+                kind, reply = self._request(_MESSAGE, message)
+                if kind == _FAILURE:
+                    raise self._error_of(reply.facts)
                 return reply
-            messages, trouble = self._collect([])
-            if trouble is not None:
-                self._reply(_TROUBLE, Message(trouble))
-                raise self._known(trouble)
+            messages, failure = self._collect([])
+            if failure is not None:
+                self._reply(_FAILURE, Message(failure))
+                raise self._error_of(failure)
             try:
-                reply = answer([message, *messages])
+                reply = combine([message, *messages])
             except Exception as error:
                 self._shared = error
-                self._reply(_TROUBLE, Message(self._trouble(error)))
+                self._reply(_FAILURE, Message(self._described(error)))
                 raise
             self._reply(_MESSAGE, reply)
             return reply
@@ -235,28 +240,28 @@ class Ranks:
             if error is self._shared or self._busy:  # known to all, or out of step: then connections close
                 raise
             ended = self._signal and isinstance(error, (KeyboardInterrupt, SystemExit))
-            known = self._tell(error)
-            if ended and isinstance(known, RankError):  # the signal came because of that other rank
-                raise known from None
+            severest = self._report(error)
+            if ended and isinstance(severest, RankError):  # the signal came because of that other rank
+                raise severest from None
             self._shared = error
             raise
 
-    def _tell(self, error: BaseException) -> BaseException:
-        """Sends ``error`` in place of the next message. Returns the gravest error of all ranks, as this one has it."""
-        self._shared, trouble = error, self._trouble(error)
+    def _report(self, error: BaseException) -> BaseException:
+        """Sends ``error`` in place of the next message. Returns the severest error of all ranks, as this one has it."""
+        self._shared, failure = error, self._described(error)
         try:
-            with self._talking():
+            with self._exchanging():
                 if self.rank > 0:
-                    trouble = self._ask(_TROUBLE, Message(trouble))[1].facts
+                    failure = self._request(_FAILURE, Message(failure))[1].facts
                 else:
-                    trouble = self._collect([trouble])[1] or trouble
-                    self._reply(_TROUBLE, Message(trouble))
+                    failure = self._collect([failure])[1] or failure
+                    self._reply(_FAILURE, Message(failure))
         except RankLost as lost:
             return lost
-        return error if trouble["rank"] == self.rank else self._known(trouble)
+        return error if failure["rank"] == self.rank else self._error_of(failure)
 
-    def _trouble(self, error: BaseException) -> dict[str, Any]:
-        """What the other ranks get to know of an error of this one."""
+    def _described(self, error: BaseException) -> dict[str, Any]:
+        """An error of this rank as the others receive it."""
         ended = isinstance(error, (KeyboardInterrupt, SystemExit))
         text = signal.Signals(self._signal).name if ended and self._signal else type(error).__name__
         return {
@@ -265,23 +270,23 @@ class Ranks:
             "text": text if ended else f"{text}: {error}",
         }
 
-    def _known(self, trouble: dict[str, Any]) -> BaseException:
-        """The error that this rank raises for the trouble of another."""
-        who = f"rank {trouble['rank']} of {self.size}"
+    def _error_of(self, failure: dict[str, Any]) -> BaseException:
+        """The error that this rank raises for the failure of another."""
+        who = f"rank {failure['rank']} of {self.size}"
         error: BaseException
-        if trouble["kind"] == "failed":
-            error = RankFailed(f"{who}: {trouble['text']}")
-        elif trouble["kind"] == "lost":
-            error = RankLost(f"{who} {trouble['text']} while {self.doing}", trouble["rank"])
+        if failure["kind"] == "failed":
+            error = RankFailed(f"{who}: {failure['text']}")
+        elif failure["kind"] == "lost":
+            error = RankLost(f"{who} {failure['text']} while {self.doing}", failure["rank"])
         elif self._signal:
             error = _of_signal(self._signal)
         else:
-            error = RankLost(f"{who} was ended ({trouble['text']}) while {self.doing}", trouble["rank"])
+            error = RankLost(f"{who} was ended ({failure['text']}) while {self.doing}", failure["rank"])
         self._shared = error
         return error
 
     @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
+    def _deferring_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT raise within the block, but never in the middle of an exchange."""
         if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
             yield
@@ -289,16 +294,16 @@ class Ranks:
 
         usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
-        def note(which: int, frame: FrameType | None) -> None:
-            self._signal = which
+        def note(signum: int, frame: FrameType | None) -> None:
+            self._signal = signum
             if self._shared is not None:  # an error is on its way out: not cut off, but a second signal is obeyed
-                signal.signal(which, usual[which])
+                signal.signal(signum, usual[signum])
             elif not self._busy:
-                raise _of_signal(which)
+                raise _of_signal(signum)
 
-        mine = [which for which, handler in usual.items() if signal.getsignal(which) == handler]
-        for which in mine:
-            signal.signal(which, note)
+        mine = [signum for signum, handler in usual.items() if signal.getsignal(signum) == handler]
+        for signum in mine:
+            signal.signal(signum, note)
         awaited = False
         try:
             yield
@@ -306,14 +311,14 @@ class Ranks:
             awaited = error is self._shared  # torchrun's SIGTERM is still to come
             raise
         finally:
-            for which in mine:
-                if not awaited or which == signal.SIGINT:
-                    signal.signal(which, usual[which])
+            for signum in mine:
+                if not awaited or signum == signal.SIGINT:
+                    signal.signal(signum, usual[signum])
 
     # ---- transport ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _exchanging(self) -> Iterator[None]:
         """Signals wait until the block is done. What leaves it and is not known to all leaves the ranks out of step."""
         self._busy = True
         try:
@@ -325,29 +330,29 @@ class Ranks:
         if self._signal and self._shared is None:
             raise _of_signal(self._signal)
 
-    def _ask(self, kind: int, message: Message) -> tuple[int, Message]:
-        """Sends to rank 0 and gets its answer."""
+    def _request(self, kind: int, message: Message) -> tuple[int, Message]:
+        """Sends to rank 0 and receives its reply."""
         packed = _packed(message)
         try:
             self._send(0, kind, packed)
             return self._receive(0, 2 * self._timeout)  # rank 0 may itself wait that long for another rank
         except RuntimeError as error:
-            raise self._known({"kind": "lost", "rank": 0, "text": _cause(error)}) from None
+            raise self._error_of({"kind": "lost", "rank": 0, "text": _cause(error)}) from None
 
-    def _collect(self, troubles: list[dict[str, Any]]) -> tuple[list[Message], dict[str, Any] | None]:
-        """On rank 0: what the others sent, and the gravest of the troubles, theirs and those given."""
+    def _collect(self, failures: list[dict[str, Any]]) -> tuple[list[Message], dict[str, Any] | None]:
+        """On rank 0: what the others sent, and the severest of the failures, theirs and those given."""
         messages = []
         for rank in range(1, self.size):
             try:
                 kind, message = self._receive(rank, self._timeout)
             except RuntimeError as error:
-                troubles.append({"kind": "lost", "rank": rank, "text": _cause(error)})
+                failures.append({"kind": "lost", "rank": rank, "text": _cause(error)})
                 continue
-            if kind == _TROUBLE:
-                troubles.append(message.facts)
+            if kind == _FAILURE:
+                failures.append(message.facts)
             else:
                 messages.append(message)
-        return messages, min(troubles, key=lambda trouble: _GRAVITY.index(trouble["kind"]), default=None)
+        return messages, min(failures, key=lambda failure: _SEVERITY.index(failure["kind"]), default=None)
 
     def _reply(self, kind: int, message: Message) -> None:
         packed = _packed(message)
@@ -369,7 +374,7 @@ class Ranks:
         return kind, _unpacked(packed.numpy().tobytes())
 
 
-ALONE = Ranks(Place(), torch.device("cpu"))
+ALONE = Ranks(ProcessRank(), torch.device("cpu"))
 """One process that shares its work with no other."""
 
 
@@ -394,27 +399,27 @@ def _cause(error: RuntimeError) -> str:
     return "did not answer in time" if "imed out" in str(error) else "stopped answering"
 
 
-def _of_signal(which: int) -> BaseException:
-    return KeyboardInterrupt() if which == signal.SIGINT else SystemExit(128 + which)
+def _of_signal(signum: int) -> BaseException:
+    return KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
 
 
-def _own_device(device: torch.device | str | None, place: Place) -> torch.device:
+def _own_device(device: torch.device | str | None, process: ProcessRank) -> torch.device:
     """The device of one rank: its own GPU, where only ``"cuda"`` was asked for."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         own = torch.device(device)
-        if own.type == "cuda" and own.index is None and place.size > 1:
-            own = torch.device("cuda", place.local_rank)
+        if own.type == "cuda" and own.index is None and process.size > 1:
+            own = torch.device("cuda", process.local_rank)
         torch.empty(0, device=own)
     except (RuntimeError, AssertionError) as error:
-        which = f"{str(device)!r}" + (f" of rank {place.rank}" if place.size > 1 else "")
+        which = f"{str(device)!r}" + (f" of rank {process.rank}" if process.size > 1 else "")
         raise ValueError(f"device: {which} cannot be used here: {error}") from error
     return own
 
 
 @contextmanager
-def _process_group(device: torch.device, place: Place, timeout: float) -> Iterator[dist.ProcessGroup | None]:
+def _process_group(device: torch.device, process: ProcessRank, timeout: float) -> Iterator[dist.ProcessGroup | None]:
     """torch.distributed's default group (None), gone after the block."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -426,7 +431,7 @@ def _process_group(device: torch.device, place: Place, timeout: float) -> Iterat
         store = dist.PrefixStore(f"spurge/{next(_JOINED)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     except RuntimeError:
-        raise RankLost(f"not all {place.size} ranks came within {timeout:g} s") from None
+        raise RankLost(f"not all {process.size} ranks came within {timeout:g} s") from None
     try:
         yield None
     finally:

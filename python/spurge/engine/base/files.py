@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and that say so when they are not whole.
+"""Files that are either whole or absent, and that are refused when they are not whole.
 
 Every file is written to a temporary name in its own folder, synced and renamed, so a crash leaves the old file
 or the new one, never half of one. Tensor files are safetensors; their metadata holds the schema version, the kind

@@ -66,5 +66,5 @@ def in_parts(count: int, rows: int, run: Callable[[slice], Tensor]) -> tuple[Ten
 
 
 def budget(memory: str | int | None, device: torch.device | str) -> int:
-    """The bytes a job may take: what was asked for, else a share of what is free."""
+    """The bytes a job may take: what is given, else a share of what is free."""
     return parse_bytes(memory) if memory is not None else int(DEFAULT_SHARE * free_bytes(device))

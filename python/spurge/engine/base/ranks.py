@@ -9,8 +9,8 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of this process among those of a job.
+class ProcessRank:
+    """The number of this process among those of a job, and how many they are.
 
     Attributes:
         rank: its number, from 0.
@@ -24,8 +24,8 @@ class Place:
     local_size: int = 1
 
     @classmethod
-    def from_environment(cls) -> Place:
-        """What torchrun's environment variables say; without them the only rank of its job.
+    def from_environment(cls) -> ProcessRank:
+        """As torchrun's environment variables have it; without them the only rank of its job.
 
         Raises:
             ValueError: a variable is no whole number.
@@ -47,7 +47,7 @@ class RankError(RuntimeError):
 
 
 class RankLost(RankError):
-    """A rank was killed, was told to end, or did not answer in time.
+    """A rank was killed, was signalled to end, or did not answer in time.
 
     Attributes:
         rank: which one; None where the ranks never met.

@@ -88,8 +88,8 @@ def spearman(a: Any, b: Any) -> float | None:
         return None
     ranks = []
     for values in (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)):
-        _, place, times = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(times) - (times + 1) / 2)[place])
+        _, inverse, times = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(times) - (times + 1) / 2)[inverse])
     x, y = (rank - rank.mean() for rank in ranks)
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else None

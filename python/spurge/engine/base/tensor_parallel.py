@@ -18,25 +18,25 @@ if dist.is_available():
     from torch.distributed.tensor import DTensor, Shard
 
 
-def is_spread(tensor: Tensor | None) -> bool:
+def is_sharded(tensor: Tensor | None) -> bool:
     """Whether several ranks hold ``tensor`` together."""
     return dist.is_available() and isinstance(tensor, DTensor)
 
 
 def mesh_of(module: nn.Module) -> DeviceMesh | None:
     """The ranks that hold the weights of ``module`` together; None where each has all of them."""
-    spread = (parameter for parameter in module.parameters() if is_spread(parameter))
-    return getattr(next(spread, None), "device_mesh", None)
+    sharded = (parameter for parameter in module.parameters() if is_sharded(parameter))
+    return getattr(next(sharded, None), "device_mesh", None)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor."""
-    if not is_spread(tensor):
+    if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
         return tensor.to_local()  # type: ignore[attr-defined]

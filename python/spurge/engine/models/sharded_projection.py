@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spurge.engine.base.tensor_parallel import added, is_spread, joined, shared, whole
+from spurge.engine.base.tensor_parallel import added, is_sharded, joined, shared, whole
 from spurge.engine.models.projections import GateHook, Gating, Linear, Look, RowGates
 
 
@@ -104,7 +104,7 @@ class RowSharded(Linear):
 
     def _joined(self, part: Tensor) -> Tensor:
         """``[..., F]`` from this rank's part; what is whole already stays."""
-        if is_spread(part):
+        if is_sharded(part):
             raise ValueError(
                 f"model: a down projection is called with a {type(part).__name__}, expected plain tensors as "
                 "transformers' own tp_plan hands them on"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from spurge.engine.base.tensor_parallel import is_spread
+from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.models.experts import SUPPORTED, Experts, is_routed, refusal
 from spurge.engine.models.projections import Linear, Projection
 from spurge.engine.models.sharded_projection import RowSharded
@@ -169,13 +169,13 @@ def _is_linear(module: nn.Module) -> bool:
 def _projection(module: nn.Module) -> Projection | None:
     """What can be a site's down projection, or None."""
     if _is_linear(module):
-        return RowSharded(module) if is_spread(module.weight) else Linear(module)  # type: ignore[arg-type]
+        return RowSharded(module) if is_sharded(module.weight) else Linear(module)  # type: ignore[arg-type]
     return Experts(module) if refusal(module) is None else None
 
 
 def _check_shards(name: str, module: nn.Module) -> None:
     """Raises ValueError where ranks hold a linear layer in a way that does not deal out its neurons."""
-    if _is_linear(module) and is_spread(module.weight) and (odd := refused_shards(module)):  # type: ignore[arg-type]
+    if _is_linear(module) and is_sharded(module.weight) and (odd := refused_shards(module)):  # type: ignore[arg-type]
         raise ValueError(f"model: the down projection {name!r} is {odd}")
 
 

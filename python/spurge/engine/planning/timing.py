@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurge.engine.base.tensor_parallel import is_spread
+from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.arguments import main_input, take
 from spurge.engine.planning.flops import Cost, opened, stand_in
@@ -110,7 +110,7 @@ class Sample:
 
 
 def _plain(parameter: Tensor) -> bool:
-    whole = not parameter.is_meta and not is_spread(parameter)
+    whole = not parameter.is_meta and not is_sharded(parameter)
     return whole and parameter.dim() > 1 and parameter.is_floating_point()
 
 

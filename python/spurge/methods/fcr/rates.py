@@ -32,7 +32,8 @@ class Dependence:
         \;+\; \frac{\max_k | P(\hat y = k) - P_0(\hat y = k) |}{1 - \max_k P_0(\hat y = k)}
 
     The first term alone is 0 for a classifier that predicts one class for all; the second is then at least 1, more than
-    any gap that could be closed that way. P is the mean over the values of the feature, :math:`P_0` that before the edit.
+    any gap that could be closed that way. P is the mean over the values of the feature, :math:`P_0` that before the
+    edit.
 
     Attributes:
         rates: where it changes, ascending float64 ``[B]``; plateau b reaches to ``rates[b + 1]``, the last to ``high``.
