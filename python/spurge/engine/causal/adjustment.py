@@ -58,9 +58,9 @@ def _common(labels: Tensor, confounders: Confounders) -> Tensor:
     """Rows of the topics that occur with every label."""
     if confounders.topics is None:
         return torch.arange(len(labels))
-    known, place = labels.unique(return_inverse=True)
+    known, index = labels.unique(return_inverse=True)
     table = torch.zeros(len(confounders.names), len(known), dtype=torch.int64)
-    table.index_put_((confounders.topics, place), torch.ones_like(place), accumulate=True)
+    table.index_put_((confounders.topics, index), torch.ones_like(index), accumulate=True)
     shared, used = (table > 0).all(1), table.sum(1) > 0
     if not bool(shared.any()):
         raise ValueError("confounders: every topic lacks some label, and nothing can be balanced")

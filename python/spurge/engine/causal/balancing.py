@@ -1,4 +1,4 @@
-r"""Entropy balancing: the weights closest to given ones under which covariates have the means that were asked for.
+r"""Entropy balancing: the weights closest to given ones under which covariates have wanted means.
 
 .. math:: \min_w \sum_i w_i \log\frac{w_i}{b_i} \;\text{ s.t. }\; \sum_i w_i c_i = t,\ \sum_i w_i = 1
     \qquad\Rightarrow\qquad w_i \propto b_i e^{c_i \lambda},\quad
@@ -36,7 +36,7 @@ _NEWTON_STEPS = 100
 
 
 class Unbalanced(ValueError):
-    """No weights give the means that were asked for, or none were found.
+    """No weights give the wanted means, or none were found.
 
     Attributes:
         proved: the target was shown to lie outside the convex hull of the rows.
@@ -90,7 +90,7 @@ class Balance:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Balances:
-    """Answers to P problems; see `spurge.ops.balance_batch`.
+    """Solutions of P problems; see `spurge.ops.balance_batch`.
 
     Attributes:
         dual: float64 ``[P, K]``.
@@ -131,7 +131,7 @@ def balance(
     """Entropy-balancing weights of one problem: Newton for few covariates, L-BFGS for many.
 
     Covariates may have any scales; constant and collinear ones do no harm where the target agrees with them. Arithmetic
-    is float64 whatever the covariates are stored in, so the answer is that of the numbers as given. Memory beyond the
+    is float64 whatever the covariates are stored in, so the solution is that of the numbers as given. Memory beyond the
     covariates is ``O(N)``.
 
     Args:

@@ -66,11 +66,11 @@ class Confounders:
         if len(column_names) != width:
             raise ValueError(f"column_names: expected {width}, got {len(column_names)}")
         if numbers is not None:
-            spread = numbers.std(0, unbiased=False)
-            flat = (spread <= 1e-12 * numbers.abs().amax(0)).nonzero()[:, 0].tolist()
+            deviation = numbers.std(0, unbiased=False)
+            flat = (deviation <= 1e-12 * numbers.abs().amax(0)).nonzero()[:, 0].tolist()
             if flat:
                 raise ValueError(f"columns: {column_names[flat[0]]!r} is constant, and there is nothing to balance")
-            numbers = (numbers - numbers.mean(0)) / spread
+            numbers = (numbers - numbers.mean(0)) / deviation
         return cls(found, numbers, labels, tuple(column_names))
 
     def __len__(self) -> int:
@@ -82,14 +82,14 @@ class Confounders:
         """Indicators of all topics but the last that occurs, then the columns: float64 ``[N, s']``."""
         parts = [] if self.columns is None else [self.columns]
         if self.topics is not None:
-            seen = self.topics.unique()
-            parts.insert(0, (self.topics[:, None] == seen[:-1]).double())
+            present = self.topics.unique()
+            parts.insert(0, (self.topics[:, None] == present[:-1]).double())
         return torch.cat(parts, 1)
 
     def design_names(self) -> tuple[str, ...]:
         """Names of the columns of :meth:`design`."""
-        seen = [] if self.topics is None else self.topics.unique().tolist()[:-1]
-        return (*(f"topic {self.names[topic]}" for topic in seen), *self.column_names)
+        present = [] if self.topics is None else self.topics.unique().tolist()[:-1]
+        return (*(f"topic {self.names[topic]}" for topic in present), *self.column_names)
 
     def subset(self, rows: Tensor) -> Confounders:
         """The same confounders of some of the prompts; columns keep their scale."""
@@ -106,9 +106,9 @@ class Confounders:
         return fingerprint(canonical_json(parts))
 
     def __repr__(self) -> str:
-        said = [] if self.topics is None else [f"{len(self.topics.unique())} topics"]
-        said += [] if self.columns is None else [f"{self.columns.shape[1]} columns"]
-        return f"Confounders({len(self)} prompts, {', '.join(said)})"
+        parts = [] if self.topics is None else [f"{len(self.topics.unique())} topics"]
+        parts += [] if self.columns is None else [f"{self.columns.shape[1]} columns"]
+        return f"Confounders({len(self)} prompts, {', '.join(parts)})"
 
 
 def _topics(topics: Any, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:

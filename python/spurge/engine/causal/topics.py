@@ -199,7 +199,7 @@ def _joined(
 
 
 def _names(texts: list[str], labels: np.ndarray, count: int) -> tuple[str, ...]:
-    """A number and the most telling words of each topic."""
+    """A number and the most over-represented words of each topic."""
     words = [{word for word in split_words(text) if len(word) > 1 and not word.isdecimal()} for text in texts]
     everywhere = Counter(word for found in words for word in found)
     names = []
@@ -207,8 +207,8 @@ def _names(texts: list[str], labels: np.ndarray, count: int) -> tuple[str, ...]:
         rows = np.flatnonzero(labels == topic)
         inside = Counter(word for row in rows for word in words[row])
         ranked = sorted((-_ratio(n, len(rows), everywhere[word], len(texts)), word) for word, n in inside.items())
-        telling = [word for score, word in ranked[:_NAME_WORDS] if score < 0]
-        names.append(f"{topic}: {', '.join(telling)}" if telling else str(topic))
+        leading = [word for score, word in ranked[:_NAME_WORDS] if score < 0]
+        names.append(f"{topic}: {', '.join(leading)}" if leading else str(topic))
     return tuple(names)
 
 

@@ -164,7 +164,7 @@ class Units:
 
 
 def _encodings(tokenizer: Any, encoding: Any, texts: Sequence[Text]) -> Sequence[Any]:
-    """The fast tokenizer's own records of a batch: what it kept, or what it gives when asked once more."""
+    """The fast tokenizer's own records of a batch: what it kept, or what a second call gives."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"tokenizer: {type(tokenizer).__name__} does not tell which characters a token covers; "

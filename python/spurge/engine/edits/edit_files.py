@@ -53,7 +53,7 @@ def read_edit(
     build: Callable[[dict[str, tuple[Tensor, Tensor]], dict[str, Any], dict[str, Any]], _Edit],
     what: str,
 ) -> _Edit:
-    """What ``build`` makes of a file of :func:`write_edit`; ``what`` the file should hold is told in errors.
+    """What ``build`` makes of a file of :func:`write_edit`; ``what`` the file should hold, for errors.
 
     Raises:
         FileError: not such a file, truncated, changed, from a newer Spurge, or nothing that ``build`` takes.

@@ -35,7 +35,7 @@ class _Eager:
     """Makes code under ``torch.compile`` run eagerly while any gate is attached anywhere.
 
     A compiled model does not look for hooks that came after it was compiled, and keeps those it was compiled
-    with: gates would be ignored, or stay after they were taken off, without a word.
+    with: gates would be ignored, or stay after they were taken off, unnoticed.
     """
 
     def __init__(self) -> None:
@@ -69,15 +69,15 @@ class Attached:
     def attach(
         self, sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any] | None = None
     ) -> None:
-        """Attaches gates ``[F]`` to each site, all or none; ``info`` says where they come from."""
+        """Attaches gates ``[F]`` to each site, all or none; ``info`` is where they come from."""
         try:
             _EAGER.hold()
             self._holding = True
             for name, vector in gates.items():
                 projection = sites[name].projection
                 weight = projection.parameter
-                place = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
-                gate = _Gate(vector.to(place, torch.float32), info if info is not None else {})
+                device = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
+                gate = _Gate(vector.to(device, torch.float32), info if info is not None else {})
                 self._handles.append(projection.gate(gate))
         except BaseException:
             self.undo()

@@ -32,7 +32,7 @@ class NeuronEdit:
         gates: site name to (indices int64 ``[n]`` ascending, gates float32 ``[n]``), on the CPU.
         model: fingerprint: site name to ``{"shape": [H, F], "dtype", "sha256"}`` of its down projection's weight.
         info: provenance, JSON-able: ``method``, ``settings``, ``data`` (fingerprint), ``seed``, ``labels`` (which
-            labels the method used: none, class, group) and whatever else the method has to say.
+            labels the method used: none, class, group) and whatever else the method records.
 
     Raises:
         ValueError: indices repeated or out of range, gates not finite, or shapes that do not fit together.

@@ -85,7 +85,7 @@ class Overwritten:
                 current.append(read(place.parameter, indices))
                 old = current[-1]
                 for layer in reversed(stack):
-                    old = _over(indices, old, layer.indices, layer.old)
+                    old = _replaced(indices, old, layer.indices, layer.old)
                 layers.append((place, _Layer(indices, values, old, info)))
             self._layers = list(layers)
             try:
@@ -94,7 +94,7 @@ class Overwritten:
                         _STACKS.setdefault(place.module, {}).setdefault(place.key, []).append(layer)
                     write(place.parameter, layer.indices, layer.values)
             except BaseException:
-                _surely(partial(self._write_back, current))
+                _uninterrupted(partial(self._write_back, current))
                 raise
 
     def undo(self) -> None:
@@ -112,9 +112,9 @@ class Overwritten:
                 rest = [other for other in stack if other is not layer]
                 if self._lasting or len(rest) < len(stack):
                     expected = layer.values if self._lasting else _composed(layer.indices, layer.old, stack)
-                    _expect(place, layer.indices, expected)
+                    _check_bits(place, layer.indices, expected)
                     todo.append((place, layer, _composed(layer.indices, layer.old, rest)))
-            _surely(partial(self._finish, todo))
+            _uninterrupted(partial(self._finish, todo))
             self.forget()
 
     def _write_back(self, current: list[Tensor]) -> None:
@@ -131,7 +131,7 @@ class Overwritten:
             todo.pop()
 
     def forget(self) -> None:
-        """Leaves the weights as they are and knows nothing of them any more."""
+        """Leaves the weights as they are; nothing is put back any more."""
         with _LOCK:
             for place, layer in self._layers:
                 _drop(place, layer)
@@ -191,7 +191,7 @@ def lifted(model: nn.Module) -> Iterator[None]:
             _STACKS[place.module].pop(place.key, None)
         yield
     finally:
-        _surely(partial(_put_back, found))
+        _uninterrupted(partial(_put_back, found))
 
 
 def _stack(place: Place) -> list[_Layer]:
@@ -218,7 +218,7 @@ def _put_back(found: list[tuple[Place, list[_Layer], Tensor, Tensor]]) -> None:
             _STACKS.setdefault(place.module, {})[place.key] = rest
 
 
-def _surely(step: Callable[[], None]) -> None:
+def _uninterrupted(step: Callable[[], None]) -> None:
     """Runs a step that may be run again; an interrupt is raised after it has been done."""
     try:
         step()
@@ -241,26 +241,26 @@ def _merged(place: Place, stack: list[_Layer]) -> tuple[Tensor, Tensor, Tensor]:
     indices = torch.cat([layer.indices for layer in stack]).unique()
     old = torch.zeros(len(indices), dtype=stack[0].old.dtype)
     for layer in stack:
-        old = _over(indices, old, layer.indices, layer.old)
+        old = _replaced(indices, old, layer.indices, layer.old)
     values = _composed(indices, old, stack)
-    _expect(place, indices, values)
+    _check_bits(place, indices, values)
     return indices, old, values
 
 
 def _composed(indices: Tensor, values: Tensor, stack: list[_Layer]) -> Tensor:
     """What a stack of layers makes of some entries."""
     for layer in stack:
-        values = _over(indices, values, layer.indices, layer.values)
+        values = _replaced(indices, values, layer.indices, layer.values)
     return values
 
 
-def _over(indices: Tensor, values: Tensor, above: Tensor, new: Tensor) -> Tensor:
+def _replaced(indices: Tensor, values: Tensor, above: Tensor, new: Tensor) -> Tensor:
     """``values`` at ``indices``, those that are also in ``above`` replaced by ``new``; both ascending."""
     at = torch.searchsorted(above, indices).clamp_max(len(above) - 1)
     return torch.where(above[at] == indices, new[at], values)
 
 
-def _expect(place: Place, indices: Tensor, expected: Tensor) -> None:
+def _check_bits(place: Place, indices: Tensor, expected: Tensor) -> None:
     parameter = place.parameter
     if parameter.dtype != expected.dtype or not same_bits(read(parameter, indices), expected):
         raise ValueError(

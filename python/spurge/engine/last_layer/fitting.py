@@ -14,7 +14,7 @@ from spurge.engine.base.checks import checked_labels, checked_values, integer, n
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
-from spurge.engine.last_layer.softmax import Rows, Softmax, deviations, minimise
+from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, deviations, minimise
 from spurge.engine.models.heads import Head
 
 __all__ = ["Sgd", "Solver", "balanced", "fit_head"]
@@ -162,7 +162,7 @@ def _fit_exact(
     progress: bool,
 ) -> Head:
     """The layer where the slope is within ``tolerance``, or, with a warning, that after all steps."""
-    rows = Rows(values, share, centred=mapping.biased, scale=mapping.scale, memory=memory)
+    rows = ScaledFeatures(values, share, centred=mapping.biased, scale=mapping.scale, memory=memory)
     mapping = replace(mapping, centre=rows.centre)
     problem = Softmax(rows, labels, share, mapping.gates, l2, mapping.biased)
     how: dict[str, Any] = {"tolerance": tolerance, "steps": steps, "progress": progress}

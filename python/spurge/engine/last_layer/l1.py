@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spurge.engine.last_layer.softmax import Rows, Softmax, Solution
+from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, Solution
 
 _MORE = 32  # columns that join at once, at least
 _LOOK = 10  # steps between two looks at the slope
 
 
-class _Some(Rows):
+class _Some(ScaledFeatures):
     """Some columns of rows, held."""
 
-    def __init__(self, rows: Rows, index: Tensor) -> None:
+    def __init__(self, rows: ScaledFeatures, index: Tensor) -> None:
         self._values = self._held = rows.columns(index)
-        self.spread = rows.spread[index]
+        self.second_moments = rows.second_moments[index]
 
 
 def minimise_l1(
@@ -46,7 +46,7 @@ def minimise_l1(
         progress: show a progress bar.
     """
     weight, bias, taken = weight.clone(), bias.clone(), 0
-    unit = (problem.rows.spread * problem.gates.square().amax(0)).sqrt()
+    unit = (problem.rows.second_moments * problem.gates.square().amax(0)).sqrt()
     unit = unit.where(unit > 0, 1.0)
     active = (weight != 0).any(0)
     with tqdm(total=steps, desc="fit", disable=not progress, leave=False) as bar:

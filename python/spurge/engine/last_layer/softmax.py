@@ -23,7 +23,7 @@ _BLOCK = 2**23  # bytes of a float64 block, about what the last cache holds
 _TRIALS = 30  # of a line search; two or three are usual
 
 
-class Rows:
+class ScaledFeatures:
     """Features ``[N, M]`` as ``(x - centre) / scale`` in float64: held so, or block by block where memory is short.
 
     Args:
@@ -53,7 +53,7 @@ class Rows:
         if 8 * values.numel() <= budget(memory, values.device):
             self._held = values.to(torch.float64, copy=True).sub_(self.centre).div_(self.scale)
         # Second moments by the weights, [M]: how much a weight of each column moves the logits.
-        self.spread = _sum(weights[at] @ block.square() for at, block in self)
+        self.second_moments = _sum(weights[at] @ block.square() for at, block in self)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -123,7 +123,7 @@ class Softmax:
         biased: whether b may differ from what it starts with.
     """
 
-    rows: Rows
+    rows: ScaledFeatures
     labels: Tensor
     weights: Tensor
     gates: Tensor
@@ -149,7 +149,7 @@ class Softmax:
     def curvature(self, outputs: int) -> tuple[Tensor, Tensor]:
         """A guess of the second derivatives' diagonal at even predictions, of V ``[O, M]`` and b ``[O]``, above 0."""
         even = (outputs - 1) / outputs**2
-        diagonal = (even * self.rows.spread * self.gates.square() + self.l2).expand(outputs, -1)
+        diagonal = (even * self.rows.second_moments * self.gates.square() + self.l2).expand(outputs, -1)
         return diagonal.where(diagonal > 0, 1.0), diagonal.new_full((outputs,), even)
 
 

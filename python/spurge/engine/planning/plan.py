@@ -111,7 +111,7 @@ def plan(cascade: Cascade, inputs: Mapping[str, Any], examples: int | None = Non
     With a tolerance, what is sure: every path whole, and halved once.
 
     Args:
-        cascade: as it will be asked.
+        cascade: as it will be used.
         inputs: a typical batch, tensors ``[B, ...]``; its size is that of the calls.
         examples: of all calls; B by default.
         targets: Q, numbers that a target gives for each row.

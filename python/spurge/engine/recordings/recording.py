@@ -95,7 +95,7 @@ class Recording:
             ValueError: a site that was not recorded. `FileError`: a file is missing or damaged.
             OSError: a file cannot be read.
         """
-        return self._store.read(f"outputs/{self._known(site)}", self.hidden[site])
+        return self._store.read(f"outputs/{self._recorded(site)}", self.hidden[site])
 
     def neurons(self, site: str, part: slice | None = None) -> Tensor:
         """Neurons ``z`` of one site, the input of its down projection, float32 ``[N, F']``.
@@ -113,7 +113,7 @@ class Recording:
         """
         if part is not None and not isinstance(part, slice):
             raise TypeError(f"part: expected a slice, got {type(part).__name__}")
-        self._known(site)
+        self._recorded(site)
         if not self._store.header["made"]["neurons"]:
             raise ValueError("neurons: were not recorded; record with neurons=True")
         return self._store.read(f"neurons/{site}", self.widths[site], part)
@@ -122,7 +122,7 @@ class Recording:
         """SHA-256 over all that was recorded and how; raises `FileError` where a file is missing or damaged."""
         return self._store.fingerprint()
 
-    def _known(self, site: str) -> str:
+    def _recorded(self, site: str) -> str:
         if site not in self.widths:
             raise ValueError(f"site: {site!r} is not among {list(self.widths)}")
         return site

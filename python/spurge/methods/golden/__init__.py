@@ -1,1 +1,1 @@
-"""Golden words: from files, lexicons, corpora, or a language model that is asked."""
+"""Golden words: from files, lexicons, corpora, or the answers of a language model."""

@@ -54,12 +54,12 @@ def _json_answer(answer: str, labels: dict[str, str]) -> dict[str, list[str]] | 
 
 
 def _label_in(head: str, labels: dict[str, str], *, whole: bool) -> str | None:
-    """The label that a line's head is, or (unless ``whole``) the only one it speaks of: "Tokens for positive"."""
+    """The label that a line's head is, or (unless ``whole``) the only one it mentions: "Tokens for positive"."""
     text = head.strip(_MARKS).casefold()
     if text in labels or whole:
         return labels.get(text)
-    spoken = [label for name, label in labels.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-    return spoken[0] if len(spoken) == 1 and len(text.split()) <= 6 else None
+    mentioned = [label for name, label in labels.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+    return mentioned[0] if len(mentioned) == 1 and len(text.split()) <= 6 else None
 
 
 def parse(answer: str, labels: Sequence[str]) -> dict[str, list[str]]:

@@ -97,7 +97,7 @@ class GoldenTokens:
         return frozenset(others) | frozenset(self.irrelevant)
 
     def phrases(self) -> set[Phrase]:
-        """The entries of more than one word, as `engine.words.split_units` takes them."""
+        """The entries of more than one word, as `spurge.engine.data.words.split_units` takes them."""
         every = (word for words in (*self.causal.values(), self.irrelevant) for word in words)
         return {tuple(word.split(" ")) for word in every if " " in word}
 

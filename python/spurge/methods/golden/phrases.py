@@ -97,7 +97,7 @@ def telling_phrases(
         for phrase in _phrases(segments, finder, longest):
             counts[phrase][label] += 1
     share = np.bincount(of, minlength=classes) / max(1, len(of))
-    strong = {p for p, n in counts.items() if n.sum() >= fewest and _telling(p, n, share).strength >= strength}
+    strong = {p for p, n in counts.items() if n.sum() >= fewest and _scored(p, n, share).strength >= strength}
     rows: dict[str, list[int]] = {phrase: [] for phrase in strong}  # which texts: for the strong ones alone
     for index, segments in enumerate(texts if strong else ()):
         for phrase in _phrases(segments, finder, longest) & strong:
@@ -109,7 +109,7 @@ def telling_phrases(
         share = np.bincount(of[left], minlength=classes) / left.sum()
         best = max(
             (
-                _telling(phrase, np.bincount(of[found[left[found]]], minlength=classes), share)
+                _scored(phrase, np.bincount(of[found[left[found]]], minlength=classes), share)
                 for phrase, found in where.items()
             ),
             key=_rank,
@@ -145,7 +145,7 @@ def _runs(segment: str, finder: Finder) -> list[list[str]]:
     return runs
 
 
-def _telling(phrase: str, counts: np.ndarray, share: np.ndarray) -> TellingPhrase:
+def _scored(phrase: str, counts: np.ndarray, share: np.ndarray) -> TellingPhrase:
     """The label a phrase goes with, from its texts by label ``[Y]`` and the labels' shares ``[Y]``."""
     count = int(counts.sum())
     deviation = np.sqrt(count * share * (1 - share))

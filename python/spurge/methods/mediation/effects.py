@@ -89,15 +89,15 @@ class Side:
     def flags(self, least_ess: float) -> list[tuple[str, ...]]:
         """What to be wary of, for each unit: ``overlap``, ``unfinished``, ``low ess``, ``constant``, ``resamples``."""
         failed = self.draws.isnan().double().mean(0) if len(self.draws) else torch.zeros_like(self.aie)
-        said = {
+        marks = {
             "overlap": self.status == INFEASIBLE,
             "unfinished": self.status > INFEASIBLE,
             "low ess": (self.ess < least_ess) & (self.status == CONVERGED),
             "constant": self.constant,
             "resamples": (failed > FAILED) & (self.status == CONVERGED),
         }
-        columns = {name: marks.tolist() for name, marks in said.items()}
-        return [tuple(name for name in said if columns[name][unit]) for unit in range(len(self.aie))]
+        columns = {name: mark.tolist() for name, mark in marks.items()}
+        return [tuple(name for name in marks if columns[name][unit]) for unit in range(len(self.aie))]
 
     def measures(self, units: Tensor | None = None, *, corrected: bool = False) -> tuple[Tensor, Tensor]:
         """Localisation of ``aie`` and of its resamples: float64 ``[5]`` and ``[R, 5]``, see `localisation`.

@@ -5,7 +5,7 @@ Treatment q is 0 or 1, n the activation of one unit, y the outcome. With sequent
 NIE(0) = mu01 - mu00. The paper (Heckerman et al., arXiv 2412.02893) estimates propensities by entropy balancing; the
 moments that are balanced, and the two other estimators, are this package's reconstruction.
 
-An estimator is made for one set of prompts; ``prepare`` sorts the values of U units once, ``estimate`` answers for one
+An estimator is made for one set of prompts; ``prepare`` sorts the values of U units once, ``estimate`` is for one
 vector of counts (all 1, or how often a bootstrap resample drew each prompt), beginning where a similar one ended.
 """
 
@@ -22,7 +22,7 @@ from spurge import ops
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE, balance
 
 STEPS = 50
-"""Newton steps of a unit; a bootstrap resample, which begins at the answer to the whole, takes three or four."""
+"""Newton steps of a unit; a bootstrap resample, which begins at the dual of the whole, takes three or four."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class BalancedStrata(_Stratified):
         masses = self.masses(counts)
         mu11, mu00 = self.total(counts)
         if math.isnan(mu11):
-            return _nothing(len(prepared[0].values))
+            return _missing(len(prepared[0].values))
         treated, control = prepared
         first, second = warm or (None, None)
         mu10, one = self._across(treated, self.treated, control, self.control, counts, masses, first)
@@ -279,7 +279,7 @@ class BalancedColumns:
         try:
             weights = self.weights(counts)
         except ValueError:  # a resample in which an arm is empty, or X out of reach
-            return _nothing(len(prepared[0]))
+            return _missing(len(prepared[0]))
         mu11, mu00 = (float(w @ self.outcome[rows]) for w, rows in zip(weights, self.arms, strict=True))
         sides, means = [], []
         for here, there in ((0, 1), (1, 0)):
@@ -320,7 +320,7 @@ class BinaryMediator(_Stratified):
         masses = self.masses(counts)
         mu11, mu00 = self.total(counts)
         if math.isnan(mu11):
-            return _nothing(len(prepared[0]))
+            return _missing(len(prepared[0]))
         cells = [
             self._cells(high, arm, counts) for high, arm in zip(prepared, (self.treated, self.control), strict=True)
         ]
@@ -420,8 +420,8 @@ def _joined(nie1: Tensor, nie0: Tensor, one: _Side, two: _Side) -> Estimate:
     )
 
 
-def _nothing(units: int) -> Estimate:
-    """For a resample that cannot answer: every prompt of an arm is missing, or all topics lack one."""
+def _missing(units: int) -> Estimate:
+    """For a resample without an estimate: every prompt of an arm is missing, or all topics lack one."""
     nan = torch.full((units,), torch.nan, dtype=torch.float64)
     return Estimate(nan, nan, nan, nan, nan, torch.full((units,), INFEASIBLE, dtype=torch.int32))
 

@@ -1,4 +1,4 @@
-"""What a model says with the found neurons switched off, beside random neurons: the step that the paper left open."""
+"""What a model writes with the found neurons switched off, beside random neurons: the step that the paper left open."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def mask(
     seed: int = 0,
     progress: bool = True,
 ) -> Masking:
-    """Generates with ``neurons`` at ``gate``, and scores what is said, beside no mask and random neurons.
+    """Generates with ``neurons`` at ``gate``, and scores what is written, beside no mask and random neurons.
 
     Random neurons come from the same sites, as many of each, none of them among ``neurons``. The model comes back bit
     for bit.
@@ -166,17 +166,17 @@ def mask(
     sets = [neurons, *(neurons.random_like(sizes, seed + draw, exclude=neurons) for draw in range(draws))]
     how: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
 
-    def said(bar: Any) -> tuple[Tensor, float]:
+    def measure(bar: Any) -> tuple[Tensor, float]:
         texts = continuations(model, tokenizer, prompts, generate, **how)
         bar.update()
         found = score_texts(scorer, texts, label=label, tokenizer=scorer_tokenizer, progress=False)
         return found, likelihood(model, tokenizer, prompts, **how)
 
     with tqdm(total=1 + len(sets), desc="mask", disable=not progress) as bar:
-        found = [said(bar)]
+        found = [measure(bar)]
         for own in sets:
             with NeuronEdit.build(model, own, gate).applied(model):
-                found.append(said(bar))
+                found.append(measure(bar))
     outcomes = torch.stack([outcome for outcome, _ in found])
     drops = (outcomes[0] - outcomes[1])[:, None].numpy()
     sums = resampled_sums(drops, integer("bootstrap", bootstrap, 0), np.random.default_rng(seed))

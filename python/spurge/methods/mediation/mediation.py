@@ -1,4 +1,4 @@
-"""Topic-adjusted causal mediation: which units carry the effect of the prompt on the answer, and how localised it is.
+"""Topic-adjusted causal mediation: which units carry the effect of the prompt on the outcome, and how localised it is.
 
 Heckerman, Fotouhi, Bahadori and others, "Removing Spurious Correlation from Neural Network Interpretations" (arXiv
 2412.02893). What is the paper's, as far as its summary tells: the graph (treatment q, unit n, topic x of the
@@ -129,20 +129,20 @@ class Mediation:
         if not isinstance(confounders, Confounders):
             confounders = Confounders.of(confounders)
         treated = binary(treatment, units.rows, threshold)
-        answer = _outcome(outcome, units.rows)
+        outcomes = _outcome(outcome, units.rows)
         if len(confounders) != units.rows:
             raise ValueError(f"confounders: expected {units.rows} prompts like the units, got {len(confounders)}")
         kept, dropped = self._kept(treated, confounders)
-        treated, answer, confounders = treated[kept], answer[kept], confounders.subset(kept)
+        treated, outcomes, confounders = treated[kept], outcomes[kept], confounders.subset(kept)
         estimators = {
-            "adjusted": self._estimator(treated, answer, confounders, units.numbers),
-            "unadjusted": self._estimator(treated, answer, None, units.numbers),
+            "adjusted": self._estimator(treated, outcomes, confounders, units.numbers),
+            "unadjusted": self._estimator(treated, outcomes, None, units.numbers),
         }
         counts = torch.cat(
             [torch.ones(1, len(kept), dtype=torch.float64), bootstrap_counts(len(kept), self.resamples, self.seed)]
         )
         totals = {side: _totals(own, counts) for side, own in estimators.items()}
-        info = self._info(units, kept, treated, answer, confounders, dropped, threshold)
+        info = self._info(units, kept, treated, outcomes, confounders, dropped, threshold)
         blocks = self._blocks(units, kept, estimators, counts, resume, fingerprint(canonical_json(info)))
         adjusted, unadjusted = (
             Side(
@@ -181,7 +181,7 @@ class Mediation:
         return (~thin[confounders.topics]).nonzero()[:, 0], dropped
 
     def _estimator(
-        self, treated: Tensor, answer: Tensor, confounders: Confounders | None, numbers: int
+        self, treated: Tensor, outcomes: Tensor, confounders: Confounders | None, numbers: int
     ) -> BalancedStrata | BalancedColumns | BinaryMediator | ContinuousUnit:
         """The estimator that these confounders and units call for; None: unadjusted."""
         columns = torch.zeros(len(treated), 0, dtype=torch.float64) if confounders is None else confounders.design()
@@ -190,25 +190,25 @@ class Mediation:
         if self.estimator == "continuous_unit":
             if numbers > 1:
                 raise ValueError(f"units: the continuous unit is one number, got {numbers}; reduce it otherwise")
-            return ContinuousUnit(treated, answer, columns, tolerance=self.tolerance)
+            return ContinuousUnit(treated, outcomes, columns, tolerance=self.tolerance)
         if self.estimator == "binary_mediator" and (numbers > 1 or not single):
             what = f"units of {numbers} numbers" if numbers > 1 else "columns"
             raise ValueError(f"estimator: the binary mediator knows topics and single numbers only, got {what}")
         if numbers > 1 or not single:
-            return BalancedColumns(treated, answer, columns, numbers=numbers, **how)
+            return BalancedColumns(treated, outcomes, columns, numbers=numbers, **how)
         topics = torch.zeros(len(treated), dtype=torch.int64) if confounders is None else confounders.topics
         assert topics is not None
         strata, count = topics.unique(return_inverse=True)[1], len(topics.unique())
         if self.estimator == "binary_mediator":
-            return BinaryMediator(treated, answer, strata, count)
-        return BalancedStrata(treated, answer, strata, count, **how)
+            return BinaryMediator(treated, outcomes, strata, count)
+        return BalancedStrata(treated, outcomes, strata, count, **how)
 
     def _info(
         self,
         units: Mediators,
         kept: Tensor,
         treated: Tensor,
-        answer: Tensor,
+        outcomes: Tensor,
         confounders: Confounders,
         dropped: list[dict[str, Any]],
         threshold: float,
@@ -241,7 +241,7 @@ class Mediation:
             "dropped": dropped,
             "columns": list(confounders.column_names),
             "data": fingerprint(
-                canonical_json([*(fingerprint(x) for x in (kept, treated, answer)), confounders.fingerprint()])
+                canonical_json([*(fingerprint(x) for x in (kept, treated, outcomes)), confounders.fingerprint()])
             ),
             "seed": self.seed,
         }

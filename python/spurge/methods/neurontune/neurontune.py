@@ -42,7 +42,8 @@ class NeuronTune:
     r"""Settings: :meth:`tune` identifies on one set and retrains on another, :meth:`halves` on halves of one.
 
     It trusts that errors come from the shortcut. Where a model errs as often for other reasons, the scores point at
-    dimensions of the class itself, and the worst group can fall (seen on planted data): see `neurontune.controls`.
+    dimensions of the class itself, and the worst group can fall (seen on planted data): see
+    `spurge.methods.neurontune.controls`.
 
     No group labels are used, for selection neither. Several values of ``threshold`` or ``l2``, and the epochs of
     ``"sgd"``, are candidates that ``select`` chooses from.
