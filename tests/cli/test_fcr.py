@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.planted_features import shortcut_features
+from helpers.planted_features import unit_features
 from spurge.cli import main
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
@@ -20,11 +20,11 @@ from spurge.report.results import Results
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features whose groups are the shortcut, and sets whose groups are class and shortcut."""
     folder = tmp_path_factory.mktemp("desk")
-    train, shortcut = shortcut_features(600, 0.95, 0)
+    train, shortcut = unit_features(600, 0.95, 0)
     train.with_groups(shortcut, ("land", "water")).save(folder / "train.safetensors")
     train.with_groups(None).save(folder / "plain.safetensors")
     for seed, name in ((1, "select"), (2, "test")):
-        shortcut_features(400, 0.5, seed, train.head)[0].save(folder / f"{name}.safetensors")
+        unit_features(400, 0.5, seed, train.head)[0].save(folder / f"{name}.safetensors")
     return folder
 
 
@@ -119,7 +119,7 @@ def test_features_without_groups_or_model(desk: Path, tmp_path: Path, capsys: py
     rest = ("--remove-feature", "all", "--rate", "0.1", "--out", tmp_path / "edit.safetensors", "--quiet")
     _, _, err = spurge(capsys, "fcr", "--features", desk / "plain.safetensors", *rest)
     assert "has no groups that tell the feature" in err
-    features, _ = shortcut_features(50, 0.5, 3)
+    features, _ = unit_features(50, 0.5, 3)
     bare = features.with_head(type(features.head)(features.head.weight, features.head.bias))
     bare.save(tmp_path / "bare.safetensors")
     _, _, err = spurge(capsys, "fcr", "--features", tmp_path / "bare.safetensors", *rest)

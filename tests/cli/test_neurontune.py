@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.planted_dimensions import shortcut
+from helpers.planted_features import dimension_sets
 from spurge.cli import main
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
@@ -22,7 +22,7 @@ from spurge.report.results import Results
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Feature files of a model's layer, its validation set with and without groups, and one that no model has."""
     folder = tmp_path_factory.mktemp("desk")
-    sets = shortcut()
+    sets = dimension_sets()
     layer = nn.Linear(96, 2)
     with torch.no_grad():
         layer.weight.copy_(sets.train.head.weight)

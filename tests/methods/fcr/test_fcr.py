@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.planted_features import CORE, SHORTCUT, class_accuracies, group_accuracies, shortcut_features
+from helpers.planted_features import CORE_UNITS, SHORTCUT_UNITS, class_accuracies, group_accuracies, unit_features
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import association
 from spurge.engine.last_layer.fitting import fit_head
@@ -32,9 +32,9 @@ def clusters(classes: int = 4, rows: int = 400, seed: int = 0) -> Features:
 
 @pytest.fixture(scope="module")
 def planted():
-    train, shortcut = shortcut_features(1500, 0.95, 0)
-    select, _ = shortcut_features(800, 0.5, 1, train.head)
-    test, _ = shortcut_features(3000, 0.5, 2, train.head)
+    train, shortcut = unit_features(1500, 0.95, 0)
+    select, _ = unit_features(800, 0.5, 1, train.head)
+    test, _ = unit_features(3000, 0.5, 2, train.head)
     return train, shortcut, select, test
 
 
@@ -254,7 +254,7 @@ def test_the_planted_shortcut_is_removed(planted, criterion, labels):
     train, shortcut, select, test = planted
     before = min(group_accuracies(test, train.head))
     removal = FCR().remove_feature(train, shortcut, select=select, criterion=criterion)
-    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT))
+    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT_UNITS))
     assert min(group_accuracies(test, removal.head)) > before + 15
     assert removal.labels == labels
     assert f"{labels} labels of {len(select)} samples" in removal.info["says"]
@@ -313,7 +313,7 @@ def test_given_rates_and_angles(planted):
 def test_one_feature_touches_one_row(planted):
     train, shortcut, _, _ = planted
     removal = FCR().remove_feature(train, shortcut, feature=1, rate=0.05)
-    assert [(edge.row, edge.column, edge.target) for edge in removal.edges] == [(1, SHORTCUT[1], 1)]
+    assert [(edge.row, edge.column, edge.target) for edge in removal.edges] == [(1, SHORTCUT_UNITS[1], 1)]
     assert torch.equal(removal.head.weight[0], train.head.weight[0])
 
 
@@ -360,17 +360,17 @@ def test_independence_does_not_collapse_to_one_class(planted):
 def test_ways_to_tell_the_row(planted, row):
     train, shortcut, _, _ = planted
     removal = FCR(row=row).remove_feature(train, shortcut, feature=[0, 1], rate=0.05)
-    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT))
+    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT_UNITS))
     assert removal.labels == ("class" if row == "labelled" else "none")
 
 
 def test_several_features_of_one_row_take_the_norm_anew(planted):
     train, _, select, _ = planted
     # Both the shortcut and the class itself are features of row 1.
-    kinds = 2 * (train.values[:, SHORTCUT[1]] > 1).long() + (train.values[:, CORE[1]] > 0.8).long()
+    kinds = 2 * (train.values[:, SHORTCUT_UNITS[1]] > 1).long() + (train.values[:, CORE_UNITS[1]] > 0.8).long()
     removal = FCR().remove_feature(train, kinds, feature=[2, 1], row=1, rate=0.02)
     assert [edge.row for edge in removal.edges] == [1, 1]
-    assert [edge.column for edge in removal.edges] == [SHORTCUT[1], CORE[1]]
+    assert [edge.column for edge in removal.edges] == [SHORTCUT_UNITS[1], CORE_UNITS[1]]
     row = train.head.weight[1].clone()
     for edge in removal.edges:
         assert edge.new == tilted_weight(row, edge.column, 0.02)
@@ -398,9 +398,9 @@ def test_a_fitted_head_may_be_given(planted):
 
 def test_features_may_come_from_another_set(planted):
     train, _, _, _ = planted
-    other, shortcut = shortcut_features(400, 0.5, 9, train.head)
+    other, shortcut = unit_features(400, 0.5, 9, train.head)
     removal = FCR().remove_feature(other, shortcut, rate=0.05)
-    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT))
+    assert [(edge.row, edge.column) for edge in removal.edges] == list(enumerate(SHORTCUT_UNITS))
 
 
 @pytest.mark.parametrize("criterion", ["gap", "independence"])

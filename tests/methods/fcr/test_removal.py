@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.planted_features import shortcut_features
+from helpers.planted_features import unit_features
 from spurge.engine.base.files import FileError
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.rate_sweep import Sweep
@@ -19,8 +19,8 @@ from spurge.report.results import Results
 
 @pytest.fixture(scope="module")
 def sets():
-    train, shortcut = shortcut_features(400, 0.95, 0)
-    select, _ = shortcut_features(200, 0.5, 1, train.head)
+    train, shortcut = unit_features(400, 0.95, 0)
+    select, _ = unit_features(200, 0.5, 1, train.head)
     return train, shortcut, select
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.planted_dimensions import planted, shortcut
+from helpers.planted_features import dimension_features, dimension_sets
 from spurge.engine.evaluation.groups import accuracies, compare
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -20,7 +20,7 @@ SETTINGS = NeuronTune(l2=1e-3)
 
 
 def test_controls_stand_beside_the_result() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     first, second = sets.validation.split()
     tuned = SETTINGS.tune(first, second)
     plain = without_mask(tuned, SETTINGS, first, second)
@@ -47,7 +47,7 @@ def test_controls_stand_beside_the_result() -> None:
 
 
 def test_random_masks_fall_on_live_dimensions_and_keep_their_shape() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     dead = torch.ones(96)
     dead[72:] = 0  # the dimensions of noise
     first, second = (replace(f, values=f.values * dead) for f in sets.validation.split())
@@ -64,7 +64,7 @@ def test_random_masks_fall_on_live_dimensions_and_keep_their_shape() -> None:
 def test_dfr_is_the_original() -> None:
     """One strength, one retrain, groups that are equal already: one fit of scikit-learn's, up to its bias penalty."""
     linear_model = pytest.importorskip("sklearn.linear_model")
-    features = planted(600, 0.8, 3)
+    features = dimension_features(600, 0.8, 3)
     assert features.groups is not None
     size = int(features.group_counts().min())
     rows = torch.cat([(features.groups == g).nonzero()[:size, 0] for g in range(4)])
@@ -85,7 +85,7 @@ def test_dfr_is_the_original() -> None:
 
 
 def test_dfr_ignores_how_common_groups_are() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     head = dfr(sets.validation, train=sets.train, retrains=4, strengths=(1.0, 0.1))
     found = accuracies(head.logits(sets.test.values), sets.test.labels, sets.test.groups)
     # 13 rows a group are little to learn from, but they have no shortcut
@@ -98,7 +98,7 @@ def test_dfr_ignores_how_common_groups_are() -> None:
 
 
 def test_dfr_keeps_the_place_or_adds_a_bias() -> None:
-    features = planted(400, 0.7, 1)
+    features = dimension_features(400, 0.7, 1)
     prints: dict[str, Any] = {"fc.weight": {"shape": [2, 96], "dtype": "float32", "sha256": "0"}}
     placed = features.with_head(Head(features.head.weight, features.head.bias, "fc", prints))
     assert dfr(placed, strengths=[0.1], retrains=1).prints == prints
@@ -110,8 +110,16 @@ def test_dfr_keeps_the_place_or_adds_a_bias() -> None:
     "change, error, text",
     [
         ({"validation": torch.ones(2)}, TypeError, "validation: expected Features"),
-        ({"validation": planted(40, 1.0, 0)}, ValueError, "validation: group 'ab' has 0 rows, too few to halve"),
-        ({"validation": planted(40, 1.0, 0).with_groups(None)}, ValueError, "groups: these features have none"),
+        (
+            {"validation": dimension_features(40, 1.0, 0)},
+            ValueError,
+            "validation: group 'ab' has 0 rows, too few to halve",
+        ),
+        (
+            {"validation": dimension_features(40, 1.0, 0).with_groups(None)},
+            ValueError,
+            "groups: these features have none",
+        ),
         ({"strengths": ()}, ValueError, "strengths: expected numbers above 0"),
         ({"strengths": (1.0, 0.0)}, ValueError, "strengths: expected numbers above 0"),
         ({"retrains": 0}, ValueError, "retrains: need at least 1"),
@@ -119,13 +127,13 @@ def test_dfr_keeps_the_place_or_adds_a_bias() -> None:
     ],
 )
 def test_bad_input_of_dfr(change: dict[str, Any], error: type[Exception], text: str) -> None:
-    arguments: dict[str, Any] = {"validation": planted(200, 0.7, 0), **change}
+    arguments: dict[str, Any] = {"validation": dimension_features(200, 0.7, 0), **change}
     with pytest.raises(error, match=text):
         dfr(**arguments)
 
 
 def test_progress_shows_nothing_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    features: Features = planted(200, 0.7, 0)
+    features: Features = dimension_features(200, 0.7, 0)
     dfr(features, strengths=[0.1], retrains=1)
     assert capsys.readouterr().err == ""
     dfr(features, strengths=[0.1], retrains=1, progress=True)

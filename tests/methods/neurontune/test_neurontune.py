@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers.planted_dimensions import CORE, SPURIOUS, shortcut
+from helpers.planted_features import CORE_DIMENSIONS, SHORTCUT_DIMENSIONS, dimension_sets
 from spurge.engine.base.files import FileError
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
@@ -105,7 +105,7 @@ def test_a_class_with_too_few_wrong_predictions_is_skipped_aloud() -> None:
 
 
 def test_nothing_left_and_nothing_masked() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     with pytest.raises(ValueError, match=r"all 96 dimensions have a score above -10\.0, nothing is left to train on"):
         NeuronTune(threshold=-10.0).tune(sets.validation, sets.train)
     with pytest.raises(ValueError, match=r"have a score above -10\.0 in a class"):
@@ -118,10 +118,10 @@ def test_nothing_left_and_nothing_masked() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_masking_beats_the_same_retraining_without_a_mask(seed: int) -> None:
     """The case the method is for: a shortcut of 95 % in training and validation alike."""
-    sets = shortcut(seed)
+    sets = dimension_sets(seed)
     scores = SETTINGS.score(sets.validation)
     mask = SETTINGS.mask(scores)
-    assert bool(mask[list(SPURIOUS)].all())
+    assert bool(mask[list(SHORTCUT_DIMENSIONS)].all())
     assert 0.3 < float(mask.double().mean()) < 0.9
     plain = worst(sets.train.head, sets.test)
     nothing = torch.zeros(96, dtype=torch.bool)
@@ -143,18 +143,18 @@ def test_masking_beats_the_same_retraining_without_a_mask(seed: int) -> None:
 
 def test_errors_of_another_kind_mislead() -> None:
     """A model that leans on the class as well errs in all groups, and its errors point at the class's dimensions."""
-    sets = shortcut(core=0.2)
+    sets = dimension_sets(core=0.2)
     head = fit_head(sets.train.values, sets.train.labels, 2, weights=None)
     validation, train = sets.validation.with_head(head), sets.train.with_head(head)
     scores = SETTINGS.score(validation)
-    assert not bool(scores.mask()[list(SPURIOUS)].all())
+    assert not bool(scores.mask()[list(SHORTCUT_DIMENSIONS)].all())
     nothing = torch.zeros(96, dtype=torch.bool)
     without = worst(SETTINGS.retrain(validation, train, nothing).head, sets.test)
     assert worst(SETTINGS.tune(validation, train), sets.test) < without - 5
 
 
 def test_on_balanced_validation_data_the_mask_adds_nothing() -> None:
-    sets = shortcut(validation=0.5)
+    sets = dimension_sets(validation=0.5)
     first, second = sets.validation.split(seed=0)
     half = worst(SETTINGS.retrain(first, second, torch.zeros(96, dtype=torch.bool)).head, sets.test)
     assert half > worst(sets.train.head, sets.test) + 50
@@ -162,7 +162,7 @@ def test_on_balanced_validation_data_the_mask_adds_nothing() -> None:
 
 
 def test_signs_agree_behind_a_relu() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     plain = SETTINGS.tune(sets.validation, sets.train)
     for signs in ("raw", "relu", "split"):
         tuned = replace(SETTINGS, signs=signs).tune(sets.validation, sets.train)
@@ -174,7 +174,7 @@ def test_signs_agree_behind_a_relu() -> None:
 
 
 def test_signed_features_need_their_parts_judged_alone() -> None:
-    sets = shortcut(validation=0.95, signed=True, core=0.4)
+    sets = dimension_sets(validation=0.95, signed=True, core=0.4)
     found = {
         s: replace(SETTINGS, signs=s).tune(sets.validation, sets.train) for s in ("split", "raw", "magnitude", "relu")
     }
@@ -184,8 +184,8 @@ def test_signed_features_need_their_parts_judged_alone() -> None:
     assert scores["split"] > max(scores["raw"], scores["magnitude"])
     assert found["raw"].suppressed > 0.75  # by raw values nearly every dimension rises in one of the classes
     parts = found["split"].mask.view(2, 96)
-    assert bool(parts[0, list(SPURIOUS)].all())
-    assert bool(parts[1, list(SPURIOUS)].all())
+    assert bool(parts[0, list(SHORTCUT_DIMENSIONS)].all())
+    assert bool(parts[1, list(SHORTCUT_DIMENSIONS)].all())
     assert found["split"].head.width == 192
     assert encode(sets.test.values, "split").shape == (2000, 192)
     for signs in ("split", "relu"):
@@ -195,7 +195,7 @@ def test_signed_features_need_their_parts_judged_alone() -> None:
 
 
 def test_partial_suppression_and_masks_of_each_output() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     full = SETTINGS.tune(sets.validation, sets.train)
     assert bool((full.head.weight[:, full.mask] == 0).all())
     kept = [worst(replace(SETTINGS, keep=keep).tune(sets.validation, sets.train), sets.test) for keep in (0.2, 0.6)]
@@ -208,7 +208,7 @@ def test_partial_suppression_and_masks_of_each_output() -> None:
 
 
 def test_sfit_is_of_the_new_predictions_on_unmasked_features() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     tuned = SETTINGS.tune(sets.validation, sets.train)
     (candidate,) = tuned.info["candidates"]
     predictions = tuned.predictions(sets.validation.values)
@@ -225,7 +225,7 @@ def test_sfit_is_of_the_new_predictions_on_unmasked_features() -> None:
 
 @pytest.mark.parametrize("select", ["sfit", "worst_class", "class_difference"])
 def test_the_best_candidate_is_kept(select: Any) -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     method = replace(SETTINGS, threshold=(0.0, 0.2), l2=(1e-3, 0.3), select=select)
     tuned = method.tune(sets.validation, sets.train)
     candidates = tuned.info["candidates"]
@@ -239,7 +239,7 @@ def test_the_best_candidate_is_kept(select: Any) -> None:
 
 
 def test_minibatches_choose_an_epoch_and_are_the_same_for_a_seed() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     method = NeuronTune(solver="sgd", sgd=Sgd(epochs=4, batches=30, rate=0.02), select="worst_class")
     tuned = method.tune(sets.validation, sets.train)
     candidates = tuned.info["candidates"]
@@ -256,7 +256,7 @@ def test_minibatches_choose_an_epoch_and_are_the_same_for_a_seed() -> None:
 
 
 def test_a_bare_head_stays_bare_and_labels_are_only_of_classes() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     bare = Head(sets.train.head.weight)
     tuned = SETTINGS.tune(
         sets.validation.with_head(bare).with_groups(None), sets.train.with_head(bare).with_groups(None)
@@ -269,9 +269,9 @@ def test_a_bare_head_stays_bare_and_labels_are_only_of_classes() -> None:
 
 def test_the_edit_is_the_new_layer_in_the_model() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Linear(96, 2))
-    sets = shortcut(signed=True)
+    sets = dimension_sets(signed=True)
     with torch.no_grad():
-        model[1].weight.copy_(shortcut().train.head.weight)
+        model[1].weight.copy_(dimension_sets().train.head.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     head = Head.of(model, "1")
     parts = {
@@ -290,7 +290,7 @@ def test_the_edit_is_the_new_layer_in_the_model() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     for method in (SETTINGS, replace(SETTINGS, signs="split", classes="each", threshold=(0.0, 0.1))):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -308,7 +308,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_the_same_rows_twice_and_another_head_are_noticed() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     with pytest.warns(UserWarning, match="identify: the same rows as train"):
         SETTINGS.tune(sets.validation, sets.validation)
     other = sets.train.with_head(Head(torch.randn(2, 96)))
@@ -386,7 +386,7 @@ def score_quietly(features: Features, predicted: Tensor, signs: Any) -> Scores:
 
 
 def test_reprs() -> None:
-    sets = shortcut()
+    sets = dimension_sets()
     assert "96 dimensions" in repr(SETTINGS.score(sets.validation))
     assert "labels used: class" in repr(SETTINGS.tune(sets.validation, sets.train))
-    assert not set(CORE) & set(SPURIOUS)
+    assert not set(CORE_DIMENSIONS) & set(SHORTCUT_DIMENSIONS)
