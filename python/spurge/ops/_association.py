@@ -76,14 +76,14 @@ def _kernel(
     unfinished: bool,
 ) -> None:
     changed = (sums, logs, carry, picked, activations)
-    places = [x.contiguous() for x in changed]
+    results = [x.contiguous() for x in changed]
     read = [x.contiguous() for x in (features, gradients, starts, classes, scales)]
-    run(_core.associate, *places, *read, target, relu, resumed, unfinished)
-    for x, place in zip(changed, places, strict=True):
-        if place is x:
+    run(_core.associate, *results, *read, target, relu, resumed, unfinished)
+    for x, result in zip(changed, results, strict=True):
+        if result is x:
             torch.autograd.graph.increment_version(x)
         else:
-            x.copy_(place)
+            x.copy_(result)
 
 
 def _twin(

@@ -104,7 +104,7 @@ class Ranks:
 
         Raises:
             ValueError: a timeout that is negative or not finite, or a device that this machine does not have.
-            RankLost: another rank was killed, was told to end, or did not answer in time.
+            RankLost: another rank was killed, was signalled to end, or did not answer in time.
             RankFailed: another rank raised an error.
         """
         timeout = number("timeout", timeout, 0)

@@ -187,9 +187,9 @@ def _joined(
     if not len(large):
         share = sizes.max() / len(labels)
         raise ValueError(f"least_share: the largest of {len(centroids)} clusters has {share:.3g}, got {least_share}")
-    place = np.full(len(centroids), -1)
-    place[large] = np.arange(len(large))
-    joined = place[labels]
+    number = np.full(len(centroids), -1)
+    number[large] = np.arange(len(large))
+    joined = number[labels]
     moved = np.flatnonzero(joined < 0)
     # |v - c|^2 without |v|^2, which is the same for every centroid
     distances = (centroids[large] ** 2).sum(1) - 2 * values[moved] @ centroids[large].T

@@ -196,11 +196,11 @@ def _worst(nodes: Tensor, at: Tensor, changes: Tensor, sizes: Tensor) -> tuple[T
         side, pairs = nodes % 2, nodes // 2
         order = (pairs * (int(at.max()) + 1) + at).sort(stable=True).indices
         side, nodes, at, values, groups = side[order], pairs[order], at[order], values[order], groups[order]
-        place = torch.arange(len(nodes), device=nodes.device)
+        index = torch.arange(len(nodes), device=nodes.device)
         begin = torch.searchsorted(nodes, nodes)  # where this pair's events begin
         now, then = [], []
         for s in (0, 1):
-            recent = place.where(side == s, -1).cummax(0).values
+            recent = index.where(side == s, -1).cummax(0).values
             now.append(values[recent.clamp_min(0)].where(recent >= begin, math.inf))
             then.append(groups[recent.clamp_min(0)])
         values = torch.minimum(*now)

@@ -25,6 +25,7 @@ class Operations:
     row: int
 
     def of(self, rows: int) -> int:
+        """Of a pass of so many rows."""
         return self.fixed + rows * self.row
 
 
@@ -71,37 +72,37 @@ def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int
     with torch.no_grad():
         trace = partial_forward.trace(one)
     leaf, meter = opened(trace, 0, times), Meter(operations=True)
-    seen: list[int] = []  # operations so far, at each block's start and end
+    marks: list[int] = []  # operations so far, at each block's start and end
     reached: dict[int, int] = {}  # block -> operations until a gradient came back to its output
 
-    def watched(place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            first(output).register_hook(lambda _: reached.update({place: meter.flops}))
+            first(output).register_hook(lambda _: reached.update({number: meter.flops}))
             return output
 
         return run
 
     with ExitStack() as stack:
-        for place, block in enumerate(partial_forward.blocks):
-            stack.enter_context(hook_before(block, lambda *_: seen.append(meter.flops)))
-            stack.enter_context(hook(block, lambda *_: seen.append(meter.flops)))
-            stack.enter_context(replaced_forward(block, watched(place, block.forward)))
+        for number, block in enumerate(partial_forward.blocks):
+            stack.enter_context(hook_before(block, lambda *_: marks.append(meter.flops)))
+            stack.enter_context(hook(block, lambda *_: marks.append(meter.flops)))
+            stack.enter_context(replaced_forward(block, watched(number, block.forward)))
         with meter, torch.enable_grad():
             value = stand_in(partial_forward.run(trace, {0: leaf}).logits)
             there = meter.flops
             torch.autograd.grad(value, leaf)
-    entry, ends = partial_forward.block_of[0], seen[1::2]
-    outside = seen[0] + ends[entry] - seen[2 * entry]  # before the first layer, and where rows open
+    entry, ends = partial_forward.block_of[0], marks[1::2]
+    outside = marks[0] + ends[entry] - marks[2 * entry]  # before the first layer, and where rows open
     back = meter.flops - reached.setdefault(entry, meter.flops)
-    forward = [outside + there - ends[place] for place in partial_forward.block_of]
-    return forward, [back + reached[place] - there for place in partial_forward.block_of]
+    forward = [outside + there - ends[number] for number in partial_forward.block_of]
+    return forward, [back + reached[number] - there for number in partial_forward.block_of]
 
 
 def opened(trace: Trace, site: int, times: int) -> Tensor:
     """Rows that open at a site, with every node at 0, ready for a gradient."""
-    seen = trace.sites[site]
-    return ops.open_rows(seen.anchor, seen.u, torch.zeros(times, dtype=torch.float64)).requires_grad_()
+    marks = trace.sites[site]
+    return ops.open_rows(marks.anchor, marks.u, torch.zeros(times, dtype=torch.float64)).requires_grad_()
 
 
 def stand_in(logits: Tensor) -> Tensor:

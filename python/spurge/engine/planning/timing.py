@@ -29,6 +29,7 @@ class Rate:
     each: float
 
     def of(self, passes: int, operations: int) -> float:
+        """Seconds of so many passes with so many operations in all."""
         return passes * self.whole + operations * self.each
 
 

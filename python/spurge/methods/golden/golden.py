@@ -83,7 +83,7 @@ class GoldenTokens:
         object.__setattr__(self, "irrelevant", rest)
         object.__setattr__(self, "info", dict(info or {}))
 
-    # What it says
+    # What it holds
 
     def spurious(self, label: str) -> frozenset[str]:
         """Words that ought not to decide for ``label``: the other labels' causal words and the irrelevant ones (Eq. 3).

@@ -234,11 +234,11 @@ class Effects:
         found = {side: getattr(self, side).measures(both, corrected=corrected) for side in SIDES}
         found["difference"] = tuple(a - b for a, b in zip(found["adjusted"], found["unadjusted"], strict=True))
         rows = []
-        for place, measure in enumerate(MEASURES):
+        for index, measure in enumerate(MEASURES):
             row: dict[str, Any] = {"measure": measure}
             for side, (value, draws) in found.items():
-                low, high = interval(draws[:, place], self.adjusted.confidence)
-                row[side] = (float(value[place]), float(low), float(high))
+                low, high = interval(draws[:, index], self.adjusted.confidence)
+                row[side] = (float(value[index]), float(low), float(high))
             rows.append(row)
         return rows
 
@@ -369,7 +369,7 @@ class Effects:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[place]) for line in (head, *lines)) for place in range(len(head))]
+    widths = [max(len(line[index]) for line in (head, *lines)) for index in range(len(head))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (head, *lines)

@@ -76,7 +76,7 @@ class Masking:
             out.append((method, "outcome", float(values.mean()), float(values.std(unbiased=False)), n))
         out += [("masked", "drop", self.drop, None, n), ("masked", "drop_low", low, None, n)]
         out += [("masked", "drop_high", high, None, n), ("masked", "p against random", self.p, None, n)]
-        out += [(name, "loss", float(self.losses[place]), None, n) for place, name in enumerate(("none", "masked"))]
+        out += [(name, "loss", float(self.losses[index]), None, n) for index, name in enumerate(("none", "masked"))]
         if len(self.random):
             draws = len(self.random)
             for metric, values in (

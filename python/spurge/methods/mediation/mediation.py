@@ -264,8 +264,8 @@ class Mediation:
         found = []
         work = len(units) * len(counts) * len(SIDES)
         with tqdm(total=work, desc="mediate", unit="fit", unit_scale=True, disable=not self.progress) as bar:
-            for place, values in units.blocks(size):
-                path = None if folder is None else folder / f"units-{place.start:08d}-{place.stop:08d}.safetensors"
+            for span, values in units.blocks(size):
+                path = None if folder is None else folder / f"units-{span.start:08d}-{span.stop:08d}.safetensors"
                 block = None if path is None else _read_block(path, mark)
                 if block is None:
                     values = values[:, kept]
@@ -273,7 +273,7 @@ class Mediation:
                     if path is not None:
                         _write_block(path, block, mark)
                 else:
-                    bar.update((place.stop - place.start) * len(counts) * len(SIDES))
+                    bar.update((span.stop - span.start) * len(counts) * len(SIDES))
                 found.append(block)
         return found
 

@@ -43,8 +43,8 @@ class Mediators:
         return sum(self.widths.values())
 
     def blocks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Units in order as (place among the U, values ``[n, N]`` or ``[n, N, p]``), at most ``size`` at a time."""
-        place = 0
+        """Units in order as (numbers among the U, values ``[n, N]`` or ``[n, N, p]``), at most ``size`` at a time."""
+        first = 0
         names = list(self.widths)
         if self.level != "neuron":
             for start in range(0, len(names), size):
@@ -54,8 +54,8 @@ class Mediators:
         for name, width in self.widths.items():
             for start in range(0, width, size):
                 stop = min(width, start + size)
-                yield slice(place + start, place + stop), self._read(name, slice(start, stop))
-            place += width
+                yield slice(first + start, first + stop), self._read(name, slice(start, stop))
+            first += width
 
     def name(self, unit: int) -> str:
         """``"site"`` of an MLP, ``"site[index]"`` of a neuron."""
@@ -149,7 +149,7 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
     if len(names) != len(values) or len(set(names)) != len(names):
         raise ValueError(f"names: expected {len(values)} different ones, got {len(set(names))}")
     values = values.detach().cpu()
-    place = {name: unit for unit, name in enumerate(names)}
+    unit_of = {name: unit for unit, name in enumerate(names)}
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         unit, row = bad[0, :2].tolist()
@@ -160,7 +160,7 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
         values.shape[1],
         values.shape[2] if values.dim() == 3 else 1,
         {"values": fingerprint(canonical_json([names, fingerprint(values)]))},
-        lambda name, _: values[place[name]][None],
+        lambda name, _: values[unit_of[name]][None],
     )
 
 
