@@ -40,6 +40,7 @@ METHODS = {"golden", "macu", "fcr", "neurontune", "mediation"}
 SHARED_METHOD = "golden"  # the only one that other methods may import
 MOST_FILES = 16  # of a room of the engine, besides __init__
 MOST_LINES = 450  # of a module
+MOST_CODE = 65  # lines of a function, its docstring apart: of a public one that is half a page of shapes and errors
 LONG = {"reference.py", "_core.pyi"}  # one twin for every kernel: read by name, not from end to end
 
 # What a command line needs to be parsed: nothing of it may load torch, so that --help is instant.
@@ -124,6 +125,23 @@ def test_a_room_has_a_caption_and_is_not_crowded(room):
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name not in LONG], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_can_be_read_at_one_sitting(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from ``def`` to the end, without the docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        lines -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name not in LONG], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_function_reads_in_steps(path):
+    functions = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = {function.name: code_lines(function) for function in functions if code_lines(function) > MOST_CODE}
+    assert not long, f"more than {MOST_CODE} lines of code: {long}"
 
 
 def loaded_by(module: str, seen: set[str]) -> set[str]:
