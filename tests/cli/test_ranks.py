@@ -54,7 +54,7 @@ def test_two_ranks_locate_and_edit_as_one(desk: Path, tmp_path: Path, capsys: py
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert done.stdout.count("Located(") == 1
     assert done.stdout.splitlines()[0] == alone.splitlines()[0]
-    assert done.stderr.count("locate: 100%") == 1
+    assert done.stderr.count("locate:   0%") == 1  # one bar; a slow one is drawn more than once when it ends
     assert len(list((tmp_path / "blocks").iterdir())) == 3
     assert Results.load(tmp_path / "two.json").head["name"] == "locate"
 
