@@ -257,7 +257,7 @@ def _cascade(handle: Handle, sites: Mapping[str, Site], memory: Any, attention: 
     """Runs all draws at once and shares what lies before the first edited layer; None where the plain way is needed.
 
     That is where an edit touches something else than the model's own feed-forward layers, where weights are quantised
-    or offloaded, or where the model is spread over devices.
+    or offloaded, or where the model lies on several devices.
     """
     try:
         own = {site.name for site in handle.sites}
@@ -265,8 +265,8 @@ def _cascade(handle: Handle, sites: Mapping[str, Site], memory: Any, attention: 
         return None
     weights = [site.parameter for site in sites.values()]
     plain = all(weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta for weight in weights)
-    spread = len(set(getattr(handle.model, "hf_device_map", {}).values())) > 1
-    if not sites.keys() <= own or not plain or spread:
+    divided = len(set(getattr(handle.model, "hf_device_map", {}).values())) > 1
+    if not sites.keys() <= own or not plain or divided:
         return None
     return Cascade(handle, memory=memory, attention=attention)
 

@@ -211,42 +211,19 @@ def swarm_search(
         raise ValueError("search: free and erased neurons must differ")
     if guard is not None and not any(bool((job.labels >= 0).any()) for job in jobs):
         raise ValueError("guard: the texts have no labels to measure accuracy by")
-    rows = sum(float(job.weights.sum()) for job in jobs)
-    asked = max(1, sum(int((job.labels >= 0).sum()) for job in jobs))
-
-    def measure(gates: Tensor, batches: Sequence[Mapping[str, Any] | Prompt]) -> tuple[Tensor, Tensor]:
-        """Mean target and accuracy (percent) of settings ``[P, n]`` of the free gates, each ``[P]`` float64."""
-        measured = torch.zeros(2, len(jobs), len(gates), dtype=torch.float64)  # of one rank; 0 where others measure
-        tasks = [(j, slice(start, start + GROUP)) for start in range(0, len(gates), GROUP) for j in range(len(jobs))]
-        for j, group in tasks[ranks.rank :: ranks.size]:
-            job = jobs[j]
-            out = cascade.gated(batches[j], _with_accuracy(job), free, gates[group]).double()
-            measured[0, j, group] = (out[..., 0] * job.weights.to(out)).sum(1).cpu()
-            measured[1, j, group] = out[..., 1].sum(1).cpu()
-        value, right = ranks.sum(measured).sum(1)
-        return value / rows, 100 * right / asked
-
     ranks.doing = "a swarm was evaluated"
-    seen = None
+    written = None
     if checkpoint is not None:
         ranks.doing += "; start again with the same resume file to go on"
-        seen = hashed(Path(checkpoint).read_bytes()) if Path(checkpoint).exists() else None
-    ranks.agree("edit: data, settings, model and resume file", [fingerprint, len(free), len(jobs), seen])
-    device = jobs[0].labels.device
-    inputs = [job.inputs for job in jobs]
-    floor = -math.inf
+        written = hashed(Path(checkpoint).read_bytes()) if Path(checkpoint).exists() else None
+    ranks.agree("edit: data, settings, model and resume file", [fingerprint, len(free), len(jobs), written])
+    device, fitness = jobs[0].labels.device, _Fitness(cascade, jobs, free, ranks)
     if guard is not None:
-        floor = float(measure(torch.ones(1, len(free), device=device), inputs)[1]) - guard
-
-    def fitness(position: Tensor) -> Tensor:
-        value, accuracy = measure(position, prompts)
-        shortfall = floor - accuracy
-        return torch.where(shortfall > 1e-9, REFUSED * (1 + shortfall), value).to(position)
-
+        fitness.floor = float(fitness.measure(torch.ones(1, len(free), device=device))[1]) - guard
     start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
     # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
     with NeuronEdit.build(cascade.model, erased, 0.0).applied(cascade.model):
-        prompts = cascade.read_all(inputs)
+        fitness.inputs = cascade.read_all([job.inputs for job in jobs])
         result = swarm.maximise(
             fitness,
             start,
@@ -262,6 +239,39 @@ def swarm_search(
     gates[torch.tensor([ref in free for ref in both])] = result.position.detach().cpu().float()
     info = {"evaluations": result.evaluations, "guard_met": result.fitness > REFUSED}
     return Found(gates, float(result.fitness), result.history, info)
+
+
+class _Fitness:
+    """MacU Eq. 7 of settings of the free gates; those that cost too much accuracy are refused.
+
+    Attributes:
+        inputs: of each job, or its unedited pass.
+        floor: accuracy in percent below which a setting is refused.
+    """
+
+    def __init__(self, cascade: Cascade, jobs: Sequence[Job], free: NeuronSet, ranks: Ranks):
+        self.cascade, self.jobs, self.free, self.ranks = cascade, jobs, free, ranks
+        self.inputs: Sequence[Mapping[str, Any] | Prompt] = [job.inputs for job in jobs]
+        self.floor = -math.inf
+        self._weight = sum(float(job.weights.sum()) for job in jobs)
+        self._labelled = max(1, sum(int((job.labels >= 0).sum()) for job in jobs))
+
+    def __call__(self, position: Tensor) -> Tensor:
+        value, accuracy = self.measure(position)
+        shortfall = self.floor - accuracy
+        return torch.where(shortfall > 1e-9, REFUSED * (1 + shortfall), value).to(position)
+
+    def measure(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean target and accuracy (percent) of settings ``[P, n]`` of the free gates, each ``[P]`` float64."""
+        jobs, ranks = self.jobs, self.ranks
+        measured = torch.zeros(2, len(jobs), len(gates), dtype=torch.float64)  # of one rank; 0 where others measure
+        tasks = [(j, slice(start, start + GROUP)) for start in range(0, len(gates), GROUP) for j in range(len(jobs))]
+        for j, group in tasks[ranks.rank :: ranks.size]:
+            out = self.cascade.gated(self.inputs[j], _with_accuracy(jobs[j]), self.free, gates[group]).double()
+            measured[0, j, group] = (out[..., 0] * jobs[j].weights.to(out)).sum(1).cpu()
+            measured[1, j, group] = out[..., 1].sum(1).cpu()
+        value, right = ranks.sum(measured).sum(1)
+        return value / self._weight, 100 * right / self._labelled
 
 
 def _with_accuracy(job: Job) -> Any:
