@@ -186,7 +186,7 @@ def test_recorded_neurons_and_prints(tmp_path: Any) -> None:
         torch.testing.assert_close(recording.outputs(site.name), u, rtol=1e-4, atol=1e-5)
     made = {"neurons": True, "position": "mean", "storage": "float32", "max_length": None, "generate": 0}
     with torch.no_grad():
-        means = PromptPass(model, find_sites(model), tokenizer, torch.device("cpu"), made)(texts, [0, 1, 2])
+        means = PromptPass(Handle(model, tokenizer), find_sites(model), made)(texts, [0, 1, 2])
     assert means["neurons/model.layers.0.mlp.experts"].shape == (3, 64)
     name = "model.layers.0.mlp.experts"
     edit = NeuronEdit.build(model, NeuronSet({name: range(64)}), 0.0)

@@ -16,7 +16,7 @@ from helpers.tiny_models import WORDS, tiny_tokenizer
 from spurge.engine.data.examples import encode
 from spurge.engine.data.words import Vocabulary, split_units
 from spurge.engine.models.prompt_template import Prompted, split_template
-from spurge.engine.recordings.generation import padded
+from spurge.engine.recordings.padding import padded
 
 TEMPLATE = "the story is; {text}. it was"
 PAIRED = "film; {text}. actor; {pair}. it was"

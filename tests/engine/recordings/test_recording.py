@@ -19,7 +19,9 @@ from helpers.tiny_models import HIDDEN, LAYERS, MAX_TOKENS, WIDTH, WORDS, tiny, 
 from helpers.tolerance import assert_near
 from spurge import NeuronEdit, NeuronSet, find_sites
 from spurge.engine.base.files import FileError
-from spurge.engine.recordings.generation import continuations, padded
+from spurge.engine.models.handle import Handle
+from spurge.engine.recordings.generation import continuations
+from spurge.engine.recordings.padding import padded
 from spurge.engine.recordings.recording import Recording, record
 
 PROMPTS = [f"the {word} was {'very ' * (i * 7 % 5)}good" for i, word in enumerate(WORDS[:20])]
@@ -253,24 +255,24 @@ def test_continuations_are_greedy(family, side, tmp_path):
     recording = take(model, tokenizer, tmp_path, generate=6)
     end = model.config.eos_token_id
     assert recording.continuations == tuple(greedy(model, tokenizer, text, 6, end) for text in PROMPTS)
-    assert continuations(model, tokenizer, PROMPTS, 6, batch_size=3) == list(recording.continuations)
+    assert continuations(Handle(model, tokenizer), PROMPTS, 6, batch_size=3) == list(recording.continuations)
 
 
 def test_the_end_token_ends_and_special_tokens_do_not_show():
     model, tokenizer = language(), decoder_tokenizer()
     first = [greedy(model, tokenizer, text, 1) for text in PROMPTS]
     model.generation_config.eos_token_id = tokenizer(first[0])["input_ids"][0]
-    said = continuations(model, tokenizer, PROMPTS, 5)
+    said = continuations(Handle(model, tokenizer), PROMPTS, 5)
     assert said[0] == first[0]
     assert all(tokenizer.pad_token not in text for text in said)
 
 
 def test_settings_of_the_model_that_are_not_greedy_do_not_count():
     model, tokenizer = language(), decoder_tokenizer()
-    want = continuations(model, tokenizer, PROMPTS, 5)
+    want = continuations(Handle(model, tokenizer), PROMPTS, 5)
     model.generation_config.update(do_sample=True, temperature=9.0, repetition_penalty=5.0, min_new_tokens=9)
     before = state(model)
-    assert continuations(model, tokenizer, PROMPTS, 5) == want
+    assert continuations(Handle(model, tokenizer), PROMPTS, 5) == want
     assert unchanged(before, model)
 
 

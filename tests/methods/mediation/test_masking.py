@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers.tiny_models import WIDTH, tiny, tiny_tokenizer
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites
 from spurge.engine.recordings.generation import continuations
@@ -39,7 +40,7 @@ def run(model, tokenizer, neurons, **settings):
 def test_outcomes_are_those_of_the_masked_model(model, tokenizer):
     neurons = some(model)
     found = run(model, tokenizer, neurons)
-    plain = continuations(model, tokenizer, PROMPTS, 4)
+    plain = continuations(Handle(model, tokenizer), PROMPTS, 4)
     assert found.none.tolist() == pytest.approx(length(plain))
     handles = []
     for site in find_sites(model):
@@ -47,8 +48,8 @@ def test_outcomes_are_those_of_the_masked_model(model, tokenizer):
         keep[neurons.indices(site.name)] = 0
         handles.append(site.down.register_forward_pre_hook(lambda _, args, keep=keep: (args[0] * keep,)))
     try:
-        masked = continuations(model, tokenizer, PROMPTS, 4)
-        loss = likelihood(model, tokenizer, PROMPTS)
+        masked = continuations(Handle(model, tokenizer), PROMPTS, 4)
+        loss = likelihood(Handle(model, tokenizer), PROMPTS)
     finally:
         for handle in handles:
             handle.remove()
@@ -100,8 +101,8 @@ def test_likelihood_is_that_of_each_text_alone(model, tokenizer):
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1
-    assert likelihood(model, tokenizer, PROMPTS) == pytest.approx(total / tokens, rel=1e-5)
-    assert likelihood(model, tokenizer, PROMPTS, batch_size=1) == pytest.approx(total / tokens, rel=1e-5)
+    assert likelihood(Handle(model, tokenizer), PROMPTS) == pytest.approx(total / tokens, rel=1e-5)
+    assert likelihood(Handle(model, tokenizer), PROMPTS, batch_size=1) == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_prints_and_exports(model, tokenizer):

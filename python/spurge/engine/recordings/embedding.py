@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.data.examples import checked_texts
+from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.text_pass import read_texts
 
 
@@ -48,7 +49,7 @@ def embed(
     model = getattr(model, "_orig_mod", model)
     below = getattr(model, "base_model", model)
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "progress": progress}
-    means = read_texts(model, below, tokenizer, found, _mean, description="embed", **settings)
+    means = read_texts(Handle(model, tokenizer), below, found, _mean, description="embed", **settings)
     lengths = means.norm(dim=1, keepdim=True)
     zero = (lengths[:, 0] == 0).nonzero()[:, 0]
     if len(zero):

@@ -1,38 +1,21 @@
-"""What a causal language model writes after a prompt: greedy decoding, padding on the side that a pass needs."""
+"""What a causal language model writes after a prompt, by greedy decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
 from spurge.engine.base.checks import integer
-from spurge.engine.data.examples import checked_texts, encode
+from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.arguments import main_input
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
-
-
-@contextmanager
-def padded(tokenizer: Any, side: Literal["left", "right"] = "right") -> Iterator[None]:
-    """The tokenizer pads on ``side``, and with its end token where it has no padding token; both are put back.
-
-    A pass over whole texts wants the right: positions then count from a text's first token in every model. Generation
-    wants the left, so that new tokens follow the prompt.
-    """
-    before, token = tokenizer.padding_side, tokenizer.pad_token
-    try:
-        tokenizer.padding_side = side
-        if token is None and tokenizer.eos_token is not None:
-            tokenizer.pad_token = tokenizer.eos_token
-        yield
-    finally:
-        tokenizer.padding_side = before
-        if token is None:
-            tokenizer.pad_token = None
+from spurge.engine.recordings.padding import padded
 
 
 def check_generates(model: nn.Module) -> None:
@@ -50,8 +33,7 @@ def check_generates(model: nn.Module) -> None:
 
 
 def continuations(
-    model: nn.Module,
-    tokenizer: Any,
+    handle: Handle,
     prompts: Sequence[str],
     generate: int,
     *,
@@ -64,8 +46,7 @@ def continuations(
     were.
 
     Args:
-        model: a causal language model of ``transformers``.
-        tokenizer: the model's.
+        handle: of a causal language model of ``transformers``, with its tokenizer.
         prompts: the texts.
         generate: new tokens, at most.
         batch_size: prompts that run at once.
@@ -81,26 +62,27 @@ def continuations(
     texts = checked_texts("prompts", prompts)
     integer("generate", generate, 1)
     integer("batch_size", batch_size, 1)
-    check_generates(model)
-    device = next(model.parameters()).device
+    check_generates(handle.model)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found = [""] * len(texts)
-    with frozen(model), torch.no_grad(), padded(tokenizer, "left"), _greedy(model, tokenizer, generate) as settings:
+    with frozen(handle.model), torch.no_grad(), padded(handle.tokenizer, "left"), _greedy(handle, generate) as settings:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            inputs = encode(tokenizer, [texts[row] for row in rows], max_length=max_length, device=device)
+            inputs = handle.encode([texts[row] for row in rows], max_length)
             # generate() refuses arguments that the model does not use, such as segment ids.
             taken = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
-            tokens = model.generate(**taken, generation_config=settings)  # type: ignore[operator]
+            tokens = handle.model.generate(**taken, generation_config=settings)  # type: ignore[operator]
             new = tokens[:, main_input(inputs).shape[1] :]
-            for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            written = handle.tokenizer.batch_decode(new, skip_special_tokens=True)
+            for row, text in zip(rows, written, strict=True):
                 found[row] = text
     return found
 
 
 @contextmanager
-def _greedy(model: Any, tokenizer: Any, generate: int) -> Iterator[GenerationConfig]:
+def _greedy(handle: Handle, generate: int) -> Iterator[GenerationConfig]:
     """Settings of greedy decoding, also in place of the model's own, whose values would fill what is left open."""
+    model, tokenizer = cast("Any", handle.model), handle.tokenizer
     before = model.generation_config
     end = before.eos_token_id if before.eos_token_id is not None else tokenizer.eos_token_id
     settings = GenerationConfig(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from spurge.engine.base.checks import integer
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.arguments import logits_of
+from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.text_pass import read_texts
 
 Scorer = Callable[[list[str]], Any]
@@ -64,7 +65,7 @@ def score_texts(
             raise TypeError(f"tokenizer: {type(scorer).__name__} needs its tokenizer, got None")
         probability = _Probability(scorer, integer("label", label, 0))
         settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "progress": progress}
-        return read_texts(scorer, scorer, tokenizer, found, probability, description="score", **settings)
+        return read_texts(Handle(scorer, tokenizer), scorer, found, probability, description="score", **settings)
     if not callable(scorer):
         raise TypeError(f"scorer: expected a callable or a sequence classifier, got {type(scorer).__name__}")
     if tokenizer is not None:

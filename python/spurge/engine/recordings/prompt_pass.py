@@ -14,6 +14,7 @@ from spurge.engine.base.files import canonical_json, fingerprint
 from spurge.engine.base.memory import budget
 from spurge.engine.data.examples import Inputs, encode
 from spurge.engine.models.arguments import main_input
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import Site
 from spurge.engine.recordings.generation import continuations
 
@@ -26,18 +27,15 @@ class PromptPass:
     """Runs a batch of prompts for what its sites read and give, and for what the model writes next.
 
     Args:
-        model: in evaluation mode.
+        handle: of a model in evaluation mode and a tokenizer that pads on the right.
         sites: to record.
-        tokenizer: the model's; pads on the right.
-        device: of the inputs.
         made: settings of `record`: ``neurons``, ``position``, ``storage``, ``max_length`` and ``generate``.
     """
 
-    def __init__(
-        self, model: nn.Module, sites: list[Site], tokenizer: Any, device: torch.device, made: dict[str, Any]
-    ) -> None:
-        self.model, self.sites, self.tokenizer, self.device, self.made = model, sites, tokenizer, device, made
+    def __init__(self, handle: Handle, sites: list[Site], made: dict[str, Any]) -> None:
+        self.handle, self.sites, self.made = handle, sites, made
         self.storage: torch.dtype = getattr(torch, made["storage"])
+        model: Any = handle.model
         below = getattr(model, "base_model", model)  # without the head: no logits of a whole vocabulary
         inside = {id(module) for module in below.modules()}
         self.part = below if all(id(site.down) in inside for site in sites) else model
@@ -46,7 +44,7 @@ class PromptPass:
 
     def __call__(self, texts: list[str], numbers: Sequence[int]) -> dict[str, Tensor]:
         """Name to ``[n, H]`` and ``[n, F]``, in the type of the storage, on the CPU."""
-        inputs = encode(self.tokenizer, texts, max_length=self.made["max_length"], device=self.device)
+        inputs = self.handle.encode(texts, self.made["max_length"])
         mask = _mask(inputs)
         kept: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
         with ExitStack() as stack:
@@ -67,7 +65,7 @@ class PromptPass:
         count, longest = self.made["generate"], self.made["max_length"]
         if not count:
             return None
-        return continuations(self.model, self.tokenizer, texts, count, batch_size=rows, max_length=longest)
+        return continuations(self.handle, texts, count, batch_size=rows, max_length=longest)
 
     def _keeper(self, kept: list[Tensor], mask: Tensor) -> Callable[..., None]:
         def keep(z: Tensor, output: Tensor, rest: Tensor | None) -> None:
@@ -136,18 +134,16 @@ def check_length(model: nn.Module, longest: int, generate: int) -> None:
         )
 
 
-def fitting(
-    model: nn.Module, sites: list[Site], longest: int, generate: int, memory: str | int | None, device: torch.device
-) -> int:
+def fitting(handle: Handle, sites: list[Site], longest: int, generate: int, memory: str | int | None) -> int:
     """Prompts that fit in the budget, at least 1.
 
     What a layer holds at once: z and what it is the product of, eight vectors of the model's width, attention of
     every token to every other. Generation adds keys and values of all layers, and two rows of logits.
     """
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(handle.model, "config", None)
     size, hidden = sites[0].parameter.element_size(), max(site.hidden for site in sites)
     heads, layers = getattr(config, "num_attention_heads", 1), getattr(config, "num_hidden_layers", len(sites))
     each = longest * (3 * max(site.width for site in sites) + 8 * hidden + heads * longest)
     if generate:
         each += 2 * layers * hidden * (longest + generate) + 2 * int(getattr(config, "vocab_size", 0))
-    return max(1, budget(memory, device) // (each * size))
+    return max(1, budget(memory, handle.device) // (each * size))

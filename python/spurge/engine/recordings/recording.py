@@ -15,9 +15,11 @@ from spurge.engine.base.checks import integer
 from spurge.engine.base.files import FileError, PathLike
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.fingerprint import Opaque, model_print
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.sites import Site, find_sites, widths
-from spurge.engine.recordings.generation import check_generates, padded
+from spurge.engine.recordings.generation import check_generates
+from spurge.engine.recordings.padding import padded
 from spurge.engine.recordings.prompt_pass import Position, PromptPass, check_length, fitting, token_print
 from spurge.engine.recordings.store import Store
 
@@ -196,14 +198,14 @@ def record(
     made |= {"block": integer("block", block, 1), "max_length": max_length, "storage": _text(storage)}
     found = find_sites(model, sites)
     _check_model(model, generate)
+    handle = Handle(model, tokenizer)
     with frozen(model), torch.no_grad(), padded(tokenizer):
-        device = next(model.parameters()).device
         tokens, longest = token_print(tokenizer, texts, max_length)
         check_length(model, longest, generate)
-        made |= {"model": _print(model), "tokens": tokens, "sites": list(widths(found)), "device": device.type}
-        rows = min(batch_size, fitting(model, found, longest, generate, memory, device))
+        made |= {"model": _print(model), "tokens": tokens, "sites": list(widths(found)), "device": handle.device.type}
+        rows = min(batch_size, fitting(handle, found, longest, generate, memory))
         store = _begin(folder, model, made, texts, found, rows, limited=memory is not None)
-        _run(store, PromptPass(model, found, tokenizer, device, made), progress)
+        _run(store, PromptPass(handle, found, made), progress)
     return Recording.open(folder)
 
 

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from spurge.engine.base.checks import integer
 from spurge.engine.base.memory import in_parts
-from spurge.engine.data.examples import Inputs, encode
+from spurge.engine.data.examples import Inputs
 from spurge.engine.models.arguments import main_input, take
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 
 Read = Callable[[Any, Tensor], Tensor]
@@ -20,9 +21,8 @@ Read = Callable[[Any, Tensor], Tensor]
 
 
 def read_texts(
-    model: nn.Module,
+    handle: Handle,
     part: nn.Module,
-    tokenizer: Any,
     texts: list[str],
     read: Read,
     *,
@@ -34,7 +34,7 @@ def read_texts(
     """What ``read`` takes from each text's output, on the CPU, in the order of the texts.
 
     Args:
-        model: kept in evaluation mode and without gradients meanwhile.
+        handle: of a model that is kept in evaluation mode and without gradients meanwhile.
         part: what is called: the model, or a module inside it.
         texts: N of them, see :func:`checked_texts`.
         batch_size: texts that run at once; halved where memory runs out.
@@ -48,14 +48,12 @@ def read_texts(
         ValueError: a text without a token, results that are not finite, or what :func:`encode` refuses.
     """
     rows = min(integer("batch_size", batch_size, 1), len(texts))
-    parameter = next(model.parameters(), None)
-    device = getattr(model, "device", None if parameter is None else parameter.device)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found: list[Tensor] = []
-    with frozen(model), torch.no_grad(), tqdm(total=len(texts), desc=description, disable=not progress) as bar:
+    with frozen(handle.model), torch.no_grad(), tqdm(total=len(texts), desc=description, disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            inputs = encode(tokenizer, [texts[row] for row in numbers], max_length=max_length, device=device)
+            inputs = handle.encode([texts[row] for row in numbers], max_length)
             mask = _mask(inputs)
             if not bool(mask.any(1).all()):
                 row = numbers[int((~mask.bool().any(1)).nonzero()[0])]

@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 
 from spurge.engine.base.checks import integer, number
 from spurge.engine.base.statistics import resampled_sums
-from spurge.engine.data.examples import encode
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites, widths
-from spurge.engine.recordings.generation import continuations, padded
+from spurge.engine.recordings.generation import continuations
 from spurge.engine.recordings.outcomes import score_texts
+from spurge.engine.recordings.padding import padded
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,15 +163,16 @@ def mask(
     if not prompts:
         raise ValueError("prompts: need at least 1, got 0")
     gate, draws, seed = number("gate", gate), integer("draws", draws, 0), integer("seed", seed, 0)
+    handle = Handle(model, tokenizer)
     sizes = widths(find_sites(model, list(neurons.sites)))
     sets = [neurons, *(neurons.random_like(sizes, seed + draw, exclude=neurons) for draw in range(draws))]
     how: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
 
     def measure(bar: Any) -> tuple[Tensor, float]:
-        texts = continuations(model, tokenizer, prompts, generate, **how)
+        texts = continuations(handle, prompts, generate, **how)
         bar.update()
         found = score_texts(scorer, texts, label=label, tokenizer=scorer_tokenizer, progress=False)
-        return found, likelihood(model, tokenizer, prompts, **how)
+        return found, likelihood(handle, prompts, **how)
 
     with tqdm(total=1 + len(sets), desc="mask", disable=not progress) as bar:
         found = [measure(bar)]
@@ -192,16 +194,13 @@ def mask(
     )
 
 
-def likelihood(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
-) -> float:
+def likelihood(handle: Handle, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> float:
     """Mean negative log-likelihood per token of texts, in nats; first tokens, which nothing predicts, left out."""
-    device = next(model.parameters()).device
     total, count = 0.0, 0
-    with frozen(model), torch.no_grad(), padded(tokenizer):
+    with frozen(handle.model), torch.no_grad(), padded(handle.tokenizer):
         for start in range(0, len(texts), batch_size):
-            inputs = encode(tokenizer, texts[start : start + batch_size], max_length=max_length, device=device)
-            logits = model(**inputs).logits[:, :-1].float()
+            inputs = handle.encode(texts[start : start + batch_size], max_length)
+            logits = handle.model(**inputs).logits[:, :-1].float()
             tokens, kept = (
                 inputs["input_ids"][:, 1:],
                 inputs["attention_mask"][:, 1:] * inputs["attention_mask"][:, :-1],
