@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spurge.engine.base.checks import number
+from spurge.engine.base.process_groups import own_device, process_group, side_group
 from spurge.engine.base.ranks import ProcessRank, RankError, RankFailed, RankLost
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = ["ALONE", "Message", "RankError", "RankFailed", "RankLost", "Ranks"]
 TIMEOUT = 1800.0
 """Seconds that an exchange waits for the slowest rank."""
 
-_JOINED = count()  # how often this process has joined the others
 _MESSAGE, _FAILURE = 0, 1  # kinds of what is sent
 _SEVERITY = ("lost", "failed", "ended")  # kinds of failure; the first of several is what all ranks report
 
@@ -111,12 +110,12 @@ class Ranks:
         process, foreign = ProcessRank.from_environment(), dist.is_available() and dist.is_initialized()
         if foreign:
             process = replace(process, rank=dist.get_rank(), size=dist.get_world_size())
-        own = _own_device(device, process)
+        own = own_device(device, process)
         if process.size == 1:
             yield cls(process, own)
             return
         with ExitStack() as stack:
-            group = stack.enter_context(_side_group(timeout) if foreign else _process_group(own, process, timeout))
+            group = stack.enter_context(side_group(timeout) if foreign else process_group(own, process, timeout))
             ranks = cls(process, own, timeout=timeout, group=group)
             stack.enter_context(ranks._deferring_signals())
             around, Ranks._around = Ranks._around, ranks
@@ -401,51 +400,3 @@ def _cause(error: RuntimeError) -> str:
 
 def _of_signal(signum: int) -> BaseException:
     return KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
-
-
-def _own_device(device: torch.device | str | None, process: ProcessRank) -> torch.device:
-    """The device of one rank: its own GPU, where only ``"cuda"`` was asked for."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        own = torch.device(device)
-        if own.type == "cuda" and own.index is None and process.size > 1:
-            own = torch.device("cuda", process.local_rank)
-        torch.empty(0, device=own)
-    except (RuntimeError, AssertionError) as error:
-        which = f"{str(device)!r}" + (f" of rank {process.rank}" if process.size > 1 else "")
-        raise ValueError(f"device: {which} cannot be used here: {error}") from error
-    return own
-
-
-@contextmanager
-def _process_group(device: torch.device, process: ProcessRank, timeout: float) -> Iterator[dist.ProcessGroup | None]:
-    """torch.distributed's default group (None), gone after the block."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
-    wait = timedelta(seconds=timeout)
-    try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=wait))
-        # A prefix of its own each time: what an earlier group left in the store would be taken for this one's.
-        store = dist.PrefixStore(f"spurge/{next(_JOINED)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
-    except RuntimeError:
-        raise RankLost(f"not all {process.size} ranks came within {timeout:g} s") from None
-    try:
-        yield None
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _side_group(timeout: float) -> Iterator[dist.ProcessGroup]:
-    """A gloo group beside the one that the caller made, gone after the block."""
-    try:
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    except RuntimeError:
-        raise RankLost(f"not all {dist.get_world_size()} ranks came within {timeout:g} s") from None
-    try:
-        yield group
-    finally:
-        dist.destroy_process_group(group)
