@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from spurge.engine.base import files
+from spurge.engine.base.checks import choice
 
 _HEAD = ("name", "created", "spurge", "commit", "device", "versions", "settings")
 _ROW = ("case", "method", "metric", "value", "spread", "n", "unit")
@@ -215,8 +216,7 @@ class Results:
             "unit": _checked_unit(metric, _text("unit", unit, empty=True), number),
         }
         if labels is not None:
-            if labels not in _LABELS:
-                raise ValueError(f"labels: expected one of {_LABELS}, got {labels!r}")
+            choice("labels", labels, _LABELS)
             row["labels"] = labels
         if seed is not None:
             row["seed"] = _whole_number("seed", seed, 0)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer, share_of
+from spurge.engine.base.checks import choice, integer, share_of
 from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
 from spurge.engine.models.neurons import NeuronSet, frequent, natural
 from spurge.engine.models.sites import NeuronRef
@@ -95,8 +95,7 @@ class NeuronScores:
         fraction = share_of("fraction", fraction)
         if cap is not None:
             cap = integer("cap", cap, 1)
-        if sign not in ("positive", "absolute"):
-            raise ValueError(f"sign: expected 'positive' or 'absolute', got {sign!r}")
+        choice("sign", sign, ("positive", "absolute"))
         scores = {site: v.abs() if sign == "absolute" else v for site, v in self.values.items()}
         # float64: a product rounded to float32 could drop a neuron that lies exactly on the threshold
         threshold = fraction * max(float(vector.max()) for vector in scores.values())

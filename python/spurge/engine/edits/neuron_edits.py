@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_print, read_edit, write_edit
@@ -170,8 +171,7 @@ class NeuronEdit:
         """
         if not isinstance(other, NeuronEdit):
             raise TypeError(f"other: expected a NeuronEdit, got {type(other).__name__}")
-        if rule not in ("multiply", "last"):
-            raise ValueError(f"rule: expected 'multiply' or 'last', got {rule!r}")
+        choice("rule", rule, ("multiply", "last"))
         for site in self.model.keys() & other.model.keys():
             if self.model[site] != other.model[site]:
                 raise EditMismatch(f"combine: the edits were made for different weights of {site!r}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, spurge_version
 from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -196,8 +197,7 @@ class WeightEdit:
         """
         if not isinstance(other, WeightEdit):
             raise TypeError(f"other: expected a WeightEdit, got {type(other).__name__}")
-        if rule not in ("disjoint", "last"):
-            raise ValueError(f"rule: expected 'disjoint' or 'last', got {rule!r}")
+        choice("rule", rule, ("disjoint", "last"))
         changes = {**self.changes, **other.changes}
         for name in self.changes.keys() & other.changes.keys():
             if self.model[name] != other.model[name]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels, checked_values
+from spurge.engine.base.checks import checked_labels, checked_values, choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, write_tensors
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head
@@ -117,8 +117,7 @@ class Features:
         """
         if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"shares: expected positive numbers that add up to at most 1, got {tuple(shares)}")
-        if by not in ("label", "group"):
-            raise ValueError(f"by: expected 'label' or 'group', got {by!r}")
+        choice("by", by, ("label", "group"))
         strata = (self.labels if by == "label" else self._groups()).cpu()
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         parts: list[list[Tensor]] = [[] for _ in shares]

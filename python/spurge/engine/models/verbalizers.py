@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, read_json, write_json
 from spurge.engine.models.prompt_template import Prompted, split_template
 from spurge.engine.models.readout import Readout, is_decoder, language_head, last_real_token
@@ -70,8 +71,7 @@ class Verbalizer:
                     raise ValueError(f"words: expected a word for {label!r}, got {word!r}")
             checked[label] = tuple(words)
         split_template(self.template)
-        if self.pool not in get_args(Pool):
-            raise ValueError(f"pool: expected one of {', '.join(get_args(Pool))}, got {self.pool!r}")
+        choice("pool", self.pool, get_args(Pool))
         object.__setattr__(self, "words", checked)
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base import files
+from spurge.engine.base.checks import choice
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import check_names, read_records
 from spurge.engine.data.words import Phrase, Vocabulary, as_phrase, split_words
@@ -91,8 +92,7 @@ class GoldenTokens:
         Raises:
             ValueError: no such label.
         """
-        if label not in self.labels:
-            raise ValueError(f"label: expected one of {self.labels}, got {label!r}")
+        choice("label", label, self.labels)
         others = (word for name in self.labels if name != label for word in self.causal[name])
         return frozenset(others) | frozenset(self.irrelevant)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spurge.engine.base.checks import checked_values, integer, number, share_of
+from spurge.engine.base.checks import checked_values, choice, integer, number, share_of
 from spurge.engine.base.files import (
     FileError,
     PathLike,
@@ -80,8 +80,7 @@ class Mediation:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.estimator not in get_args(Kind):
-            raise ValueError(f"estimator: expected one of {', '.join(get_args(Kind))}, got {self.estimator!r}")
+        choice("estimator", self.estimator, get_args(Kind))
         for name in ("interact", "square", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
