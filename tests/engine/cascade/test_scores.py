@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spurge.engine.base.files import FileError, canonical_json, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import write_tensors
 from spurge.engine.cascade.scores import NeuronRef, NeuronScores, NeuronSet, frequent
 
 SITES = ["layer.2.down", "layer.10.down", "head"]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.tiny_models import FAMILIES, WIDTH, tiny, tiny_inputs
-from spurge.engine.base.files import FileError, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.cascade.scores import NeuronSet
 from spurge.engine.edits.gates import is_gated
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit

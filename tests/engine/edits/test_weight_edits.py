@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.tiny_models import tiny, tiny_inputs
-from spurge.engine.base.files import FileError, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.edits import overwrites
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on

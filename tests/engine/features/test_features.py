@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import spurge
-from spurge.engine.base.files import FileError, write_tensors
+from spurge.engine.base.files import FileError
+from spurge.engine.base.tensor_files import write_tensors
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import choice, integer, share_of
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.models.neurons import NeuronSet, frequent, natural
 from spurge.engine.models.sites import NeuronRef
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 _Edit = TypeVar("_Edit")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, spurge_version
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.base.tensor_files import read_tensors
 from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten

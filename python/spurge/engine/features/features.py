@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, checked_values, choice
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head
 

@@ -18,11 +18,10 @@ from spurge.engine.base.files import (
     canonical_json,
     fingerprint,
     read_json,
-    read_tensors,
     spurge_version,
     write_json,
-    write_tensors,
 )
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 
 SCHEMA = 1
 """Version of the header; a folder with a higher one is refused."""

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 
 

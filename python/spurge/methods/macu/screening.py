@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.base.distributed import ALONE, Message, Ranks
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
 from spurge.engine.base.statistics import spearman
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.cascade.cascade import Attribution, Cascade, Target
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.models.neurons import NeuronSet

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer, number
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation

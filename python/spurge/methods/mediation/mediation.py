@@ -19,17 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.base.checks import checked_values, choice, integer, number, share_of
-from spurge.engine.base.files import (
-    FileError,
-    PathLike,
-    canonical_json,
-    fingerprint,
-    read_tensors,
-    spurge_version,
-    write_tensors,
-)
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.memory import budget, parse_bytes
 from spurge.engine.base.statistics import bootstrap_counts
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.causal.confounders import Confounders
 from spurge.methods.mediation.effects import SIDES, Effects, Side
 from spurge.methods.mediation.estimators import (

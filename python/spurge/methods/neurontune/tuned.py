@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
