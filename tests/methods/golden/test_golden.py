@@ -94,8 +94,9 @@ def test_a_file_by_hand_is_enough_and_mistakes_are_named(tmp_path: Path) -> None
     assert golden.labels == ("no", "yes")
     assert golden.irrelevant == ("the",)
     for value, message in (
-        ([1], "expected an object with 'causal'"),
-        ({"causal": [1]}, "expected an object with 'causal'"),
+        ([1], "not golden tokens: expected an object, got list"),
+        ({"irrelevant": [1]}, "not golden tokens: 'causal' is missing"),
+        ({"causal": [1]}, "causal: expected a mapping from label to words"),
         ({"causal": {"a": ["x"], "b": ["y"]}, "irelevant": []}, "'irelevant' is not known"),
         ({"causal": {"a": ["x"], "b": ["y"]}, "kind": "edit"}, "holds 'edit', expected 'golden tokens'"),
         ({"causal": {"a": ["x"], "b": ["y"]}, "schema": 2}, "schema 2 is newer"),

@@ -259,9 +259,9 @@ def reading_json(
     with structured(path, what):
         if not isinstance(value, dict):
             raise TypeError(f"expected an object, got {type(value).__name__}")
+        if kind is not None:
+            check_kind(path, {"kind": kind, "schema": schema} | value if by_hand else value, kind, schema)
         strange = sorted(value.keys() - keys) if keys is not None else ()
         if strange:
             raise ValueError(f"{strange[0]!r} is not known, expected {', '.join(sorted(keys or ()))}")
-        if kind is not None:
-            check_kind(path, {"kind": kind, "schema": schema} | value if by_hand else value, kind, schema)
         yield value

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import choice, integer, share_of
-from spurge.engine.base.files import FileError, PathLike, canonical_json
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.models.neurons import NeuronSet, frequent, natural
 from spurge.engine.models.sites import NeuronRef
 
@@ -142,11 +142,8 @@ class NeuronScores:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "scores")
-        try:
-            return cls(tensors, json.loads(metadata["info"]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of neuron scores: {error}") from error
+        with reading(path, "scores", "a file of neuron scores") as file:
+            return cls(file.tensors, file.value("info"))
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with columns ``site``, ``index``, ``score``; needs pandas."""

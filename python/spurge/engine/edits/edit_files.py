@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 _Edit = TypeVar("_Edit")
@@ -60,12 +59,9 @@ def read_edit(
         FileError: not such a file, truncated, changed, from a newer Spurge, or nothing that ``build`` takes.
         OSError: the file cannot be read.
     """
-    tensors, metadata = read_tensors(path, kind)
-    try:
-        model = json.loads(metadata["model"])
+    with reading(path, kind, what) as file:
+        model, tensors = file.value("model"), dict(file.tensors)
         parts = {name: (tensors.pop(f"{name}:indices"), tensors.pop(f"{name}:{label}")) for name in model}
         if tensors:
             raise ValueError(f"unexpected tensors {sorted(tensors)}")
-        return build(parts, model, json.loads(metadata["info"]))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{path}: not {what}: {error}") from error
+        return build(parts, model, file.value("info"))

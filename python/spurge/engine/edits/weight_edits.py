@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
-from spurge.engine.base.tensor_files import read_tensors
+from spurge.engine.base.tensor_files import kind_of
 from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
@@ -246,10 +246,10 @@ def load_edit(path: PathLike) -> NeuronEdit | WeightEdit:
         FileError: neither, truncated, changed, or from a newer Spurge.
         OSError: the file cannot be read.
     """
-    _, metadata = read_tensors(path)
-    if metadata["kind"] not in ("edit", _KIND):
-        raise FileError(f"{path}: holds {metadata['kind']!r}, expected an edit of neurons or weights")
-    return (NeuronEdit if metadata["kind"] == "edit" else WeightEdit).load(path)
+    kind = kind_of(path)
+    if kind not in ("edit", _KIND):
+        raise FileError(f"{path}: holds {kind!r}, expected an edit of neurons or weights")
+    return (NeuronEdit if kind == "edit" else WeightEdit).load(path)
 
 
 def _difference(name: str, new: Any, old: Tensor, *, everything: bool = False) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, checked_values, choice
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json, fingerprint
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head
 
@@ -165,11 +165,10 @@ class Features:
         Raises:
             OSError: the file cannot be written.
         """
-        optional = {"groups": self.groups, "bias": self.head.bias}
-        tensors = {"values": self.values, "labels": self.labels, "weight": self.head.weight}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors, head = self.head.to_parts()
+        tensors |= {"values": self.values, "labels": self.labels}
+        tensors |= {} if self.groups is None else {"groups": self.groups}
         names = {"names": self.names, "group_names": self.group_names}
-        head = {"name": self.head.name, "prints": self.head.prints}
         texts = {"names": canonical_json(names), "head": canonical_json(head), "info": canonical_json(self.info)}
         write_tensors(path, tensors, {"kind": "features", **texts})
 
@@ -181,20 +180,17 @@ class Features:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "features")
-        try:
-            names, head = json.loads(metadata["names"]), json.loads(metadata["head"])
+        with reading(path, "features", "features") as file:
+            names = file.value("names")
             return cls(
-                values=tensors["values"],
-                labels=tensors["labels"],
-                head=Head(tensors["weight"], tensors.get("bias"), head["name"], head["prints"]),
-                groups=tensors.get("groups"),
+                values=file.tensors["values"],
+                labels=file.tensors["labels"],
+                head=Head.of_parts(file.tensors, file.value("head")),
+                groups=file.tensors.get("groups"),
                 names=tuple(names["names"]),
                 group_names=tuple(names["group_names"]),
-                info=json.loads(metadata["info"]),
+                info=file.value("info"),
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not features: {error}") from error
 
     def _groups(self) -> Tensor:
         if self.groups is None:

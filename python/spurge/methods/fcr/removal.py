@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.rate_sweep import Sweep, sweep
@@ -85,12 +86,12 @@ class Removal:
         Raises:
             OSError: the file cannot be written.
         """
-        tensors, places = {}, {}
+        tensors: dict[str, Tensor] = {}
+        places = {}
         for name, head in (("original", self.original), ("head", self.head), ("fictitious", self.fictitious)):
             if head is not None:
-                tensors[f"{name}.weight"] = head.weight
-                tensors |= {} if head.bias is None else {f"{name}.bias": head.bias}
-                places[name] = {"name": head.name, "prints": head.prints}
+                own, places[name] = head.to_parts(f"{name}.")
+                tensors |= own
         texts: dict[str, Any] = {
             "heads": places,
             "edges": [edge.to_dict() for edge in self.edges],
@@ -114,24 +115,19 @@ class Removal:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "removal")
-        try:
-            heads = {
-                name: Head(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), place["name"], place["prints"])
-                for name, place in json.loads(metadata["heads"]).items()
-            }
-            reach = json.loads(metadata.get("range", "[]"))
+        with reading(path, "removal", "a removal") as file:
+            places, steps = file.value("heads"), file.below("curve.")
+            heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
+            reach = file.value("range") if "range" in file.texts else []
             curve: Sweep | Dependence | None = None
             if len(reach) == 2:
-                curve = Sweep(*reach, *(tensors[f"curve.{name}"] for name in _STEPS))
+                curve = Sweep(*reach, *(steps[name] for name in _STEPS))
             elif reach:
-                rates, gaps, drifts = (tensors[f"curve.{name}"] for name in _TERMS)
+                rates, gaps, drifts = (steps[name] for name in _TERMS)
                 curve = Dependence(rates, gaps, drifts, *reach)
-            edges = tuple(Edge(**edge) for edge in json.loads(metadata["edges"]))
-            labels, info = json.loads(metadata["labels"]), json.loads(metadata["info"])
+            edges = tuple(Edge(**edge) for edge in file.value("edges"))
+            labels, info = file.value("labels"), file.value("info")
             return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{path}: not a removal: {error}") from error
 
     def __repr__(self) -> str:
         edges = ", ".join(f"[{edge.row}, {edge.column}] at rate {edge.rate:.4g}" for edge in self.edges)

@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
+
+_SIDES = ("causal", "spurious")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,27 +113,10 @@ class Located:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "located")
-        try:
-            rest = {key: json.loads(metadata[key]) for key in _PARTS}
-            scores = {
-                name: NeuronScores(
-                    {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")},
-                    rest[name],
-                )
-                for name in ("causal", "spurious")
-            }
-            sets = {name: NeuronSet(rest[name]) for name in ("causal_set", "spurious_set")}
-            return cls(
-                scores["causal"],
-                scores["spurious"],
-                sets["causal_set"],
-                sets["spurious_set"],
-                rest["certificate"],
-                rest["info"],
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of located neurons: {error}") from error
+        with reading(path, "located", "a file of located neurons") as file:
+            causal, spurious = (NeuronScores(file.below(f"{side}/"), file.value(side)) for side in _SIDES)
+            causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
+            return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
 
     def __repr__(self) -> str:
         return (
@@ -153,6 +138,3 @@ class Located:
         if agreement:
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")
         return "\n".join(lines)
-
-
-_PARTS = ("causal", "spurious", "causal_set", "spurious_set", "certificate", "info")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer, number
-from spurge.engine.base.files import FileError, PathLike, canonical_json
+from spurge.engine.base.files import PathLike, canonical_json
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation
@@ -311,19 +310,11 @@ class Effects:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "effects")
-        try:
-            rest = json.loads(metadata["rest"])
-            adjusted, unadjusted = (
-                Side(
-                    **{k.removeprefix(f"{side}/"): v for k, v in tensors.items() if k.startswith(f"{side}/")},
-                    confidence=number("confidence", rest["confidence"]),
-                )
-                for side in SIDES
-            )
+        with reading(path, "effects", "a file of effects") as file:
+            rest = file.value("rest")
+            confidence = number("confidence", rest["confidence"])
+            adjusted, unadjusted = (Side(**file.below(f"{side}/"), confidence=confidence) for side in SIDES)
             return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of effects: {error}") from error
 
     def __repr__(self) -> str:
         known = int((~self.adjusted.aie.isnan()).sum())

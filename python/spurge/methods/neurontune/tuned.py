@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -97,12 +98,11 @@ class Tuned:
             OSError: the file cannot be written.
         """
         scores = self.scores
-        optional = {"bias": self.head.bias, "base.bias": self.base.bias}
-        tensors = {"weight": self.head.weight, "base.weight": self.base.weight, "mask": self.mask}
+        (tensors, _), (base, place) = self.head.to_parts(), self.base.to_parts("base.")
+        tensors |= base | {"mask": self.mask}
         tensors |= {"deltas": scores.deltas, "wrong": scores.wrong, "right": scores.right}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         rest = {
-            "place": {"name": self.base.name, "prints": self.base.prints},
+            "place": place,
             "scores": {"signs": scores.signs, "names": scores.names, "skipped": scores.skipped},
             "signed": self.signed,
         }
@@ -117,21 +117,17 @@ class Tuned:
             FileError: not such a file, truncated, changed, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        tensors, metadata = read_tensors(path, "neurontune")
-        try:
-            rest, info = json.loads(metadata["tuned"]), json.loads(metadata["info"])
-            place, own = rest["place"], rest["scores"]
-            base = Head(tensors["base.weight"], tensors.get("base.bias"), place["name"], place["prints"])
-            if own["signs"] not in get_args(Signs):
-                raise ValueError(f"signs {own['signs']!r}")
+        with reading(path, "neurontune", "a result of NeuronTune") as file:
+            tensors, rest = file.tensors, file.value("tuned")
+            own = rest["scores"]
+            base = Head.of_parts(tensors, rest["place"], "base.")
+            signs = choice("signs", own["signs"], get_args(Signs))
             deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
-            scores = Scores(deltas, wrong, right, tuple(own["skipped"]), own["signs"], tuple(own["names"]))
+            scores = Scores(deltas, wrong, right, tuple(own["skipped"]), signs, tuple(own["names"]))
             head = Head(tensors["weight"], tensors.get("bias"))
             if head.weight.shape == base.weight.shape:
                 head = base.with_(weight=head.weight, bias=head.bias)
-            return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), info)
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a result of NeuronTune: {error}") from error
+            return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), file.value("info"))
 
     def __repr__(self) -> str:
         rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
