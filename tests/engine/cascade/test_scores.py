@@ -273,7 +273,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         (
             lambda: scores([1.0]).select(sign="negative"),
             ValueError,
-            "'positive' or 'absolute', got 'negative'",
+            "one of positive, absolute, got 'negative'",
         ),
         (lambda: scores([1.0]).top(-1), ValueError, "n: need at least 0"),
         (lambda: scores([1e38]) * 1e10, ValueError, "not finite"),

@@ -490,7 +490,7 @@ def test_combine_rules():
     c = NeuronEdit.build(tiny("bert", seed=3), NeuronSet({site: [1]}), 0.0)
     with pytest.raises(EditMismatch, match="made for different weights"):
         a.combine(c)
-    with pytest.raises(ValueError, match="'multiply' or 'last', got 'sum'"):
+    with pytest.raises(ValueError, match="one of multiply, last, got 'sum'"):
         a.combine(b, rule="sum")
     with pytest.raises(TypeError, match="got dict"):
         a.combine({})

@@ -702,7 +702,7 @@ def test_combine_rules():
         a.combine(b)
     with pytest.raises(EditMismatch, match="made for different bits"):
         a.combine(WeightEdit.build(tiny("bert", seed=3), {HEAD: ([2], [3.0])}))
-    with pytest.raises(ValueError, match="'disjoint' or 'last', got 'sum'"):
+    with pytest.raises(ValueError, match="one of disjoint, last, got 'sum'"):
         a.combine(b, rule="sum")
     with pytest.raises(TypeError, match="got dict"):
         a.combine({})

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
-from spurge.engine.edits.edit_files import check_print, read_edit, write_edit
+from spurge.engine.edits.edit_files import check_print, parts_of, tensors_of
 from spurge.engine.edits.gates import Attached, Folded, attached
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
@@ -23,7 +25,7 @@ Gates = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronEdit:
+class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     """Gates ``g_k`` on chosen neurons: activation ``z_k`` becomes ``g_k z_k`` at every position.
 
     1 leaves a neuron as it is, 0 erases it. The same as multiplying column k of the down projection by ``g_k``.
@@ -188,23 +190,12 @@ class NeuronEdit:
         info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
         return NeuronEdit(gates, model, info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_edit(path, "edit", "gates", self.gates, self.model, self.info)
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return tensors_of(self.gates, "gates"), {"model": self.model, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> NeuronEdit:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        return read_edit(path, "edit", "gates", cls, "an edit of neurons")
+    def _of_parts(cls, file: Contents) -> NeuronEdit:
+        return cls(parts_of(file, "gates"), file.value("model"), file.value("info"))
 
     def __len__(self) -> int:
         return sum(values.numel() for _, values in self.gates.values())

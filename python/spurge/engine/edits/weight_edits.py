@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
-from spurge.engine.base.tensor_files import kind_of
-from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents, kind_of
+from spurge.engine.edits.edit_files import EditMismatch, check_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
 from spurge.engine.models.heads import Head, print_of
@@ -25,7 +26,7 @@ _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WeightEdit:
+class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     """New values of chosen entries of a model's parameters; all others stay. Made by :meth:`build`, :meth:`for_head`.
 
     Attributes:
@@ -213,23 +214,12 @@ class WeightEdit:
         info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
         return WeightEdit(changes, {**self.model, **other.model}, info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_edit(path, _KIND, "values", self.changes, self.model, self.info)
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return tensors_of(self.changes, "values"), {"model": self.model, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> WeightEdit:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        return read_edit(path, _KIND, "values", cls, "an edit of weights")
+    def _of_parts(cls, file: Contents) -> WeightEdit:
+        return cls(parts_of(file, "values"), file.value("model"), file.value("info"))
 
     def __len__(self) -> int:
         return sum(len(indices) for indices, _ in self.changes.values())

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, checked_values, choice
-from spurge.engine.base.files import PathLike, canonical_json, fingerprint
-from spurge.engine.base.tensor_files import reading, write_tensors
+from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Features:
+class Features(Saved, kind="features", what="features"):
     """N inputs as M numbers each, on any device, and the head that classifies them; never changes.
 
     Attributes:
@@ -159,38 +160,25 @@ class Features:
         tensors = [fingerprint(self.values), fingerprint(self.labels), groups]
         return fingerprint(canonical_json([*tensors, self.names, self.group_names, self.head.fingerprint()]))
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, head = self.head.to_parts()
         tensors |= {"values": self.values, "labels": self.labels}
         tensors |= {} if self.groups is None else {"groups": self.groups}
         names = {"names": self.names, "group_names": self.group_names}
-        texts = {"names": canonical_json(names), "head": canonical_json(head), "info": canonical_json(self.info)}
-        write_tensors(path, tensors, {"kind": "features", **texts})
+        return tensors, {"names": names, "head": head, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> Features:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        with reading(path, "features", "features") as file:
-            names = file.value("names")
-            return cls(
-                values=file.tensors["values"],
-                labels=file.tensors["labels"],
-                head=Head.of_parts(file.tensors, file.value("head")),
-                groups=file.tensors.get("groups"),
-                names=tuple(names["names"]),
-                group_names=tuple(names["group_names"]),
-                info=file.value("info"),
-            )
+    def _of_parts(cls, file: Contents) -> Features:
+        names = file.value("names")
+        return cls(
+            values=file.tensors["values"],
+            labels=file.tensors["labels"],
+            head=Head.of_parts(file.tensors, file.value("head")),
+            groups=file.tensors.get("groups"),
+            names=tuple(names["names"]),
+            group_names=tuple(names["group_names"]),
+            info=file.value("info"),
+        )
 
     def _groups(self) -> Tensor:
         if self.groups is None:

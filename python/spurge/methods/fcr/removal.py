@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurge.engine.base.files import PathLike, canonical_json
-from spurge.engine.base.tensor_files import reading, write_tensors
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.rate_sweep import Sweep, sweep
@@ -23,7 +24,7 @@ _TERMS = ("rates", "gaps", "drifts")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Removal:
+class Removal(Saved, kind="removal", what="a removal"):
     """Made by :class:`spurge.FCR`.
 
     Attributes:
@@ -80,12 +81,7 @@ class Removal:
                 out.append({**row, "unit": unit, "labels": self.labels})
         return out
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         places = {}
         for name, head in (("original", self.original), ("head", self.head), ("fictitious", self.fictitious)):
@@ -104,30 +100,22 @@ class Removal:
         elif self.curve is not None:
             texts["range"] = [self.curve.high]
             tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _TERMS}
-        metadata = {key: canonical_json(value) for key, value in texts.items()}
-        write_tensors(path, tensors, {"kind": "removal", **metadata})
+        return tensors, texts
 
     @classmethod
-    def load(cls, path: PathLike) -> Removal:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        with reading(path, "removal", "a removal") as file:
-            places, steps = file.value("heads"), file.below("curve.")
-            heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
-            reach = file.value("range") if "range" in file.texts else []
-            curve: Sweep | Dependence | None = None
-            if len(reach) == 2:
-                curve = Sweep(*reach, *(steps[name] for name in _STEPS))
-            elif reach:
-                rates, gaps, drifts = (steps[name] for name in _TERMS)
-                curve = Dependence(rates, gaps, drifts, *reach)
-            edges = tuple(Edge(**edge) for edge in file.value("edges"))
-            labels, info = file.value("labels"), file.value("info")
-            return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
+    def _of_parts(cls, file: Contents) -> Removal:
+        places, steps = file.value("heads"), file.below("curve.")
+        heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
+        reach = file.value("range") if "range" in file.texts else []
+        curve: Sweep | Dependence | None = None
+        if len(reach) == 2:
+            curve = Sweep(*reach, *(steps[name] for name in _STEPS))
+        elif reach:
+            rates, gaps, drifts = (steps[name] for name in _TERMS)
+            curve = Dependence(rates, gaps, drifts, *reach)
+        edges = tuple(Edge(**edge) for edge in file.value("edges"))
+        labels, info = file.value("labels"), file.value("info")
+        return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
 
     def __repr__(self) -> str:
         edges = ", ".join(f"[{edge.row}, {edge.column}] at rate {edge.rate:.4g}" for edge in self.edges)

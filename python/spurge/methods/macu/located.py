@@ -6,15 +6,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from spurge.engine.base.files import PathLike, canonical_json
-from spurge.engine.base.tensor_files import reading, write_tensors
+from torch import Tensor
+
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 
 _SIDES = ("causal", "spurious")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Located:
+class Located(Saved, kind="located", what="a file of located neurons"):
     """Neurons that carry causal and spurious correlations (MacU section 3.1.3).
 
     Attributes:
@@ -87,12 +90,7 @@ class Located:
             for case, metric, value, unit in out
         ]
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"causal/{site}": vector for site, vector in self.causal.values.items()}
         tensors |= {f"spurious/{site}": vector for site, vector in self.spurious.values.items()}
         rest = {
@@ -103,20 +101,13 @@ class Located:
             "certificate": self.certificate,
             "info": self.info,
         }
-        write_tensors(path, tensors, {"kind": "located"} | {key: canonical_json(value) for key, value in rest.items()})
+        return tensors, rest
 
     @classmethod
-    def load(cls, path: PathLike) -> Located:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        with reading(path, "located", "a file of located neurons") as file:
-            causal, spurious = (NeuronScores(file.below(f"{side}/"), file.value(side)) for side in _SIDES)
-            causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
-            return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
+    def _of_parts(cls, file: Contents) -> Located:
+        causal, spurious = (NeuronScores(file.below(f"{side}/"), file.value(side)) for side in _SIDES)
+        causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
+        return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
 
     def __repr__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer, number
-from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
-from spurge.engine.base.tensor_files import reading, write_tensors
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation
@@ -124,7 +126,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects:
+class Effects(Saved, kind="effects", what="a file of effects"):
     """Average indirect effects of U units, adjusted for confounders and not.
 
     Attributes:
@@ -283,12 +285,7 @@ class Effects:
             for case, method, metric, value, error in out
         ]
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {}
         for side in SIDES:
             own = getattr(self, side)
@@ -297,24 +294,17 @@ class Effects:
         rest = {
             "level": self.level,
             "widths": list(self.widths.items()),
-            "info": self.info,
+            "info": json.loads(canonical_json(self.info, nan_to_null=True)),
             "confidence": self.adjusted.confidence,
         }
-        write_tensors(path, tensors, {"kind": "effects", "rest": canonical_json(rest, nan_to_null=True)})
+        return tensors, {"rest": rest}
 
     @classmethod
-    def load(cls, path: PathLike) -> Effects:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        with reading(path, "effects", "a file of effects") as file:
-            rest = file.value("rest")
-            confidence = number("confidence", rest["confidence"])
-            adjusted, unadjusted = (Side(**file.below(f"{side}/"), confidence=confidence) for side in SIDES)
-            return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
+    def _of_parts(cls, file: Contents) -> Effects:
+        rest = file.value("rest")
+        confidence = number("confidence", rest["confidence"])
+        adjusted, unadjusted = (Side(**file.below(f"{side}/"), confidence=confidence) for side in SIDES)
+        return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
 
     def __repr__(self) -> str:
         known = int((~self.adjusted.aie.isnan()).sum())

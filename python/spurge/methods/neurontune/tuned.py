@@ -9,8 +9,9 @@ from typing import Any, get_args
 from torch import Tensor
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import PathLike, canonical_json
-from spurge.engine.base.tensor_files import reading, write_tensors
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -18,7 +19,7 @@ from spurge.methods.neurontune.dimensions import Scores, Signs, encode
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tuned:
+class Tuned(Saved, kind="neurontune", what="a result of NeuronTune"):
     """A retrained last layer; call it with features to get logits.
 
     Attributes:
@@ -91,12 +92,7 @@ class Tuned:
         plain = self.plain()
         return WeightEdit.for_head(self.base, plain.weight, plain.bias, self.info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         scores = self.scores
         (tensors, _), (base, place) = self.head.to_parts(), self.base.to_parts("base.")
         tensors |= base | {"mask": self.mask}
@@ -106,28 +102,20 @@ class Tuned:
             "scores": {"signs": scores.signs, "names": scores.names, "skipped": scores.skipped},
             "signed": self.signed,
         }
-        texts = {"tuned": canonical_json(rest), "info": canonical_json(self.info)}
-        write_tensors(path, tensors, {"kind": "neurontune", **texts})
+        return tensors, {"tuned": rest, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> Tuned:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        with reading(path, "neurontune", "a result of NeuronTune") as file:
-            tensors, rest = file.tensors, file.value("tuned")
-            own = rest["scores"]
-            base = Head.of_parts(tensors, rest["place"], "base.")
-            signs = choice("signs", own["signs"], get_args(Signs))
-            deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
-            scores = Scores(deltas, wrong, right, tuple(own["skipped"]), signs, tuple(own["names"]))
-            head = Head(tensors["weight"], tensors.get("bias"))
-            if head.weight.shape == base.weight.shape:
-                head = base.with_(weight=head.weight, bias=head.bias)
-            return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), file.value("info"))
+    def _of_parts(cls, file: Contents) -> Tuned:
+        tensors, rest = file.tensors, file.value("tuned")
+        own = rest["scores"]
+        base = Head.of_parts(tensors, rest["place"], "base.")
+        signs = choice("signs", own["signs"], get_args(Signs))
+        deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
+        scores = Scores(deltas, wrong, right, tuple(own["skipped"]), signs, tuple(own["names"]))
+        head = Head(tensors["weight"], tensors.get("bias"))
+        if head.weight.shape == base.weight.shape:
+            head = base.with_(weight=head.weight, bias=head.bias)
+        return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), file.value("info"))
 
     def __repr__(self) -> str:
         rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
