@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved import Saved
+from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
@@ -123,10 +124,11 @@ class Removal(Saved, kind="removal", what="a removal"):
 
     def __str__(self) -> str:
         """A table with one line per edge, and what was labelled."""
-        lines = [f"{'row':>5} {'unit':>6} {'for':>5} {'score':>10} {'weight':>10} {'new':>10} {'rate':>8} {'angle':>7}"]
+        table = [["row", "unit", "for", "score", "weight", "new", "rate", "angle"]]
         for edge in self.edges:
-            lines.append(
-                f"{edge.row:5d} {edge.column:6d} {edge.target:5d} {edge.score:10.3g} {edge.weight:10.4g} "
-                f"{edge.new:10.4g} {edge.rate:8.4g} {edge.angle:6.1f}°" + (" raises its class" if edge.raises else "")
-            )
+            numbers = (f"{edge.weight:.4g}", f"{edge.new:.4g}", f"{edge.rate:.4g}", f"{edge.angle:.1f}°")
+            table.append([*map(str, (edge.row, edge.column, edge.target)), f"{edge.score:.3g}", *numbers])
+        lines = aligned(table, left=0, gap=1, least=(5, 6, 5, 10, 10, 10, 8, 7))
+        notes = ["", *(" raises its class" if edge.raises else "" for edge in self.edges)]
+        lines = [line + note for line, note in zip(lines, notes, strict=True)]
         return "\n".join([*lines, f"labels used: {self.info.get('says', self.labels)}"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved import Saved
+from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 
@@ -117,10 +118,11 @@ class Located(Saved, kind="located", what="a file of located neurons"):
 
     def __str__(self) -> str:
         """A table with one line per site, the phrases that go with a label, and how well scores and ablation agree."""
-        lines = [repr(self), f"{'site':40} {'neurons':>8} {'causal':>7} {'spurious':>9} {'both':>5}"]
+        table = [["site", "neurons", "causal", "spurious", "both"]]
         for row in self.summary():
             site = row["site"] if len(row["site"]) <= 40 else "..." + row["site"][-37:]
-            lines.append(f"{site:40} {row['neurons']:8d} {row['causal']:7d} {row['spurious']:9d} {row['overlap']:5d}")
+            table.append([site, *(str(row[name]) for name in ("neurons", "causal", "spurious", "overlap"))])
+        lines = [repr(self), *aligned(table, gap=1, least=(40, 8, 7, 9, 5))]
         for phrase in self.info.get("phrases", []):
             lines.append(
                 f"goes with {phrase['label']}: {phrase['text']!r} ({phrase['count']} texts, z {phrase['strength']:.1f})"

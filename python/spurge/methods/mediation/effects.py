@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -17,6 +16,7 @@ from spurge.engine.base.checks import integer, number
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
+from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
@@ -320,9 +320,10 @@ class Effects(Saved, kind="effects", what="a file of effects"):
             own: Side = getattr(self, side)
             low, high = interval(own.total_draws, own.confidence)
             lines.append(f"total effect, {side}: {own.total_effect:.4f} [{float(low):.4f}, {float(high):.4f}]")
-        lines += ["", *_table(["localisation", "adjusted", "unadjusted", "difference"], self._localised())]
+        head = ["localisation", "adjusted", "unadjusted", "difference"]
+        lines += ["", *aligned([head, *self._localised()], left=len(head))]
         head = ["unit", "AIE adjusted", "AIE unadjusted", "q", "ESS", "flags"]
-        lines += ["", *_table(head, self._leading_lines(20))]
+        lines += ["", *aligned([head, *self._leading_lines(20)], left=len(head))]
         counts = Counter(chain.from_iterable(self.adjusted.flags(self.least_ess)))
         if counts:
             lines.append("flagged units: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -348,11 +349,3 @@ class Effects(Saved, kind="effects", what="a file of effects"):
             q, ess = float(self.adjusted.q[unit]), float(self.adjusted.ess[unit])
             lines.append([names[unit], *texts, f"{q:.2g}", f"{ess:.0%}", ", ".join(flags[unit])])
         return lines
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[index]) for line in (head, *lines)) for index in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    ]
