@@ -64,7 +64,7 @@ def test_a_file_loads(name: str) -> None:
 
 
 SAVED: dict[str, type[Saved]] = {
-    "scores": spurge.NeuronScores,
+    "scores": NeuronScores,
     "located": spurge.Located,
     "edit": spurge.NeuronEdit,
     "weight-edit": spurge.WeightEdit,
