@@ -30,6 +30,12 @@ def check_print(what: str, name: str, found: Mapping[str, Any], expected: Mappin
         )
 
 
+def check_names(parts: Parts, model: Mapping[str, Any]) -> None:
+    """Raises ValueError unless there is a fingerprint of everything that an edit changes, and of nothing else."""
+    if parts.keys() != model.keys():
+        raise ValueError(f"model: expected a fingerprint of each of {sorted(parts)}, got {sorted(model)}")
+
+
 def tensors_of(parts: Parts, label: str) -> dict[str, Tensor]:
     """(Indices, values) by name, as tensors ``name:indices`` and ``name:label``."""
     tensors = {}

@@ -16,7 +16,7 @@ from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved import Saved
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
-from spurge.engine.edits.edit_files import check_print, parts_of, tensors_of
+from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.gates import Attached, Folded, attached
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
@@ -47,8 +47,7 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.gates) != set(self.model):
-            raise ValueError(f"model: expected a fingerprint of each of {sorted(self.gates)}, got {sorted(self.model)}")
+        check_names(self.gates, self.model)
         checked = {}
         for site, (indices, values) in self.gates.items():
             checked[site] = _checked(site, indices, values, self.model[site])

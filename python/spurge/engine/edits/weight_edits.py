@@ -15,7 +15,7 @@ from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved import Saved
 from spurge.engine.base.tensor_files import Contents, kind_of
-from spurge.engine.edits.edit_files import EditMismatch, check_print, parts_of, tensors_of
+from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
 from spurge.engine.models.heads import Head, print_of
@@ -46,10 +46,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.changes) != set(self.model):
-            raise ValueError(
-                f"model: expected a fingerprint of each of {sorted(self.changes)}, got {sorted(self.model)}"
-            )
+        check_names(self.changes, self.model)
         names = sorted(self.changes)
         prints = {name: _checked_print(name, self.model[name]) for name in names}
         checked = {name: _checked(name, *self.changes[name], prints[name]) for name in names}
