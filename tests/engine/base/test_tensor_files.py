@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.earlier import V1
 from spurge.engine.base import tensor_files
 from spurge.engine.base.files import FileError, canonical_json
-from spurge.engine.base.tensor_files import Contents, kind_of, read_tensors, reading, write_tensors
+from spurge.engine.base.tensor_files import flat, kind_of, of_group, read_tensors, reading, write_tensors
 
 TENSORS = {"w": torch.arange(12.0).reshape(3, 4), "index": torch.tensor([0, 5]), "none": torch.empty(0)}
 META = {"kind": "scores", "info": canonical_json({"seed": 1})}
@@ -280,5 +280,9 @@ def test_the_kind_is_told_by_the_header(tmp_path: Path) -> None:
         kind_of(tmp_path / "foreign")
 
 
-def test_tensors_below_a_prefix() -> None:
-    assert [*Contents({"a/b": torch.ones(1), "b": torch.ones(1)}, {}).below("a/")] == ["b"]
+def test_groups_come_back() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    tensors = flat({"a": {"x": one, "b/y": two}, "b": {}})
+    assert [*tensors] == ["a/x", "a/b/y"]
+    assert of_group("a", tensors) == {"x": one, "b/y": two}
+    assert of_group("b", tensors) == {}

@@ -81,9 +81,16 @@ class Contents(NamedTuple):
         except ValueError as error:
             raise ValueError(f"{name}: not JSON: {error}") from error
 
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``prefix``, by the rest of their names."""
-        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+def flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several groups, by names ``group/name``."""
+    return {f"{group}/{name}": tensor for group, own in groups.items() for name, tensor in own.items()}
+
+
+def of_group(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one group of :func:`flat`."""
+    prefix = f"{group}/"
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

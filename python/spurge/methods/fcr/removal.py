@@ -105,14 +105,14 @@ class Removal(Saved, kind="removal", what="a removal"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Removal:
-        places, steps = file.value("heads"), file.below("curve.")
+        places = file.value("heads")
         heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
         reach = file.value("range") if "range" in file.texts else []
         curve: Sweep | Dependence | None = None
         if len(reach) == 2:
-            curve = Sweep(*reach, *(steps[name] for name in _STEPS))
+            curve = Sweep(*reach, *(file.tensors[f"curve.{name}"] for name in _STEPS))
         elif reach:
-            rates, gaps, drifts = (steps[name] for name in _TERMS)
+            rates, gaps, drifts = (file.tensors[f"curve.{name}"] for name in _TERMS)
             curve = Dependence(rates, gaps, drifts, *reach)
         edges = tuple(Edge(**edge) for edge in file.value("edges"))
         labels, info = file.value("labels"), file.value("info")

@@ -11,7 +11,7 @@ from torch import Tensor
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved import Saved
 from spurge.engine.base.tables import aligned
-from spurge.engine.base.tensor_files import Contents
+from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 
 _SIDES = ("causal", "spurious")
@@ -92,8 +92,7 @@ class Located(Saved, kind="located", what="a file of located neurons"):
         ]
 
     def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"causal/{site}": vector for site, vector in self.causal.values.items()}
-        tensors |= {f"spurious/{site}": vector for site, vector in self.spurious.values.items()}
+        tensors = flat({"causal": self.causal.values, "spurious": self.spurious.values})
         rest = {
             "causal": self.causal.info,
             "spurious": self.spurious.info,
@@ -106,7 +105,7 @@ class Located(Saved, kind="located", what="a file of located neurons"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Located:
-        causal, spurious = (NeuronScores(file.below(f"{side}/"), file.value(side)) for side in _SIDES)
+        causal, spurious = (NeuronScores(of_group(side, file.tensors), file.value(side)) for side in _SIDES)
         causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
         return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
 

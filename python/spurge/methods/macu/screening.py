@@ -17,6 +17,7 @@ from spurge.engine.base.distributed import ALONE, Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import spearman
+from spurge.engine.base.tensor_files import flat, of_group
 from spurge.engine.cascade.cascade import Attribution, Cascade, Target
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.models.neurons import NeuronSet
@@ -63,7 +64,7 @@ class Block:
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a file or a message holds: facts that JSON can write, and tensors ``side/site``."""
-        return {"completeness": self.completeness, "nodes": self.nodes}, _by_path(
+        return {"completeness": self.completeness, "nodes": self.nodes}, flat(
             {side: self.scores[side].values for side in SIDES}
         )
 
@@ -131,26 +132,16 @@ class Screened:
 
     def message(self) -> Message:
         facts = {"completeness": self.completeness, "blocks": self.blocks, "nodes": self.nodes}
-        return Message(facts, _by_path({"sums": _by_path(self.sums), "chosen": _by_path(self.chosen)}))
+        return Message(facts, flat({"sums": flat(self.sums), "chosen": flat(self.chosen)}))
 
     @classmethod
     def of_message(cls, message: Message) -> Screened:
-        parts = {
-            name: {key.removeprefix(f"{name}/"): t for key, t in message.tensors.items() if key.startswith(f"{name}/")}
-            for name in ("sums", "chosen")
-        }
-        return cls(_by_side(parts["sums"]), _by_side(parts["chosen"]), **message.facts)
-
-
-def _by_path(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{side}/{site}": tensor for side, sites in tensors.items() for site, tensor in sites.items()}
+        sums, chosen = (_by_side(of_group(name, message.tensors)) for name in ("sums", "chosen"))
+        return cls(sums, chosen, **message.facts)
 
 
 def _by_side(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    return {
-        side: {key.removeprefix(f"{side}/"): t for key, t in tensors.items() if key.startswith(f"{side}/")}
-        for side in SIDES
-    }
+    return {side: of_group(side, tensors) for side in SIDES}
 
 
 def screen(

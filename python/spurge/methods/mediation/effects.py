@@ -17,7 +17,7 @@ from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
 from spurge.engine.base.tables import aligned
-from spurge.engine.base.tensor_files import Contents
+from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation
@@ -286,24 +286,21 @@ class Effects(Saved, kind="effects", what="a file of effects"):
         ]
 
     def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {}
-        for side in SIDES:
-            own = getattr(self, side)
-            for name in (*_VECTORS, "total", "draws", "total_draws"):
-                tensors[f"{side}/{name}"] = getattr(own, name)
+        names = (*_VECTORS, "total", "draws", "total_draws")
+        sides = {side: {name: getattr(getattr(self, side), name) for name in names} for side in SIDES}
         rest = {
             "level": self.level,
             "widths": list(self.widths.items()),
             "info": json.loads(canonical_json(self.info, nan_to_null=True)),
             "confidence": self.adjusted.confidence,
         }
-        return tensors, {"rest": rest}
+        return flat(sides), {"rest": rest}
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Effects:
         rest = file.value("rest")
         confidence = number("confidence", rest["confidence"])
-        adjusted, unadjusted = (Side(**file.below(f"{side}/"), confidence=confidence) for side in SIDES)
+        adjusted, unadjusted = (Side(**of_group(side, file.tensors), confidence=confidence) for side in SIDES)
         return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spur
 from spurge.engine.base.memory import budget, parse_bytes
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import bootstrap_counts
-from spurge.engine.base.tensor_files import Contents
+from spurge.engine.base.tensor_files import Contents, flat
 from spurge.engine.causal.confounders import Confounders
 from spurge.methods.mediation.effects import SIDES, Effects, Side
 from spurge.methods.mediation.estimators import (
@@ -260,7 +260,7 @@ class Mediation:
                 if block is None:
                     values = values[:, kept]
                     block = {side: _side(own, values, counts, bar) for side, own in estimators.items()}
-                    finished.keep(name, _tensors_of(block))
+                    finished.keep(name, flat(block))
                 else:
                     bar.update((span.stop - span.start) * len(counts) * len(SIDES))
                 found.append(block)
@@ -300,11 +300,6 @@ def _side(estimator: Estimator, values: Tensor, counts: Tensor, bar: Any) -> dic
         bar.update(len(values))
     constant = (values == values[:, :1]).flatten(1).all(1)
     return {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
-
-
-def _tensors_of(block: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the file of a finished block holds."""
-    return {f"{side}/{name}": tensor for side, own in block.items() for name, tensor in own.items()}
 
 
 def _block_of(file: Contents) -> dict[str, dict[str, Tensor]]:
