@@ -20,6 +20,8 @@ from helpers import earlier
 from helpers.earlier import TEXTS, V1
 from helpers.tiny_models import WIDTH, tiny_tokenizer
 from helpers.tolerance import assert_near
+from spurge.engine.base import tensor_files
+from spurge.engine.base.saved import Saved
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.report.results import Results
 
@@ -59,6 +61,27 @@ def given(edit: Any, model: Any, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in V1.iterdir()))
 def test_a_file_loads(name: str) -> None:
     CHECKS[name](V1 / name)
+
+
+SAVED: dict[str, type[Saved]] = {
+    "scores": NeuronScores,
+    "located": spurge.Located,
+    "edit": spurge.NeuronEdit,
+    "weight-edit": spurge.WeightEdit,
+    "features": spurge.Features,
+    "removal": spurge.Removal,
+    "neurontune": spurge.Tuned,
+    "effects": spurge.Effects,
+}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(V1.glob("*.safetensors")) if "swarm" not in p.name], ids=lambda p: p.stem
+)
+def test_what_was_loaded_is_saved_byte_by_byte(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_files, "spurge_version", lambda: "0.1.0")
+    SAVED[tensor_files.kind_of(path)].load(path).save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 # ---- edits -----------------------------------------------------------------------------------------------------------

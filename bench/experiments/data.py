@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base import files
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.data.rows import read_records
 
@@ -65,14 +66,14 @@ def kept(cache: Path | None, name: str, key: str, make: Callable[[], dict[str, T
         return make()
     path = cache / f"{name}-{files.fingerprint(key)[:24]}.safetensors"
     try:
-        return files.read_tensors(path, "experiment")[0]
+        return read_tensors(path, "experiment")[0]
     except FileNotFoundError:
         pass
     except files.FileError as error:
         print(f"made anew: {error}", flush=True)
     tensors = make()
     cache.mkdir(parents=True, exist_ok=True)
-    files.write_tensors(path, tensors, {"kind": "experiment"})
+    write_tensors(path, tensors, {"kind": "experiment"})
     return tensors
 
 

@@ -79,7 +79,7 @@ def test_mistakes(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert "(a language model classifies by label words: --verbalizer)" in wrong()
     assert "nowhere.json: No such file or directory" in wrong("--verbalizer", tmp_path / "nowhere.json")
-    assert "no verbalizer: expected an object with 'words'" in wrong("--verbalizer", desk / "golden.json")
+    assert "golden.json: not a verbalizer: 'causal' is not known" in wrong("--verbalizer", desk / "golden.json")
     Verbalizer({"negative": ["walks"], "positive": ["walking"]}).save(tmp_path / "same.json")
     assert "words: expected first tokens that tell labels apart" in wrong("--verbalizer", tmp_path / "same.json")
     Verbalizer({"bad": ["bad"], "good": ["good"]}).save(tmp_path / "other.json")

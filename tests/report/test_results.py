@@ -165,7 +165,7 @@ def test_strange_rows_and_settings_are_refused() -> None:
         ({"created": "yesterday"}, "yesterday"),
         ({"rows": [3]}, "row 1: expected a mapping"),
         ({"rows": [{**ROW, "value": 200}]}, "row 1: value: an accuracy"),
-        ({"more": 1}, "expected the keys"),
+        ({"more": 1}, "'more' is not known, expected commit"),
     ],
 )
 def test_files_of_another_shape_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -178,8 +178,8 @@ def test_files_of_another_shape_are_refused(tmp_path: Path, change: dict[str, An
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     for text, message in (
-        ("[]", "expected the keys .* got list"),
-        ("{}", "expected the keys"),
+        ("[]", "not results: expected an object, got list"),
+        ("{}", "not results: 'name' is missing"),
         ("{", "not a JSON file"),
     ):
         path.write_text(text)

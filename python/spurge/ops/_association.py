@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,26 +61,14 @@ def _fake(
     )
 
 
-def _kernel(
-    sums: Tensor,
-    logs: Tensor,
-    carry: Tensor,
-    picked: Tensor,
-    activations: Tensor,
-    features: Tensor,
-    gradients: Tensor,
-    starts: Tensor,
-    classes: Tensor,
-    scales: Tensor,
-    target: int,
-    relu: bool,
-    resumed: bool,
-    unfinished: bool,
-) -> None:
-    changed = (sums, logs, carry, picked, activations)
+_CHANGED, _READ = slice(0, 5), slice(5, 10)  # of the arguments
+
+
+def _kernel(*arguments: Any) -> None:
+    changed = arguments[_CHANGED]
     results = [x.contiguous() for x in changed]
-    read = [x.contiguous() for x in (features, gradients, starts, classes, scales)]
-    run(_core.associate, *results, *read, target, relu, resumed, unfinished)
+    read = [x.contiguous() for x in arguments[_READ]]
+    run(_core.associate, *results, *read, *arguments[_READ.stop :])
     for x, result in zip(changed, results, strict=True):
         if result is x:
             torch.autograd.graph.increment_version(x)
@@ -86,28 +76,10 @@ def _kernel(
             x.copy_(result)
 
 
-def _twin(
-    sums: Tensor,
-    logs: Tensor,
-    carry: Tensor,
-    picked: Tensor,
-    activations: Tensor,
-    features: Tensor,
-    gradients: Tensor,
-    starts: Tensor,
-    classes: Tensor,
-    scales: Tensor,
-    target: int,
-    relu: bool,
-    resumed: bool,
-    unfinished: bool,
-) -> None:
-    changed = (sums, logs, carry, picked, activations)
-    results = reference.associate(
-        *changed, features, gradients, starts, classes, scales,
-        target=target, relu=relu, resumed=resumed, unfinished=unfinished,
-    )  # fmt: skip
-    for x, result in zip(changed, results, strict=True):
+def _twin(*arguments: Any) -> None:
+    settings = dict(zip(("target", "relu", "resumed", "unfinished"), arguments[_READ.stop :], strict=True))
+    results = reference.associate(*arguments[: _READ.stop], **settings)
+    for x, result in zip(arguments[_CHANGED], results, strict=True):
         x.copy_(result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -238,24 +239,12 @@ def _strata_fake(
     return dual, averages, report, values.new_empty(units, dtype=torch.int32)
 
 
-def _strata_kernel(
-    values: Tensor,
-    starts: Tensor,
-    base: Tensor,
-    masses: Tensor,
-    means: Tensor,
-    squares: Tensor | None,
-    outcomes: Tensor,
-    start: Tensor,
-    interact: bool,
-    tolerance: float,
-    steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = (values, starts, base, masses, means, squares, outcomes, start)
-    out = _strata_fake(*given, interact, tolerance, steps)
+def _strata_kernel(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = _strata_fake(values, *rest)
+    masses = rest[2]
     room = _room(values, _core.balance_strata_workspace, *values.shape, len(masses))
-    dense = (None if x is None else x.contiguous() for x in given)
-    run(_core.balance_strata, *out, room, *dense, interact, tolerance, steps)
+    dense = (x.contiguous() if isinstance(x, Tensor) else x for x in (values, *rest))
+    run(_core.balance_strata, *out, room, *dense)
     return out
 
 

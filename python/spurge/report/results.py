@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from spurge.engine.base import files
+from spurge.engine.base.checks import choice
 
 _HEAD = ("name", "created", "spurge", "commit", "device", "versions", "settings")
 _ROW = ("case", "method", "metric", "value", "spread", "n", "unit")
@@ -215,8 +216,7 @@ class Results:
             "unit": _checked_unit(metric, _text("unit", unit, empty=True), number),
         }
         if labels is not None:
-            if labels not in _LABELS:
-                raise ValueError(f"labels: expected one of {_LABELS}, got {labels!r}")
+            choice("labels", labels, _LABELS)
             row["labels"] = labels
         if seed is not None:
             row["seed"] = _whole_number("seed", seed, 0)
@@ -267,29 +267,21 @@ class Results:
             files.FileError: not JSON, or another shape; the message names the key or the row.
             OSError: the file cannot be read.
         """
-        value = files.read_json(path)
-        keys = {*_HEAD, "rows"}
-        if not isinstance(value, dict) or value.keys() != keys:
-            got = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise files.FileError(f"{path}: no results: expected the keys {sorted(keys)}, got {got}")
-        for name, kinds in (
-            *((name, (str,)) for name in ("name", "created", "spurge")),
-            *((name, (dict,)) for name in ("device", "versions", "settings")),
-            ("commit", (str, type(None))),
-            ("rows", (list,)),
-        ):
-            if not isinstance(value[name], kinds):
-                expected = " or ".join(kind.__name__ for kind in kinds)
-                raise files.FileError(f"{path}: {name}: expected {expected}, got {type(value[name]).__name__}")
-        out = cls.__new__(cls)
-        out.head = {name: value[name] for name in _HEAD}
-        out.rows = []
-        try:
+        with files.reading_json(path, "results", keys={*_HEAD, "rows"}) as value:
+            for name, kinds in (
+                *((name, (str,)) for name in ("name", "created", "spurge")),
+                *((name, (dict,)) for name in ("device", "versions", "settings")),
+                ("commit", (str, type(None))),
+                ("rows", (list,)),
+            ):
+                if not isinstance(value[name], kinds):
+                    expected = " or ".join(kind.__name__ for kind in kinds)
+                    raise TypeError(f"{name}: expected {expected}, got {type(value[name]).__name__}")
             datetime.fromisoformat(value["created"])
+            out = cls.__new__(cls)
+            out.head, out.rows = {name: value[name] for name in _HEAD}, []
             out.extend(value["rows"])
-        except (ValueError, TypeError) as error:
-            raise files.FileError(f"{path}: {error}") from error
-        return out
+            return out
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from spurge.engine.base.tables import aligned
+
 Row = Mapping[str, Any]
 
 
@@ -23,13 +25,9 @@ def grid(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
     for number, line in enumerate(lines):
         if len(line) != len(lines[0]):
             raise ValueError(f"lines: line {number} has {len(line)} cells, the head has {len(lines[0])}")
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    text.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(line.rstrip() for line in text)
+    text = aligned(lines, left=left)
+    text.insert(1, "-" * max(map(len, text)))
+    return "\n".join(text)
 
 
 def pivot(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spurge.engine.base.lbfgs import minimise
+from spurge.engine.base.lbfgs import InverseHessian, minimise
 
 
 def quadratic(condition, width=20):
@@ -54,3 +54,20 @@ def test_stops_where_it_is_told_to_before_it_begins():
     place, used = minimise(quadratic(1.0), torch.ones(20).double(), finished=small(1e-9), evaluations=10)
     assert used == 1
     assert torch.equal(place, torch.ones(20).double())
+
+
+def test_the_inverse_hessian_is_exact_along_what_was_learned():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator).double()
+    hessian = root @ root.T + torch.eye(6).double()
+    inverse = InverseHessian(most=2, diagonal=hessian.diagonal())
+    gradient = torch.randn(6, generator=generator).double()
+    torch.testing.assert_close(inverse.times(gradient), gradient / hessian.diagonal())
+    moves = torch.randn(3, 6, generator=generator).double()
+    for move in moves:
+        inverse.learn(move, hessian @ move)
+    torch.testing.assert_close(inverse.times(hessian @ moves[-1]), moves[-1])  # the secant condition
+    inverse.forget()
+    torch.testing.assert_close(inverse.times(gradient), gradient / hessian.diagonal())
+    inverse.learn(moves[0], -hessian @ moves[0])
+    torch.testing.assert_close(inverse.times(gradient), gradient / hessian.diagonal())

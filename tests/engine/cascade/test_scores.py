@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spurge.engine.base.files import FileError, canonical_json, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import write_tensors
 from spurge.engine.cascade.scores import NeuronRef, NeuronScores, NeuronSet, frequent
 
 SITES = ["layer.2.down", "layer.10.down", "head"]
@@ -272,7 +273,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         (
             lambda: scores([1.0]).select(sign="negative"),
             ValueError,
-            "'positive' or 'absolute', got 'negative'",
+            "one of positive, absolute, got 'negative'",
         ),
         (lambda: scores([1.0]).top(-1), ValueError, "n: need at least 0"),
         (lambda: scores([1e38]) * 1e10, ValueError, "not finite"),

@@ -276,7 +276,7 @@ def test_unit_scores_refuses() -> None:
     for wrong in (torch.ones(2, 2, dtype=torch.int64), [[1.0, 2.0]]):
         with pytest.raises(TypeError, match="row: expected a floating-point tensor"):
             unit_scores(wrong, units)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="how: expected 'sum' or 'max', got 'mean'"):
+    with pytest.raises(ValueError, match="how: expected one of sum, max, got 'mean'"):
         unit_scores(torch.rand(2, 2), units, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ids and token_unit"):
         Units(torch.zeros(2, 2), torch.zeros(3, 2))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.tiny_models import FAMILIES, WIDTH, tiny, tiny_inputs
-from spurge.engine.base.files import FileError, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.cascade.scores import NeuronSet
 from spurge.engine.edits.gates import is_gated
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
@@ -489,7 +490,7 @@ def test_combine_rules():
     c = NeuronEdit.build(tiny("bert", seed=3), NeuronSet({site: [1]}), 0.0)
     with pytest.raises(EditMismatch, match="made for different weights"):
         a.combine(c)
-    with pytest.raises(ValueError, match="'multiply' or 'last', got 'sum'"):
+    with pytest.raises(ValueError, match="one of multiply, last, got 'sum'"):
         a.combine(b, rule="sum")
     with pytest.raises(TypeError, match="got dict"):
         a.combine({})

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.tiny_models import tiny, tiny_inputs
-from spurge.engine.base.files import FileError, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, canonical_json
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.edits import overwrites
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on
@@ -701,7 +702,7 @@ def test_combine_rules():
         a.combine(b)
     with pytest.raises(EditMismatch, match="made for different bits"):
         a.combine(WeightEdit.build(tiny("bert", seed=3), {HEAD: ([2], [3.0])}))
-    with pytest.raises(ValueError, match="'disjoint' or 'last', got 'sum'"):
+    with pytest.raises(ValueError, match="one of disjoint, last, got 'sum'"):
         a.combine(b, rule="sum")
     with pytest.raises(TypeError, match="got dict"):
         a.combine({})

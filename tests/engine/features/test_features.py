@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import spurge
-from spurge.engine.base.files import FileError, write_tensors
+from spurge.engine.base.files import FileError
+from spurge.engine.base.tensor_files import write_tensors
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
 
@@ -211,7 +212,7 @@ def test_large_finite_features_are_no_mistake():
         (lambda x: x.split((0.5, 0.6)), ValueError, "shares: .* at most 1"),
         (lambda x: x.split((0.5, 0)), ValueError, "shares: expected positive numbers"),
         (lambda x: x.split((0.01, 0.9)), ValueError, r"shares: 24 rows give parts of \[0, "),
-        (lambda x: x.split(by="row"), ValueError, "by: expected 'label' or 'group', got 'row'"),
+        (lambda x: x.split(by="row"), ValueError, "by: expected one of label, group, got 'row'"),
         (lambda x: x.with_groups(None).split(by="group"), ValueError, "groups: these features have none"),
         (lambda x: x.with_groups(None).group_counts(), ValueError, "groups: these features have none"),
         (lambda x: x.with_head(Head(torch.zeros(2, 5))), ValueError, "names: expected 2"),

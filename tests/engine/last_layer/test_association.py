@@ -358,7 +358,7 @@ def test_means_do_not_depend_on_class_sizes_and_sums_do():
         ({"rows": []}, "rows: expected different"),
         ({"classes": 3}, "classes: expected at least 4"),
         ({"floor": 0.0}, "floor: expected"),
-        ({"activation": "abs"}, "activation: expected 'magnitude' or 'relu', got 'abs'"),
+        ({"activation": "abs"}, "activation: expected one of magnitude, relu, got 'abs'"),
         ({"reduction": "max"}, "reduction: expected"),
         ({"memory": 100}, "memory: expected at least"),
     ],

@@ -282,7 +282,7 @@ X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
         ({"gates": torch.ones(3).log() * torch.inf}, ValueError, "gates: must be finite"),
         ({"l2": -1}, ValueError, "l2: must be at least 0, got -1"),
         ({"l1": "a"}, TypeError, "l1: expected a number, got str"),
-        ({"solver": "adam"}, ValueError, "solver: expected lbfgs or sgd, got 'adam'"),
+        ({"solver": "adam"}, ValueError, "solver: expected one of lbfgs, sgd, got 'adam'"),
         ({"solver": "sgd", "l1": 1.0}, ValueError, "l1: only solver='lbfgs' has it"),
         ({"sgd": Sgd()}, ValueError, "sgd, watch: solver='lbfgs' has no epochs"),
         ({"start": Head(torch.ones(2, 4))}, ValueError, "start: expected 3 features to 2 outputs"),

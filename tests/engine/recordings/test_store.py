@@ -76,7 +76,7 @@ def test_a_header_of_a_newer_schema_is_refused(tmp_path):
         ("{", "not a JSON file"),
         ("[]", "not the header of a recording"),
         ("{}", "not the header of a recording"),
-        ('{"kind": "scores"}', "not the header of a recording"),
+        ('{"kind": "scores", "schema": 1}', "holds 'scores', expected 'recording'"),
         ('{"kind": "recording", "schema": 1}', "changed since it was written"),
         ('{"kind": "recording", "schema": "?"}', "changed since it was written"),
     ],

@@ -20,7 +20,7 @@ from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer
 from helpers.torchrun import torchrun
 from spurge.engine.base.distributed import Ranks
-from spurge.engine.base.files import read_tensors
+from spurge.engine.base.tensor_files import read_tensors
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.models.neurons import NeuronSet, frequent

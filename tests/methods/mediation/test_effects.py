@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from spurge.demo.oracle import oracle
-from spurge.engine.base.files import FileError, write_tensors
+from spurge.engine.base.files import FileError
+from spurge.engine.base.tensor_files import write_tensors
 from spurge.engine.models.neurons import NeuronSet
 from spurge.methods.mediation.effects import Effects, Side
 from spurge.methods.mediation.mediation import Mediation

@@ -247,7 +247,7 @@ def test_an_interrupted_run_resumes(tmp_path, monkeypatch):
 def test_resuming_another_job_or_from_a_damaged_block_is_refused(tmp_path):
     made = oracle(16, rows=300)
     mediation().effects(made.units, made.treatment, made.outcome, made.topics, resume=tmp_path)
-    with pytest.raises(ValueError, match=r"resume: .* was made with other settings or data"):
+    with pytest.raises(ValueError, match=r"resume: .* was made with other settings, data or model"):
         mediation(square=False).effects(made.units, made.treatment, made.outcome, made.topics, resume=tmp_path)
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-8])
@@ -263,7 +263,7 @@ def test_blocks_of_other_units_of_a_recording_are_not_taken(tmp_path):
         return Mediators("neuron", {site: 2}, 300, 1, {"recording": "the same"}, lambda *_: made.units)
 
     mediation().effects(units("layer.0"), made.treatment, made.outcome, made.topics, resume=tmp_path)
-    with pytest.raises(ValueError, match="was made with other settings or data"):
+    with pytest.raises(ValueError, match="was made with other settings, data or model"):
         mediation().effects(units("layer.1"), made.treatment, made.outcome, made.topics, resume=tmp_path)
 
 

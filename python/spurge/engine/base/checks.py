@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_Choice = TypeVar("_Choice")
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -17,6 +20,18 @@ def integer(name: str, value: Any, least: int) -> int:
     value = value.__index__()
     if value < least:
         raise ValueError(f"{name}: need at least {least}, got {value}")
+    return value
+
+
+def choice(name: str, value: _Choice, allowed: Iterable[object]) -> _Choice:
+    """``value``, once it is one of ``allowed``; ValueError otherwise.
+
+    >>> choice("rule", "simpson", ("legendre", "radau"))
+    Traceback (most recent call last):
+    ValueError: rule: expected one of legendre, radau, got 'simpson'
+    """
+    if value not in (known := list(allowed)):
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
     return value
 
 

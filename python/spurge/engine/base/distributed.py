@@ -10,6 +10,7 @@ too: they are small, and NCCL answers a lost rank by ending the process where gl
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import threading
@@ -20,7 +21,6 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from spurge.engine.base.checks import number
 from spurge.engine.base.process_groups import own_device, process_group, side_group
 from spurge.engine.base.ranks import ProcessRank, RankError, RankFailed, RankLost
+from spurge.engine.base.tensor_files import pack, unpack
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -383,14 +384,12 @@ def _wait(work: dist.Work | None, timeout: float) -> None:
 
 
 def _packed(message: Message) -> bytearray:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in message.tensors.items()}
-    return bytearray(safetensors.torch.save(tensors, {"facts": json.dumps(message.facts)}))
+    return bytearray().join(pack(message.tensors, {"facts": json.dumps(message.facts)}))
 
 
 def _unpacked(packed: bytes) -> Message:
-    length = int.from_bytes(packed[:8], "little")
-    facts = json.loads(packed[8 : 8 + length])["__metadata__"]["facts"]
-    return Message(json.loads(facts), safetensors.torch.load(packed))
+    tensors, texts = unpack(io.BytesIO(packed))
+    return Message(json.loads(texts["facts"]), tensors)
 
 
 def _cause(error: RuntimeError) -> str:

@@ -1,9 +1,7 @@
-"""Files that are either whole or absent, and that are refused when they are not whole.
+"""Files that are either whole or absent, and that are refused when they are not what was expected.
 
 Every file is written to a temporary name in its own folder, synced and renamed, so a crash leaves the old file
-or the new one, never half of one. Tensor files are safetensors; their metadata holds the schema version, the kind
-of content, the version of Spurge and a SHA-256 over all metadata and tensors, so a loader can refuse a truncated
-or changed file in one sentence. Nothing is ever pickled.
+or the new one, never half of one. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -15,22 +13,16 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from spurge.engine.base.tensor_parallel import whole
-
-SCHEMA = 1
-"""Version of the tensor files written here; files with a higher one are refused."""
-
-_RESERVED = ("schema", "spurge", "sha256")
 
 PathLike = str | os.PathLike[str]
 
@@ -95,11 +87,16 @@ def canonical_json(value: Any, *, nan_to_null: bool = False) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _update(digest: Any, tensor: Tensor) -> None:
-    """Feeds dtype, shape and the bytes of ``tensor`` to a hash."""
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a dense tensor: its own memory where that is on the CPU and contiguous, a copy elsewhere."""
     tensor = whole(tensor.detach()).cpu().contiguous()
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def hash_tensor(digest: Any, tensor: Tensor) -> None:
+    """Feeds dtype, shape and the bytes of ``tensor`` to a hash."""
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(raw_bytes(tensor))
 
 
 def fingerprint(value: Tensor | bytes | str) -> str:
@@ -110,7 +107,7 @@ def fingerprint(value: Tensor | bytes | str) -> str:
     """
     digest = hashlib.sha256()
     if isinstance(value, Tensor):
-        _update(digest, value)
+        hash_tensor(digest, value)
     elif isinstance(value, str):
         digest.update(value.encode("utf-8", "surrogatepass"))
     elif isinstance(value, (bytes, bytearray, memoryview)):
@@ -120,8 +117,8 @@ def fingerprint(value: Tensor | bytes | str) -> str:
     return digest.hexdigest()
 
 
-def write_bytes(path: PathLike, data: bytes) -> None:
-    """Replaces the file at ``path`` by ``data``, all or nothing.
+def write_parts(path: PathLike, parts: Iterable[bytes | memoryview]) -> None:
+    """Replaces the file at ``path`` by ``parts``, one behind the other, all or nothing.
 
     A link is followed. A device or pipe (``/dev/stdout``) is written to directly.
 
@@ -131,7 +128,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         with open(target, "wb") as stream:  # a directory raises IsADirectoryError here
-            stream.write(data)
+            stream.writelines(parts)
         return
     if not target.parent.is_dir():
         raise FileNotFoundError(f"folder {target.parent} does not exist, so {target.name} cannot be written there")
@@ -139,13 +136,18 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     try:
         # Mode "x" refuses an existing name and, unlike tempfile, respects the user's umask.
         with open(temporary, "xb") as stream:
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """As :func:`write_parts`, all bytes at once."""
+    write_parts(path, [data])
 
 
 def write_json(path: PathLike, value: Any, *, nan_to_null: bool = False) -> None:
@@ -184,108 +186,82 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over the metadata (without the hash itself) and over names, types, shapes and bytes of all tensors."""
-    digest = hashlib.sha256()
-    digest.update(canonical_json({key: text for key, text in metadata.items() if key != "sha256"}).encode())
-    for name in sorted(tensors):
-        digest.update(f"\0{name}\0".encode())
-        _update(digest, tensors[name])
-    return digest.hexdigest()
-
-
-def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors and their metadata as one safetensors file, all or nothing; equal inputs give equal bytes.
-
-    Adds ``schema``, ``spurge`` (version) and ``sha256`` to the metadata.
+def check_kind(path: PathLike, found: Mapping[str, Any], kind: str | None, schema: int) -> None:
+    """Refuses a file by what it says of itself.
 
     Args:
-        path: the file.
-        tensors: name to tensor, any device, dense.
-        metadata: texts, among them ``kind`` (what the file holds). Structures go in as :func:`canonical_json`.
-
-    Raises:
-        ValueError: ``kind`` missing, a reserved key given, or a tensor that safetensors cannot store.
-        TypeError: a value of the wrong type.
-        OSError: as :func:`write_bytes`.
-    """
-    for key, text in metadata.items():
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise TypeError(f"metadata: keys and values must be str, got {key!r}: {type(text).__name__}")
-        if key in _RESERVED:
-            raise ValueError(f"metadata: {key!r} is written by Spurge itself, choose another name")
-    if not metadata.get("kind"):
-        raise ValueError("metadata: need 'kind', a text that says what the file holds")
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise TypeError(f"tensors: expected str to tensor, got {name!r}: {type(tensor).__name__}")
-        if tensor.layout != torch.strided:
-            raise ValueError(f"tensors: {name!r} must be dense, got layout {tensor.layout}")
-    # Own copies: safetensors refuses views that share memory.
-    owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    complete = {**metadata, "schema": str(SCHEMA), "spurge": spurge_version()}
-    complete["sha256"] = _digest(owned, complete)
-    try:
-        data = safetensors.torch.save(owned, complete)
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"tensors: safetensors cannot store them: {error}") from error
-    # safetensors writes the metadata in an arbitrary order; a sorted header makes equal files equal bytes.
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = canonical_json(json.loads(data[8:end])).encode()
-    header += b" " * (-len(header) % 8)
-    write_bytes(path, len(header).to_bytes(8, "little") + header + data[end:])
-
-
-def _header(path: PathLike, data: bytes) -> dict[str, Any]:
-    """The header of a safetensors file, after a check that all announced bytes are there."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 9 or data[8:9] != b"{" or length > 100_000_000:
-        raise FileError(f"{path}: not a safetensors file")
-    if 8 + length > len(data):
-        raise FileError(f"{path}: truncated: the header has {length} bytes, the file only {len(data) - 8}")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise FileError(f"{path}: changed since it was written: its header cannot be read") from error
-    if end > len(data):
-        raise FileError(f"{path}: truncated: {end} bytes expected, {len(data)} found")
-    return header
-
-
-def read_tensors(path: PathLike, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a file of :func:`write_tensors` and checks all of it.
-
-    Args:
-        path: the file.
+        path: the file, for errors.
+        found: its ``kind`` and ``schema``, and ``spurge`` if it says by which version it was written.
         kind: the kind that is expected; None accepts any.
-
-    Returns:
-        The tensors, on the CPU, and the whole metadata.
+        schema: the newest that can be read.
 
     Raises:
-        FileError: not a safetensors file, not written by Spurge, truncated, changed, of another kind, or newer.
+        FileError: another kind, a schema that is no version, or a newer one.
+        KeyError: no kind or no schema.
+    """
+    number = str(found["schema"])
+    if not number.isdecimal() or int(number) < 1:
+        raise FileError(f"{path}: changed since it was written: schema {number[:20]!r} is no version")
+    if int(number) > schema:
+        writer = f", written by Spurge {found['spurge']}," if "spurge" in found else ""
+        raise FileError(
+            f"{path}: schema {number}{writer} is newer than this Spurge {spurge_version()} can read (schema {schema})"
+        )
+    if kind not in (None, found["kind"]):
+        raise FileError(f"{path}: holds {found['kind']!r}, expected {kind!r}")
+
+
+@contextmanager
+def structured(path: PathLike, what: str) -> Iterator[None]:
+    """Within the block, whatever a file lacks or has of another type or value is an error of the file.
+
+    Args:
+        path: the file, for errors.
+        what: it should be: "a removal".
+
+    Raises:
+        FileError: in place of the errors that wrong content leads to; the message names the field.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except KeyError as error:
+        raise FileError(f"{path}: not {what}: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise FileError(f"{path}: not {what}: {error}") from error
+
+
+@contextmanager
+def reading_json(
+    path: PathLike,
+    what: str,
+    *,
+    keys: Collection[str] | None = None,
+    kind: str | None = None,
+    schema: int = 1,
+    by_hand: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """The object in a JSON file, and a block in which to make something of it, as :func:`structured`.
+
+    Args:
+        path: the file.
+        what: it should be, for errors.
+        keys: that it may have; None for any.
+        kind, schema: what its ``kind`` has to be, and the newest ``schema``; without a kind it needs neither.
+        by_hand: people write such files too, and may leave kind and schema out.
+
+    Raises:
+        FileError: not JSON, no object, an unknown key, another kind, a newer schema, or content that the block refuses.
         OSError: the file cannot be read.
     """
-    data = Path(path).read_bytes()
-    metadata = _header(path, data).get("__metadata__")
-    if not isinstance(metadata, dict) or not {"schema", "kind", "sha256"} <= metadata.keys():
-        raise FileError(f"{path}: a safetensors file, but not written by Spurge: its metadata is missing")
-    schema = str(metadata["schema"])
-    if not schema.isdecimal() or int(schema) < 1:
-        raise FileError(f"{path}: changed since it was written: schema {schema[:20]!r} is no version")
-    if int(schema) > SCHEMA:
-        raise FileError(
-            f"{path}: schema {schema}, written by Spurge {metadata.get('spurge')}, is newer than this Spurge "
-            f"{spurge_version()} can read (schema {SCHEMA})"
-        )
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: changed since it was written: {error}") from error
-    if _digest(tensors, metadata) != metadata["sha256"]:
-        raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
-    if kind is not None and metadata["kind"] != kind:
-        raise FileError(f"{path}: holds {metadata['kind']!r}, expected {kind!r}")
-    return tensors, metadata
+    value = read_json(path)
+    with structured(path, what):
+        if not isinstance(value, dict):
+            raise TypeError(f"expected an object, got {type(value).__name__}")
+        if kind is not None:
+            check_kind(path, {"kind": kind, "schema": schema} | value if by_hand else value, kind, schema)
+        strange = sorted(value.keys() - keys) if keys is not None else ()
+        if strange:
+            raise ValueError(f"{strange[0]!r} is not known, expected {', '.join(sorted(keys or ()))}")
+        yield value

@@ -11,7 +11,47 @@ from collections.abc import Callable
 from torch import Tensor
 
 _SUFFICIENT = 1e-4  # Armijo
-_MEMORY = 20
+
+
+class InverseHessian:
+    """What L-BFGS knows of the second derivatives from its last moves; a diagonal where it knows nothing yet.
+
+    Args:
+        most: moves that it remembers.
+        diagonal: ``[K]``, a guess of the Hessian's, above 0; by default 1.
+    """
+
+    def __init__(self, most: int = 20, diagonal: Tensor | None = None) -> None:
+        self._most, self._diagonal = most, diagonal
+        self._pairs: list[tuple[Tensor, Tensor, float]] = []
+
+    def learn(self, move: Tensor, change: Tensor) -> None:
+        """Takes in by how much the gradient changed along a move, both ``[K]``, unless rounding hides the curvature."""
+        product = float(move @ change)
+        if product > 1e-12 * float(change @ change) ** 0.5 * float(move @ move) ** 0.5:
+            self._pairs.append((move, change, product))
+            del self._pairs[: -self._most]
+
+    def forget(self) -> None:
+        """Goes back to the diagonal."""
+        self._pairs.clear()
+
+    def times(self, gradient: Tensor) -> Tensor:
+        """The product with a gradient ``[K]``, by the two-loop recursion (Nocedal 1980)."""
+        result, shares = gradient.clone(), []
+        for move, change, product in reversed(self._pairs):
+            shares.append(float(move @ result) / product)
+            result -= shares[-1] * change
+        result = self._diagonally(result)
+        if self._pairs:
+            _, change, product = self._pairs[-1]
+            result *= product / float(change @ self._diagonally(change))
+        for (move, change, product), share in zip(self._pairs, reversed(shares), strict=True):
+            result += (share - float(result @ change) / product) * move
+        return result
+
+    def _diagonally(self, vector: Tensor) -> Tensor:
+        return vector if self._diagonal is None else vector / self._diagonal
 
 
 def minimise(
@@ -34,15 +74,13 @@ def minimise(
     place = start.clone()
     value, gradient = function(place) if known is None else known
     used = 1 if known is None else 0
-    moves: list[Tensor] = []
-    changes: list[Tensor] = []
+    inverse = InverseHessian()
     while used < evaluations and not finished(gradient):
-        direction = -_inverse_hessian(gradient, moves, changes)
+        direction = -inverse.times(gradient)
         slope = float(gradient @ direction)
         if not slope < 0:
             direction, slope = -gradient, -float(gradient @ gradient)
-            moves.clear()
-            changes.clear()
+            inverse.forget()
         step = 1.0
         while True:
             trial = place + step * direction
@@ -64,26 +102,6 @@ def minimise(
                 return place, used
         if not fell:
             break
-        move, change = trial - place, trial_gradient - gradient
-        if float(move @ change) > 1e-12 * float(change @ change) ** 0.5 * float(move @ move) ** 0.5:
-            moves.append(move)
-            changes.append(change)
-            del moves[:-_MEMORY], changes[:-_MEMORY]
+        inverse.learn(trial - place, trial_gradient - gradient)
         place, value, gradient = trial, trial_value, trial_gradient
     return place, used
-
-
-def _inverse_hessian(gradient: Tensor, moves: list[Tensor], changes: list[Tensor]) -> Tensor:
-    """The two-loop recursion (Nocedal 1980); the identity where nothing is known yet."""
-    if not moves:
-        return gradient.clone()
-    result = gradient.clone()
-    shares = []
-    for move, change in zip(reversed(moves), reversed(changes), strict=True):
-        share = (move @ result) / (move @ change)
-        result -= share * change
-        shares.append(share)
-    result *= (moves[-1] @ changes[-1]) / (changes[-1] @ changes[-1])
-    for move, change, share in zip(moves, changes, reversed(shares), strict=True):
-        result += (share - (change @ result) / (move @ change)) * move
-    return result

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
@@ -99,10 +100,8 @@ class Cascade:
         read: int = 1,
         progress: bool = False,
     ):
-        if path not in get_args(Path):
-            raise ValueError(f"path: expected one of {', '.join(get_args(Path))}, got {path!r}")
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
+        choice("path", path, get_args(Path))
+        choice("rule", rule, get_args(Rule))
         if rule == "radau" and path != "layer":
             raise ValueError(f"rule: radau belongs to the layer path, got path {path!r}")
         gauss_legendre(nodes)  # raises for a number of nodes there is no rule for

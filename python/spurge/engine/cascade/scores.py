@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer, share_of
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.checks import choice, integer, share_of
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.models.neurons import NeuronSet, frequent, natural
 from spurge.engine.models.sites import NeuronRef
 
@@ -21,7 +23,7 @@ __all__ = ["NeuronRef", "NeuronScores", "NeuronSet", "frequent"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronScores:
+class NeuronScores(Saved, kind="scores", what="a file of neuron scores"):
     """One number per neuron: site name to float32 vector ``[F]`` on the CPU, and how they were made.
 
     Attributes:
@@ -95,8 +97,7 @@ class NeuronScores:
         fraction = share_of("fraction", fraction)
         if cap is not None:
             cap = integer("cap", cap, 1)
-        if sign not in ("positive", "absolute"):
-            raise ValueError(f"sign: expected 'positive' or 'absolute', got {sign!r}")
+        choice("sign", sign, ("positive", "absolute"))
         scores = {site: v.abs() if sign == "absolute" else v for site, v in self.values.items()}
         # float64: a product rounded to float32 could drop a neuron that lies exactly on the threshold
         threshold = fraction * max(float(vector.max()) for vector in scores.values())
@@ -126,27 +127,12 @@ class NeuronScores:
 
     __rmul__ = __mul__
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_tensors(path, self.values, {"kind": "scores", "info": canonical_json(self.info)})
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.values, {"info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> NeuronScores:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "scores")
-        try:
-            return cls(tensors, json.loads(metadata["info"]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of neuron scores: {error}") from error
+    def _of_parts(cls, file: Contents) -> NeuronScores:
+        return cls(file.tensors, file.value("info"))
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with columns ``site``, ``index``, ``score``; needs pandas."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -103,8 +104,7 @@ def each_row(source: Any, split: str | None) -> Iterator[Any]:
     if isinstance(source, (str, os.PathLike)):
         yield from read_records(source)
     elif is_dataset_dict(source):
-        if split not in source:
-            raise ValueError(f"split: expected one of {sorted(source)}, got {split!r}")
+        choice("split", split, sorted(source))
         yield from source[split]
     elif _module(source) == "pandas" and hasattr(source, "columns"):
         yield from source.to_dict("records")

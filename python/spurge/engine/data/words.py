@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import choice
+
 Phrase = tuple[str, ...]
 Text = str | tuple[str, str]
 
@@ -319,8 +321,7 @@ def unit_scores(row: Tensor, units: Units, how: Literal["sum", "max"] = "sum") -
     if not isinstance(row, Tensor) or not row.is_floating_point():
         what = str(row.dtype) if isinstance(row, Tensor) else type(row).__name__
         raise TypeError(f"row: expected a floating-point tensor, got {what}")
-    if how not in ("sum", "max"):
-        raise ValueError(f"how: expected 'sum' or 'max', got {how!r}")
+    choice("how", how, ("sum", "max"))
     batch, tokens = units.token_unit.shape
     if row.dim() != 2 or row.shape[1] != tokens or (row.shape[0] % batch if batch else row.shape[0]):
         raise ValueError(f"row: expected [m*{batch}, {tokens}], got {tuple(row.shape)}")

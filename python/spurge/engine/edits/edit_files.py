@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.tensor_files import Contents
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]
-_Edit = TypeVar("_Edit")
 
 
 class EditMismatch(ValueError):
@@ -32,39 +30,29 @@ def check_print(what: str, name: str, found: Mapping[str, Any], expected: Mappin
         )
 
 
-def write_edit(
-    path: PathLike, kind: str, label: str, parts: Parts, model: Mapping[str, Any], info: Mapping[str, Any]
-) -> None:
-    """Writes (indices, values) by name as tensors ``name:indices`` and ``name:label``, all or nothing.
+def check_names(parts: Parts, model: Mapping[str, Any]) -> None:
+    """Raises ValueError unless there is a fingerprint of everything that an edit changes, and of nothing else."""
+    if parts.keys() != model.keys():
+        raise ValueError(f"model: expected a fingerprint of each of {sorted(parts)}, got {sorted(model)}")
 
-    Raises:
-        OSError: the file cannot be written.
-    """
+
+def tensors_of(parts: Parts, label: str) -> dict[str, Tensor]:
+    """(Indices, values) by name, as tensors ``name:indices`` and ``name:label``."""
     tensors = {}
     for name, (indices, values) in parts.items():
         tensors[f"{name}:indices"], tensors[f"{name}:{label}"] = indices, values
-    write_tensors(path, tensors, {"kind": kind, "model": canonical_json(model), "info": canonical_json(info)})
+    return tensors
 
 
-def read_edit(
-    path: PathLike,
-    kind: str,
-    label: str,
-    build: Callable[[dict[str, tuple[Tensor, Tensor]], dict[str, Any], dict[str, Any]], _Edit],
-    what: str,
-) -> _Edit:
-    """What ``build`` makes of a file of :func:`write_edit`; ``what`` the file should hold, for errors.
+def parts_of(file: Contents, label: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """The parts of :func:`tensors_of`, of all names of the ``model`` in a file.
 
     Raises:
-        FileError: not such a file, truncated, changed, from a newer Spurge, or nothing that ``build`` takes.
-        OSError: the file cannot be read.
+        KeyError: a tensor is missing.
+        ValueError: the file has others too.
     """
-    tensors, metadata = read_tensors(path, kind)
-    try:
-        model = json.loads(metadata["model"])
-        parts = {name: (tensors.pop(f"{name}:indices"), tensors.pop(f"{name}:{label}")) for name in model}
-        if tensors:
-            raise ValueError(f"unexpected tensors {sorted(tensors)}")
-        return build(parts, model, json.loads(metadata["info"]))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{path}: not {what}: {error}") from error
+    tensors = dict(file.tensors)
+    parts = {name: (tensors.pop(f"{name}:indices"), tensors.pop(f"{name}:{label}")) for name in file.value("model")}
+    if tensors:
+        raise ValueError(f"unexpected tensors {sorted(tensors)}")
+    return parts

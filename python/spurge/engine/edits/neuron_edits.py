@@ -11,9 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
-from spurge.engine.edits.edit_files import check_print, read_edit, write_edit
+from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.gates import Attached, Folded, attached
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
@@ -22,7 +25,7 @@ Gates = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronEdit:
+class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     """Gates ``g_k`` on chosen neurons: activation ``z_k`` becomes ``g_k z_k`` at every position.
 
     1 leaves a neuron as it is, 0 erases it. The same as multiplying column k of the down projection by ``g_k``.
@@ -44,8 +47,7 @@ class NeuronEdit:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.gates) != set(self.model):
-            raise ValueError(f"model: expected a fingerprint of each of {sorted(self.gates)}, got {sorted(self.model)}")
+        check_names(self.gates, self.model)
         checked = {}
         for site, (indices, values) in self.gates.items():
             checked[site] = _checked(site, indices, values, self.model[site])
@@ -170,8 +172,7 @@ class NeuronEdit:
         """
         if not isinstance(other, NeuronEdit):
             raise TypeError(f"other: expected a NeuronEdit, got {type(other).__name__}")
-        if rule not in ("multiply", "last"):
-            raise ValueError(f"rule: expected 'multiply' or 'last', got {rule!r}")
+        choice("rule", rule, ("multiply", "last"))
         for site in self.model.keys() & other.model.keys():
             if self.model[site] != other.model[site]:
                 raise EditMismatch(f"combine: the edits were made for different weights of {site!r}")
@@ -188,23 +189,12 @@ class NeuronEdit:
         info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
         return NeuronEdit(gates, model, info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_edit(path, "edit", "gates", self.gates, self.model, self.info)
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return tensors_of(self.gates, "gates"), {"model": self.model, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> NeuronEdit:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        return read_edit(path, "edit", "gates", cls, "an edit of neurons")
+    def _of_parts(cls, file: Contents) -> NeuronEdit:
+        return cls(parts_of(file, "gates"), file.value("model"), file.value("info"))
 
     def __len__(self) -> int:
         return sum(values.numel() for _, values in self.gates.values())

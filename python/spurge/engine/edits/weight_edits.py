@@ -11,8 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, spurge_version
-from spurge.engine.edits.edit_files import EditMismatch, check_print, read_edit, write_edit
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents, kind_of
+from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
 from spurge.engine.models.heads import Head, print_of
@@ -23,7 +26,7 @@ _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WeightEdit:
+class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     """New values of chosen entries of a model's parameters; all others stay. Made by :meth:`build`, :meth:`for_head`.
 
     Attributes:
@@ -43,10 +46,7 @@ class WeightEdit:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.changes) != set(self.model):
-            raise ValueError(
-                f"model: expected a fingerprint of each of {sorted(self.changes)}, got {sorted(self.model)}"
-            )
+        check_names(self.changes, self.model)
         names = sorted(self.changes)
         prints = {name: _checked_print(name, self.model[name]) for name in names}
         checked = {name: _checked(name, *self.changes[name], prints[name]) for name in names}
@@ -196,8 +196,7 @@ class WeightEdit:
         """
         if not isinstance(other, WeightEdit):
             raise TypeError(f"other: expected a WeightEdit, got {type(other).__name__}")
-        if rule not in ("disjoint", "last"):
-            raise ValueError(f"rule: expected 'disjoint' or 'last', got {rule!r}")
+        choice("rule", rule, ("disjoint", "last"))
         changes = {**self.changes, **other.changes}
         for name in self.changes.keys() & other.changes.keys():
             if self.model[name] != other.model[name]:
@@ -212,23 +211,12 @@ class WeightEdit:
         info = {"method": "combine", "rule": rule, "spurge": spurge_version(), "edits": [self.info, other.info]}
         return WeightEdit(changes, {**self.model, **other.model}, info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_edit(path, _KIND, "values", self.changes, self.model, self.info)
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return tensors_of(self.changes, "values"), {"model": self.model, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> WeightEdit:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        return read_edit(path, _KIND, "values", cls, "an edit of weights")
+    def _of_parts(cls, file: Contents) -> WeightEdit:
+        return cls(parts_of(file, "values"), file.value("model"), file.value("info"))
 
     def __len__(self) -> int:
         return sum(len(indices) for indices, _ in self.changes.values())
@@ -245,10 +233,10 @@ def load_edit(path: PathLike) -> NeuronEdit | WeightEdit:
         FileError: neither, truncated, changed, or from a newer Spurge.
         OSError: the file cannot be read.
     """
-    _, metadata = read_tensors(path)
-    if metadata["kind"] not in ("edit", _KIND):
-        raise FileError(f"{path}: holds {metadata['kind']!r}, expected an edit of neurons or weights")
-    return (NeuronEdit if metadata["kind"] == "edit" else WeightEdit).load(path)
+    kind = kind_of(path)
+    if kind not in ("edit", _KIND):
+        raise FileError(f"{path}: holds {kind!r}, expected an edit of neurons or weights")
+    return (NeuronEdit if kind == "edit" else WeightEdit).load(path)
 
 
 def _difference(name: str, new: Any, old: Tensor, *, everything: bool = False) -> tuple[Tensor, Tensor]:

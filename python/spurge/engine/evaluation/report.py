@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spurge.engine.base.statistics import resampled_sums
+from spurge.engine.base.tables import aligned
 from spurge.engine.data.examples import Examples
 
 AVERAGE, NONE = "average", "none"  # the case that is the mean over sets, and the method that is no edit
@@ -111,11 +112,7 @@ class Report:
             cells.setdefault(m.case, {})[m.method] = _cell(m)
         lines = [[TITLES[metric], *(self._head(method) for method in methods)]]
         lines += [[case, *(row.get(method, "") for method in methods)] for case, row in cells.items()]
-        columns = [max(len(line[i]) for line in lines) for i in range(len(methods) + 1)]
-        return "\n".join(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, columns, strict=True)))
-            for line in lines
-        )
+        return "\n".join(aligned(lines))
 
     def _head(self, method: str) -> str:
         return f"random ({self.settings['draws']} draws)" if method == "random" else method

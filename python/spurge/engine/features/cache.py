@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, write_tensors
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.fingerprint import Opaque, model_print
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.files import PathLike, spurge_version
 from spurge.engine.data.examples import Examples
 from spurge.engine.features.cache import FeatureCache, open_cache
@@ -106,10 +106,8 @@ def _check_settings(token: Any, storage: Any, dtype: Any, **counts: Any) -> None
     """Refuses settings out of range."""
     for name, count in counts.items():
         integer(name, count, 1)
-    if token not in get_args(Token):
-        raise ValueError(f"token: expected one of {', '.join(get_args(Token))}, got {token!r}")
-    if storage not in _STORAGE:
-        raise ValueError(f"storage: expected one of {', '.join(map(str, _STORAGE))}, got {storage}")
+    choice("token", token, get_args(Token))
+    choice("storage", storage, _STORAGE)
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: mixed precision is torch.bfloat16 or torch.float16, got {dtype}")
 

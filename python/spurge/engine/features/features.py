@@ -10,14 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels, checked_values
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, read_tensors, write_tensors
+from spurge.engine.base.checks import checked_labels, checked_values, choice
+from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Features:
+class Features(Saved, kind="features", what="features"):
     """N inputs as M numbers each, on any device, and the head that classifies them; never changes.
 
     Attributes:
@@ -117,8 +119,7 @@ class Features:
         """
         if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"shares: expected positive numbers that add up to at most 1, got {tuple(shares)}")
-        if by not in ("label", "group"):
-            raise ValueError(f"by: expected 'label' or 'group', got {by!r}")
+        choice("by", by, ("label", "group"))
         strata = (self.labels if by == "label" else self._groups()).cpu()
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         parts: list[list[Tensor]] = [[] for _ in shares]
@@ -159,42 +160,25 @@ class Features:
         tensors = [fingerprint(self.values), fingerprint(self.labels), groups]
         return fingerprint(canonical_json([*tensors, self.names, self.group_names, self.head.fingerprint()]))
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        optional = {"groups": self.groups, "bias": self.head.bias}
-        tensors = {"values": self.values, "labels": self.labels, "weight": self.head.weight}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, head = self.head.to_parts()
+        tensors |= {"values": self.values, "labels": self.labels}
+        tensors |= {} if self.groups is None else {"groups": self.groups}
         names = {"names": self.names, "group_names": self.group_names}
-        head = {"name": self.head.name, "prints": self.head.prints}
-        texts = {"names": canonical_json(names), "head": canonical_json(head), "info": canonical_json(self.info)}
-        write_tensors(path, tensors, {"kind": "features", **texts})
+        return tensors, {"names": names, "head": head, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> Features:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "features")
-        try:
-            names, head = json.loads(metadata["names"]), json.loads(metadata["head"])
-            return cls(
-                values=tensors["values"],
-                labels=tensors["labels"],
-                head=Head(tensors["weight"], tensors.get("bias"), head["name"], head["prints"]),
-                groups=tensors.get("groups"),
-                names=tuple(names["names"]),
-                group_names=tuple(names["group_names"]),
-                info=json.loads(metadata["info"]),
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not features: {error}") from error
+    def _of_parts(cls, file: Contents) -> Features:
+        names = file.value("names")
+        return cls(
+            values=file.tensors["values"],
+            labels=file.tensors["labels"],
+            head=Head.of_parts(file.tensors, file.value("head")),
+            groups=file.tensors.get("groups"),
+            names=tuple(names["names"]),
+            group_names=tuple(names["group_names"]),
+            info=file.value("info"),
+        )
 
     def _groups(self) -> Tensor:
         if self.groups is None:

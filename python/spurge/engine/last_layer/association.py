@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels, integer
+from spurge.engine.base.checks import checked_labels, choice, integer
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association_stream import (
     EdgeInputs,
@@ -131,8 +131,8 @@ def association(
         labels = features.labels if labels is None else labels
         head = features.head if head is None and gradients is None else head
         features = features.values
-    _choice("activation", activation, ("magnitude", "relu"))
-    _choice("reduction", reduction, ("mean", "sum"))
+    choice("activation", activation, ("magnitude", "relu"))
+    choice("reduction", reduction, ("mean", "sum"))
     if not isinstance(floor, float) or not 0 < floor < 1:
         raise ValueError(f"floor: expected a number above 0 and below 1, got {floor!r}")
     features = _floating("features", features)
@@ -212,11 +212,6 @@ def _counted(labels: Any, features: Tensor, classes: Any, source: GradientSource
     if int((counts > 0).sum()) < 2:
         raise ValueError("labels: an entropy over classes needs samples of at least 2")
     return labels, counts
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _floating(name: str, value: Any) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels, checked_values, integer, number
+from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
@@ -104,8 +104,7 @@ def fit_head(
 
 def _check_solver(solver: Any, l1: float, sgd: Any, watch: Any) -> None:
     """Refuses settings that the solver does not have."""
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver: expected lbfgs or sgd, got {solver!r}")
+    choice("solver", solver, get_args(Solver))
     if solver == "sgd" and l1:
         raise ValueError("l1: only solver='lbfgs' has it")
     if solver == "lbfgs" and (sgd is not None or watch is not None):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.checks import choice
 
 Criterion = Literal["worst_group", "gap", "average"]
 
@@ -76,8 +77,7 @@ class Sweep:
         Raises:
             ValueError: an unknown criterion.
         """
-        if criterion not in get_args(Criterion):
-            raise ValueError(f"criterion: expected one of {', '.join(get_args(Criterion))}, got {criterion!r}")
+        choice("criterion", criterion, get_args(Criterion))
         if criterion == "gap":
             gap = self.gap.round(decimals=9)  # equal gaps may differ in their last bits
             value, good = self.gap, gap == gap.min()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spurge.engine.base.lbfgs import InverseHessian
 from spurge.engine.base.memory import budget
 
 _HISTORY = 10  # pairs that L-BFGS remembers
@@ -185,7 +186,7 @@ def minimise(
     diagonal = torch.cat([part.reshape(-1) for part in problem.curvature(shape[0])])
     unit = (diagonal * shape[0] ** 2 / (shape[0] - 1)).sqrt()  # a feature of spread 1 without a penalty has unit 1
     logits = problem.rows.times(weight * problem.gates) + bias
-    pairs: list[tuple[Tensor, Tensor, float]] = []
+    inverse = InverseHessian(_HISTORY, diagonal)
     last: tuple[Tensor, Tensor] | None = None
     with tqdm(total=steps, desc="fit", disable=not progress, leave=False) as bar:
         for step in range(steps + 1):
@@ -194,8 +195,8 @@ def minimise(
             if steepest <= tolerance or step == steps:
                 break
             if last is not None:
-                _remember(pairs, point - last[0], slope - last[1])
-            move = _direction(pairs, slope, diagonal)
+                inverse.learn(point - last[0], slope - last[1])
+            move = -inverse.times(slope)
             by_weight, by_bias = parts(move)
             along = problem.rows.times(by_weight * problem.gates) + by_bias
             length = _line(problem, logits, along, parts(point)[0], by_weight)
@@ -206,28 +207,6 @@ def minimise(
             bar.update()
     found = parts(point)
     return Solution(found[0].clone(), found[1].clone(), step, steepest)
-
-
-def _remember(pairs: list[tuple[Tensor, Tensor, float]], move: Tensor, change: Tensor) -> None:
-    product = float(move @ change)
-    if product > 1e-16 * float(change @ change):
-        pairs.append((move, change, product))
-        del pairs[:-_HISTORY]
-
-
-def _direction(pairs: list[tuple[Tensor, Tensor, float]], slope: Tensor, diagonal: Tensor) -> Tensor:
-    """Minus the inverse curvature times the slope: the two loops of L-BFGS (Nocedal, 1980)."""
-    vector, shares = -slope, []
-    for move, change, product in reversed(pairs):
-        shares.append(float(move @ vector) / product)
-        vector = vector - shares[-1] * change
-    vector = vector / diagonal
-    if pairs:
-        move, change, product = pairs[-1]
-        vector *= product / float(change @ (change / diagonal))
-    for (move, change, product), share in zip(pairs, reversed(shares), strict=True):
-        vector = vector + (share - float(change @ vector) / product) * move
-    return vector
 
 
 def _line(problem: Softmax, logits: Tensor, along: Tensor, weight: Tensor, move: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,6 +107,21 @@ class Head:
         if bias is not None and self.bias is None:
             raise ValueError("bias: the head has none")
         return replace(self, weight=self.weight if weight is None else weight, bias=self.bias if bias is None else bias)
+
+    def to_parts(self, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file holds of it: tensors, ``prefix`` before their names, and its place as JSON-able values."""
+        bias = {} if self.bias is None else {f"{prefix}bias": self.bias}
+        return {f"{prefix}weight": self.weight, **bias}, {"name": self.name, "prints": self.prints}
+
+    @classmethod
+    def of_parts(cls, tensors: Mapping[str, Tensor], place: Mapping[str, Any], prefix: str = "") -> Head:
+        """The head of :meth:`to_parts`; ``tensors`` may hold others too.
+
+        Raises:
+            KeyError: the weight or a part of the place is missing.
+            TypeError, ValueError: parts that make no head.
+        """
+        return cls(tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias"), place["name"], place["prints"])
 
     def fingerprint(self) -> str:
         """SHA-256 of weight, bias and place."""

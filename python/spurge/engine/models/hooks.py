@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _locks: Any = WeakTensorKeyDictionary()  # a model's first parameter -> its lock: a wrapper has the same one
@@ -48,24 +49,14 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def hook(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """``function(module, args, output)`` after each forward of ``module``."""
-    handle = module.register_forward_hook(function)
-    try:
-        yield
-    finally:
-        handle.remove()
+def hook(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
+    """``function(module, args, output)`` after each forward of ``module``, until the block ends."""
+    return module.register_forward_hook(function)
 
 
-@contextmanager
-def hook_before(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """``function(module, args, kwargs)`` before each forward of ``module``."""
-    handle = module.register_forward_pre_hook(function, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+def hook_before(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
+    """``function(module, args, kwargs)`` before each forward of ``module``, until the block ends."""
+    return module.register_forward_pre_hook(function, with_kwargs=True)
 
 
 @contextmanager

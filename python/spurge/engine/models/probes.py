@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.models.arguments import main_input
 from spurge.engine.models.attention import AttentionRow
@@ -80,8 +81,7 @@ def token_scores(
         ValueError: an unknown ``kind``, no main input, a ``replace`` outside the vocabulary, a model without the parts
             that ``kind`` needs, or a target of another shape.
     """
-    if kind not in get_args(Score):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Score))}, got {kind!r}")
+    choice("kind", kind, get_args(Score))
     if target is not None and not callable(target):
         raise TypeError(f"target: expected a function of rows, got {type(target).__name__}")
     handle = Handle.of(model)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from spurge.engine.base.files import FileError, PathLike, read_json, write_json
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import PathLike, reading_json, write_json
 from spurge.engine.models.prompt_template import Prompted, split_template
 from spurge.engine.models.readout import Readout, is_decoder, language_head, last_real_token
 from spurge.engine.models.sites import known_sites
@@ -70,8 +71,7 @@ class Verbalizer:
                     raise ValueError(f"words: expected a word for {label!r}, got {word!r}")
             checked[label] = tuple(words)
         split_template(self.template)
-        if self.pool not in get_args(Pool):
-            raise ValueError(f"pool: expected one of {', '.join(get_args(Pool))}, got {self.pool!r}")
+        choice("pool", self.pool, get_args(Pool))
         object.__setattr__(self, "words", checked)
 
     @property
@@ -136,21 +136,8 @@ class Verbalizer:
             FileError: no such file, damaged, or from a newer Spurge.
             OSError: the file cannot be read.
         """
-        value = read_json(path)
-        if not isinstance(value, dict) or not isinstance(value.get("words"), dict):
-            raise FileError(f"{path}: no verbalizer: expected an object with 'words', label to words")
-        strange = sorted(value.keys() - _KEYS)
-        if strange:
-            raise FileError(f"{path}: {strange[0]!r} is not known, expected {sorted(_KEYS)}")
-        if value.get("kind", KIND) != KIND:
-            raise FileError(f"{path}: holds {value['kind']!r}, expected {KIND!r}")
-        schema = value.get("schema", SCHEMA)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise FileError(f"{path}: schema {schema} is newer than this Spurge can read (schema {SCHEMA})")
-        try:
-            return cls(**{key: value[key] for key in ("words", "template", "pool") if key in value})
-        except (ValueError, TypeError) as error:
-            raise FileError(f"{path}: {error}") from error
+        with reading_json(path, "a verbalizer", keys=_KEYS, kind=KIND, schema=SCHEMA, by_hand=True) as value:
+            return cls(**{"words": value["words"]} | {key: value[key] for key in ("template", "pool") if key in value})
 
 
 class Verbalized(nn.Module):

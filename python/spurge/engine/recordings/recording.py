@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.files import FileError, PathLike
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.fingerprint import Opaque, model_print
@@ -188,10 +188,8 @@ def record(
         OSError: the folder cannot be written.
     """
     texts = _prompts(prompts)
-    if position not in get_args(Position):
-        raise ValueError(f"position: expected one of {', '.join(get_args(Position))}, got {position!r}")
-    if storage not in _STORAGE:
-        raise ValueError(f"storage: expected one of {', '.join(map(str, _STORAGE))}, got {storage}")
+    choice("position", position, get_args(Position))
+    choice("storage", storage, _STORAGE)
     model = getattr(model, "_orig_mod", model)
     made: dict[str, Any] = {"neurons": bool(neurons), "position": position}
     made |= {"generate": integer("generate", generate, 0), "batch_size": integer("batch_size", batch_size, 1)}

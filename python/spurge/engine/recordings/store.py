@@ -17,12 +17,11 @@ from spurge.engine.base.files import (
     PathLike,
     canonical_json,
     fingerprint,
-    read_json,
-    read_tensors,
+    reading_json,
     spurge_version,
     write_json,
-    write_tensors,
 )
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
 
 SCHEMA = 1
 """Version of the header; a folder with a higher one is refused."""
@@ -77,19 +76,11 @@ class Store:
         path = Path(folder) / _HEADER
         if not path.exists():
             raise FileError(f"{folder}: not the folder of a recording: it has no {_HEADER}")
-        header = read_json(path)
-        if not isinstance(header, dict) or header.get("kind") != "recording":
-            raise FileError(f"{path}: not the header of a recording")
-        schema = header.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise FileError(
-                f"{path}: schema {schema}, written by Spurge {header.get('spurge')}, is newer than this Spurge "
-                f"{spurge_version()} can read (schema {SCHEMA})"
-            )
-        content = {key: value for key, value in header.items() if key != "sha256"}
-        if header.get("sha256") != fingerprint(canonical_json(content)):
-            raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
-        return cls(Path(folder), header)
+        with reading_json(path, "the header of a recording", kind="recording", schema=SCHEMA) as header:
+            content = {key: value for key, value in header.items() if key != "sha256"}
+            if header.get("sha256") != fingerprint(canonical_json(content)):
+                raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
+            return cls(Path(folder), header)
 
     def __len__(self) -> int:
         """Blocks of a whole recording."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import choice, integer
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Activation, Association, Reduction, association
 from spurge.engine.last_layer.fitting import fit_head
@@ -73,9 +73,9 @@ class FCR:
 
     def __post_init__(self) -> None:
         for name, kind in (("score", Score), ("reduction", Reduction), ("activation", Activation), ("sign", Sign)):
-            _choice(name, getattr(self, name), get_args(kind))
-        _choice("row", self.row, get_args(Row))
-        _choice("rates", self.rates, get_args(Rates))
+            choice(name, getattr(self, name), get_args(kind))
+        choice("row", self.row, get_args(Row))
+        choice("rates", self.rates, get_args(Rates))
         integer("weights", self.weights, 1)
         if integer("candidates", self.candidates, 1) > 1 and self.rates != "each":
             raise ValueError("candidates: are compared at rates of their own; give rates='each', too")
@@ -178,12 +178,12 @@ class FCR:
             picks += self._feature_edges(scores[kind], fictitious, kind, output, features.head, picks)
 
         rounds: list[Chosen] = []
-        choice = None
+        choose = None
         if criterion is not None and select is not None:
             predicted = fictitious.predictions(select.values) if criterion == "independence" else None
             chooser = Chooser(select, criterion, predicted, high=self.most, each=self.rates == "each")
-            choice = self._choose_by(chooser, fictitious, scores, picks, rounds)
-        edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choice, most=self.most)
+            choose = self._choose_by(chooser, fictitious, scores, picks, rounds)
+        edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choose, most=self.most)
 
         labels, text = self._labels_used(features, select, criterion, self.row == "labelled" and row is None)
         info = self._info(features, "remove_feature", says=text, criterion=criterion)
@@ -297,7 +297,7 @@ def _check_criterion(criterion: Criterion | None, features: Features, select: Fe
     """Refuses a criterion that is none, or has no data to be measured on."""
     if criterion is None:
         return
-    _choice("criterion", criterion, CRITERIA)
+    choice("criterion", criterion, CRITERIA)
     if select is None:
         raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
     if select.head.weight.shape != features.head.weight.shape:
@@ -310,11 +310,6 @@ def _edge(row: int, column: int, target: int, head: Head, scores: Tensor) -> Edg
 
 def _columns_of(row: int, edges: Sequence[Edge]) -> list[int]:
     return [edge.column for edge in edges if edge.row == row]
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _only_one(**ways: Any) -> None:

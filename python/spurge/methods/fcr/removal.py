@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tables import aligned
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.rate_sweep import Sweep, sweep
@@ -21,7 +25,7 @@ _TERMS = ("rates", "gaps", "drifts")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Removal:
+class Removal(Saved, kind="removal", what="a removal"):
     """Made by :class:`spurge.FCR`.
 
     Attributes:
@@ -78,18 +82,13 @@ class Removal:
                 out.append({**row, "unit": unit, "labels": self.labels})
         return out
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        tensors, places = {}, {}
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        places = {}
         for name, head in (("original", self.original), ("head", self.head), ("fictitious", self.fictitious)):
             if head is not None:
-                tensors[f"{name}.weight"] = head.weight
-                tensors |= {} if head.bias is None else {f"{name}.bias": head.bias}
-                places[name] = {"name": head.name, "prints": head.prints}
+                own, places[name] = head.to_parts(f"{name}.")
+                tensors |= own
         texts: dict[str, Any] = {
             "heads": places,
             "edges": [edge.to_dict() for edge in self.edges],
@@ -102,35 +101,22 @@ class Removal:
         elif self.curve is not None:
             texts["range"] = [self.curve.high]
             tensors |= {f"curve.{name}": getattr(self.curve, name) for name in _TERMS}
-        metadata = {key: canonical_json(value) for key, value in texts.items()}
-        write_tensors(path, tensors, {"kind": "removal", **metadata})
+        return tensors, texts
 
     @classmethod
-    def load(cls, path: PathLike) -> Removal:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "removal")
-        try:
-            heads = {
-                name: Head(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), place["name"], place["prints"])
-                for name, place in json.loads(metadata["heads"]).items()
-            }
-            reach = json.loads(metadata.get("range", "[]"))
-            curve: Sweep | Dependence | None = None
-            if len(reach) == 2:
-                curve = Sweep(*reach, *(tensors[f"curve.{name}"] for name in _STEPS))
-            elif reach:
-                rates, gaps, drifts = (tensors[f"curve.{name}"] for name in _TERMS)
-                curve = Dependence(rates, gaps, drifts, *reach)
-            edges = tuple(Edge(**edge) for edge in json.loads(metadata["edges"]))
-            labels, info = json.loads(metadata["labels"]), json.loads(metadata["info"])
-            return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{path}: not a removal: {error}") from error
+    def _of_parts(cls, file: Contents) -> Removal:
+        places = file.value("heads")
+        heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
+        reach = file.value("range") if "range" in file.texts else []
+        curve: Sweep | Dependence | None = None
+        if len(reach) == 2:
+            curve = Sweep(*reach, *(file.tensors[f"curve.{name}"] for name in _STEPS))
+        elif reach:
+            rates, gaps, drifts = (file.tensors[f"curve.{name}"] for name in _TERMS)
+            curve = Dependence(rates, gaps, drifts, *reach)
+        edges = tuple(Edge(**edge) for edge in file.value("edges"))
+        labels, info = file.value("labels"), file.value("info")
+        return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
 
     def __repr__(self) -> str:
         edges = ", ".join(f"[{edge.row}, {edge.column}] at rate {edge.rate:.4g}" for edge in self.edges)
@@ -138,10 +124,11 @@ class Removal:
 
     def __str__(self) -> str:
         """A table with one line per edge, and what was labelled."""
-        lines = [f"{'row':>5} {'unit':>6} {'for':>5} {'score':>10} {'weight':>10} {'new':>10} {'rate':>8} {'angle':>7}"]
+        table = [["row", "unit", "for", "score", "weight", "new", "rate", "angle"]]
         for edge in self.edges:
-            lines.append(
-                f"{edge.row:5d} {edge.column:6d} {edge.target:5d} {edge.score:10.3g} {edge.weight:10.4g} "
-                f"{edge.new:10.4g} {edge.rate:8.4g} {edge.angle:6.1f}°" + (" raises its class" if edge.raises else "")
-            )
+            numbers = (f"{edge.weight:.4g}", f"{edge.new:.4g}", f"{edge.rate:.4g}", f"{edge.angle:.1f}°")
+            table.append([*map(str, (edge.row, edge.column, edge.target)), f"{edge.score:.3g}", *numbers])
+        lines = aligned(table, left=0, gap=1, least=(5, 6, 5, 10, 10, 10, 8, 7))
+        notes = ["", *(" raises its class" if edge.raises else "" for edge in self.edges)]
+        lines = [line + note for line, note in zip(lines, notes, strict=True)]
         return "\n".join([*lines, f"labels used: {self.info.get('says', self.labels)}"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base import files
+from spurge.engine.base.checks import choice
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import check_names, read_records
 from spurge.engine.data.words import Phrase, Vocabulary, as_phrase, split_words
@@ -60,11 +61,11 @@ class GoldenTokens:
         irrelevant: Iterable[str] = (),
         info: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(causal, Mapping):
+            raise TypeError(f"causal: expected a mapping from label to words, got {type(causal).__name__}")
         labels = check_names(labels)
         if len(labels) < 2:
             raise ValueError(f"labels: need at least 2, got {len(labels)}")
-        if not isinstance(causal, Mapping):
-            raise TypeError(f"causal: expected a mapping from label to words, got {type(causal).__name__}")
         strange = sorted(str(name) for name in causal if name not in labels)
         if strange:
             raise ValueError(f"causal: {strange[0]!r} is none of the labels {labels}")
@@ -91,8 +92,7 @@ class GoldenTokens:
         Raises:
             ValueError: no such label.
         """
-        if label not in self.labels:
-            raise ValueError(f"label: expected one of {self.labels}, got {label!r}")
+        choice("label", label, self.labels)
         others = (word for name in self.labels if name != label for word in self.causal[name])
         return frozenset(others) | frozenset(self.irrelevant)
 
@@ -198,22 +198,10 @@ class GoldenTokens:
         if Path(path).suffix.lower() != ".json":
             first: dict[str, Any] = next(read_records(path), {})
             return cls.from_review(path) if "keep" in first else cls.from_table(path)
-        value = files.read_json(path)
-        if not isinstance(value, dict) or not isinstance(value.get("causal"), dict):
-            raise files.FileError(f"{path}: no golden tokens: expected an object with 'causal', label to words")
-        strange = sorted(value.keys() - _KEYS)
-        if strange:
-            raise files.FileError(f"{path}: {strange[0]!r} is not known, expected {sorted(_KEYS)}")
-        if value.get("kind", KIND) != KIND:
-            raise files.FileError(f"{path}: holds {value['kind']!r}, expected {KIND!r}")
-        schema = value.get("schema", SCHEMA)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise files.FileError(f"{path}: schema {schema} is newer than this Spurge can read (schema {SCHEMA})")
-        try:
+        frame = files.reading_json(path, "golden tokens", keys=_KEYS, kind=KIND, schema=SCHEMA, by_hand=True)
+        with frame as value:
             labels = value.get("labels", list(value["causal"]))
             return cls(labels, value["causal"], value.get("irrelevant", ()), value.get("info"))
-        except (ValueError, TypeError) as error:
-            raise files.FileError(f"{path}: {error}") from error
 
     # Sources
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spurge.engine.base import files
+from spurge.engine.base.checks import choice
 from spurge.engine.data.rows import check_names, read_column, read_label, read_records
 from spurge.engine.data.words import as_phrase
 
@@ -78,8 +79,7 @@ def from_table(
 
 def from_package(name: str, labels: Sequence[str], strength: float) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Words of low and of high score from an installed lexicon package, and provenance."""
-    if not isinstance(name, str) or name.lower() not in _PACKAGES:
-        raise ValueError(f"name: expected one of {sorted(_PACKAGES)}, got {name!r}")
+    choice("name", name.lower() if isinstance(name, str) else name, sorted(_PACKAGES))
     if not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
         raise ValueError(f"strength: need at least 0, got {strength!r}")
     module, inner, pip = _PACKAGES[name.lower()]

@@ -6,12 +6,19 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from torch import Tensor
+
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tables import aligned
+from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
+
+_SIDES = ("causal", "spurious")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Located:
+class Located(Saved, kind="located", what="a file of located neurons"):
     """Neurons that carry causal and spurious correlations (MacU section 3.1.3).
 
     Attributes:
@@ -84,14 +91,8 @@ class Located:
             for case, metric, value, unit in out
         ]
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        tensors = {f"causal/{site}": vector for site, vector in self.causal.values.items()}
-        tensors |= {f"spurious/{site}": vector for site, vector in self.spurious.values.items()}
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = flat({"causal": self.causal.values, "spurious": self.spurious.values})
         rest = {
             "causal": self.causal.info,
             "spurious": self.spurious.info,
@@ -100,37 +101,13 @@ class Located:
             "certificate": self.certificate,
             "info": self.info,
         }
-        write_tensors(path, tensors, {"kind": "located"} | {key: canonical_json(value) for key, value in rest.items()})
+        return tensors, rest
 
     @classmethod
-    def load(cls, path: PathLike) -> Located:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "located")
-        try:
-            rest = {key: json.loads(metadata[key]) for key in _PARTS}
-            scores = {
-                name: NeuronScores(
-                    {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")},
-                    rest[name],
-                )
-                for name in ("causal", "spurious")
-            }
-            sets = {name: NeuronSet(rest[name]) for name in ("causal_set", "spurious_set")}
-            return cls(
-                scores["causal"],
-                scores["spurious"],
-                sets["causal_set"],
-                sets["spurious_set"],
-                rest["certificate"],
-                rest["info"],
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of located neurons: {error}") from error
+    def _of_parts(cls, file: Contents) -> Located:
+        causal, spurious = (NeuronScores(of_group(side, file.tensors), file.value(side)) for side in _SIDES)
+        causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
+        return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
 
     def __repr__(self) -> str:
         return (
@@ -140,10 +117,11 @@ class Located:
 
     def __str__(self) -> str:
         """A table with one line per site, the phrases that go with a label, and how well scores and ablation agree."""
-        lines = [repr(self), f"{'site':40} {'neurons':>8} {'causal':>7} {'spurious':>9} {'both':>5}"]
+        table = [["site", "neurons", "causal", "spurious", "both"]]
         for row in self.summary():
             site = row["site"] if len(row["site"]) <= 40 else "..." + row["site"][-37:]
-            lines.append(f"{site:40} {row['neurons']:8d} {row['causal']:7d} {row['spurious']:9d} {row['overlap']:5d}")
+            table.append([site, *(str(row[name]) for name in ("neurons", "causal", "spurious", "overlap"))])
+        lines = [repr(self), *aligned(table, gap=1, least=(40, 8, 7, 9, 5))]
         for phrase in self.info.get("phrases", []):
             lines.append(
                 f"goes with {phrase['label']}: {phrase['text']!r} ({phrase['count']} texts, z {phrase['strength']:.1f})"
@@ -152,6 +130,3 @@ class Located:
         if agreement:
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")
         return "\n".join(lines)
-
-
-_PARTS = ("causal", "spurious", "causal_set", "spurious_set", "certificate", "info")

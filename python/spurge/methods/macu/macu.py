@@ -6,7 +6,8 @@ Models". Section and equation numbers are that paper's; what it leaves open is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -106,9 +107,7 @@ class MacU(Settings):
                 different jobs.
             RankError: another rank was lost or raised an error.
         """
-        handle = Handle(model, tokenizer)
-        _check_resume(resume, handle.mesh)
-        with Ranks.current(handle.mesh) as ranks:
+        with _with_ranks(model, tokenizer, resume) as (handle, ranks):
             return self._locate(ranks, handle, train, golden, weights, resume)
 
     def _locate(
@@ -201,9 +200,7 @@ class MacU(Settings):
                 with a model that ranks hold together, or ranks with different jobs.
             RankError: another rank was lost or raised an error.
         """
-        handle = Handle(model, tokenizer)
-        _check_resume(resume, handle.mesh)
-        with Ranks.current(handle.mesh) as ranks:
+        with _with_ranks(model, tokenizer, resume) as (handle, ranks):
             return self._edit(ranks, handle, train, located, golden, resume)
 
     def _edit(
@@ -340,10 +337,18 @@ class MacU(Settings):
         return budget(None, device) // ranks.local_size
 
 
-def _check_resume(resume: PathLike | None, mesh: Any) -> None:
-    """Raises ValueError where ranks that must go on in step would each find another state of the same file."""
-    if resume is not None and mesh is not None:
+@contextmanager
+def _with_ranks(model: nn.Module, tokenizer: Any, resume: PathLike | None) -> Iterator[tuple[Handle, Ranks]]:
+    """The handle of a model, and the ranks that share the work on it.
+
+    Raises:
+        ValueError: ranks that must go on in step would each find another state of the same file.
+    """
+    handle = Handle(model, tokenizer)
+    if resume is not None and handle.mesh is not None:
         raise ValueError(f"resume: several ranks hold this model together, expected None, got {str(resume)!r}")
+    with Ranks.current(handle.mesh) as ranks:
+        yield handle, ranks
 
 
 def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,8 @@ Batches are shared between the ranks of a job. What is kept of them does not gro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.base.distributed import ALONE, Message, Ranks
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import spearman
+from spurge.engine.base.tensor_files import flat, of_group
 from spurge.engine.cascade.cascade import Attribution, Cascade, Target
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.models.neurons import NeuronSet
@@ -62,26 +62,9 @@ class Block:
     completeness: dict[str, dict[str, float]]
     nodes: int
 
-    def save(self, path: PathLike, fingerprint: str) -> None:
-        facts, tensors = self.parts()
-        write_tensors(
-            path, tensors, {"kind": "locate block", "facts": canonical_json(facts), "fingerprint": fingerprint}
-        )
-
-    @classmethod
-    def load(cls, path: PathLike, fingerprint: str) -> Block:
-        """Raises FileError for a damaged file, ValueError for one made with other settings, data or model."""
-        tensors, metadata = read_tensors(path, "locate block")
-        if metadata.get("fingerprint") != fingerprint:
-            raise ValueError(f"resume: {path} was made with other settings, data or model; choose another folder")
-        try:
-            return cls.of_parts(json.loads(metadata["facts"]), tensors)
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a block of a localisation: {error}") from error
-
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a file or a message holds: facts that JSON can write, and tensors ``side/site``."""
-        return {"completeness": self.completeness, "nodes": self.nodes}, _by_path(
+        return {"completeness": self.completeness, "nodes": self.nodes}, flat(
             {side: self.scores[side].values for side in SIDES}
         )
 
@@ -149,26 +132,16 @@ class Screened:
 
     def message(self) -> Message:
         facts = {"completeness": self.completeness, "blocks": self.blocks, "nodes": self.nodes}
-        return Message(facts, _by_path({"sums": _by_path(self.sums), "chosen": _by_path(self.chosen)}))
+        return Message(facts, flat({"sums": flat(self.sums), "chosen": flat(self.chosen)}))
 
     @classmethod
     def of_message(cls, message: Message) -> Screened:
-        parts = {
-            name: {key.removeprefix(f"{name}/"): t for key, t in message.tensors.items() if key.startswith(f"{name}/")}
-            for name in ("sums", "chosen")
-        }
-        return cls(_by_side(parts["sums"]), _by_side(parts["chosen"]), **message.facts)
-
-
-def _by_path(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{side}/{site}": tensor for side, sites in tensors.items() for site, tensor in sites.items()}
+        sums, chosen = (_by_side(of_group(name, message.tensors)) for name in ("sums", "chosen"))
+        return cls(sums, chosen, **message.facts)
 
 
 def _by_side(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    return {
-        side: {key.removeprefix(f"{side}/"): t for key, t in tensors.items() if key.startswith(f"{side}/")}
-        for side in SIDES
-    }
+    return {side: of_group(side, tensors) for side in SIDES}
 
 
 def screen(
@@ -197,9 +170,7 @@ def screen(
         OSError: the folder cannot be read or written.
         RankError: another rank ended early.
     """
-    folder = None if resume is None else Path(resume)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    blocks = Blocks(resume, "locate block", "a block of a localisation", fingerprint)
     ranks.agree("locate: data, settings and model", [fingerprint, len(questions)])
     screened = Screened()
     with tqdm(total=len(questions), desc="locate", unit="batch", disable=not progress or ranks.rank > 0) as bar:
@@ -207,8 +178,7 @@ def screen(
             ranks.doing = f"blocks were gathered ({_so_far(first, len(questions), resume)}"
             number, mine = first + ranks.rank, Message()
             if number < len(questions):
-                path = None if folder is None else folder / f"block-{number:05d}.safetensors"
-                mine = Message(*_answered(cascade, questions, number, path, fingerprint).parts())
+                mine = Message(*_answered(cascade, questions, number, blocks).parts())
             for message in ranks.gather(mine):
                 if message.facts is not None:
                     screened.add(Block.of_parts(message.facts, message.tensors), select)
@@ -225,14 +195,15 @@ def _so_far(done: int, total: int, resume: PathLike | None) -> str:
     return f"{last}); start again with the same resume folder to go on"
 
 
-def _answered(cascade: Cascade, questions: Questions, number: int, path: Path | None, fingerprint: str) -> Block:
+def _answered(cascade: Cascade, questions: Questions, number: int, blocks: Blocks) -> Block:
     """The block of one question, from its file where there is one."""
-    if path is not None and path.exists():
-        return Block.load(path, fingerprint)
-    question = questions[number]
-    block = _block(cascade.attribute(question.inputs, question.target), question.mix)
-    if path is not None:
-        block.save(path, fingerprint)
+    name = f"block-{number:05d}"
+    block = blocks.find(name, lambda file: Block.of_parts(file.value("facts"), file.tensors))
+    if block is None:
+        question = questions[number]
+        block = _block(cascade.attribute(question.inputs, question.target), question.mix)
+        facts, tensors = block.parts()
+        blocks.keep(name, tensors, facts=canonical_json(facts))
     return block
 
 

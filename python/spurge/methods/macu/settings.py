@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from spurge.engine.base.checks import integer, share_of
+from spurge.engine.base.checks import choice, integer, share_of
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.cascade.cascade import Path
 from spurge.engine.models.probes import Score
@@ -99,8 +99,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+            choice(name, getattr(self, name), get_args(kind))
         for name, least in _LEAST.items():
             integer(name, getattr(self, name), least)
         for name in ("texts", "max_length"):

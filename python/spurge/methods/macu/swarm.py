@@ -15,7 +15,6 @@ Letters: P particles, D dimensions.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge import ops
-from spurge.engine.base import files
+from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.tensor_files import reading, write_tensors
 
 Fitness = Callable[[Tensor], Tensor]
 """Positions float32 ``[P, D]`` -> fitness ``[P]``, the larger the better. NaN never wins."""
@@ -134,7 +134,7 @@ class Swarm:
         *,
         progress: bool = False,
         device: torch.device | str | None = None,
-        checkpoint: files.PathLike | None = None,
+        checkpoint: PathLike | None = None,
         fingerprint: str = "",
         keep: bool = True,
     ) -> SwarmResult:
@@ -270,21 +270,22 @@ class _Search:
     def save(self, path: Path, fingerprint: str) -> None:
         tensors = {name: getattr(self, name) for name in self._TENSORS}
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64)
-        origin = files.canonical_json(self._origin(fingerprint))
-        files.write_tensors(path, tensors, {"kind": "swarm", "origin": origin})
+        origin = canonical_json(self._origin(fingerprint))
+        write_tensors(path, tensors, {"kind": "swarm", "origin": origin})
 
     def load(self, path: Path, fingerprint: str) -> None:
-        tensors, metadata = files.read_tensors(path, kind="swarm")
-        found, wanted = json.loads(metadata["origin"]), self._origin(fingerprint)
-        for name, value in wanted.items():
+        with reading(path, "swarm", "the state of a swarm") as file:
+            found = dict(file.value("origin"))
+            history = file.tensors["history"].tolist()
+            state = {name: file.tensors[name].to(self.position.device) for name in self._TENSORS}
+        for name, value in self._origin(fingerprint).items():
             if found.get(name) != value:
                 raise ValueError(f"checkpoint: {path} has {name} = {found.get(name)!r}, this swarm has {value!r}")
-        history = tensors.pop("history").tolist()
         if len(history) > self.settings.iterations:
             asked = self.settings.iterations
             raise ValueError(f"checkpoint: {path} holds {len(history)} iterations, more than the {asked} asked for")
-        for name in self._TENSORS:
-            setattr(self, name, tensors[name].to(self.position.device))
+        for name, tensor in state.items():
+            setattr(self, name, tensor)
         self.history = history
 
 

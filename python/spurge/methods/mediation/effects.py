@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -14,8 +13,11 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer, number
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
+from spurge.engine.base.tables import aligned
+from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation
@@ -124,7 +126,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects:
+class Effects(Saved, kind="effects", what="a file of effects"):
     """Average indirect effects of U units, adjusted for confounders and not.
 
     Attributes:
@@ -283,46 +285,23 @@ class Effects:
             for case, method, metric, value, error in out
         ]
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        tensors = {}
-        for side in SIDES:
-            own = getattr(self, side)
-            for name in (*_VECTORS, "total", "draws", "total_draws"):
-                tensors[f"{side}/{name}"] = getattr(own, name)
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        names = (*_VECTORS, "total", "draws", "total_draws")
+        sides = {side: {name: getattr(getattr(self, side), name) for name in names} for side in SIDES}
         rest = {
             "level": self.level,
             "widths": list(self.widths.items()),
-            "info": self.info,
+            "info": json.loads(canonical_json(self.info, nan_to_null=True)),
             "confidence": self.adjusted.confidence,
         }
-        write_tensors(path, tensors, {"kind": "effects", "rest": canonical_json(rest, nan_to_null=True)})
+        return flat(sides), {"rest": rest}
 
     @classmethod
-    def load(cls, path: PathLike) -> Effects:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "effects")
-        try:
-            rest = json.loads(metadata["rest"])
-            adjusted, unadjusted = (
-                Side(
-                    **{k.removeprefix(f"{side}/"): v for k, v in tensors.items() if k.startswith(f"{side}/")},
-                    confidence=number("confidence", rest["confidence"]),
-                )
-                for side in SIDES
-            )
-            return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a file of effects: {error}") from error
+    def _of_parts(cls, file: Contents) -> Effects:
+        rest = file.value("rest")
+        confidence = number("confidence", rest["confidence"])
+        adjusted, unadjusted = (Side(**of_group(side, file.tensors), confidence=confidence) for side in SIDES)
+        return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
 
     def __repr__(self) -> str:
         known = int((~self.adjusted.aie.isnan()).sum())
@@ -338,9 +317,10 @@ class Effects:
             own: Side = getattr(self, side)
             low, high = interval(own.total_draws, own.confidence)
             lines.append(f"total effect, {side}: {own.total_effect:.4f} [{float(low):.4f}, {float(high):.4f}]")
-        lines += ["", *_table(["localisation", "adjusted", "unadjusted", "difference"], self._localised())]
+        head = ["localisation", "adjusted", "unadjusted", "difference"]
+        lines += ["", *aligned([head, *self._localised()], left=len(head))]
         head = ["unit", "AIE adjusted", "AIE unadjusted", "q", "ESS", "flags"]
-        lines += ["", *_table(head, self._leading_lines(20))]
+        lines += ["", *aligned([head, *self._leading_lines(20)], left=len(head))]
         counts = Counter(chain.from_iterable(self.adjusted.flags(self.least_ess)))
         if counts:
             lines.append("flagged units: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -366,11 +346,3 @@ class Effects:
             q, ess = float(self.adjusted.q[unit]), float(self.adjusted.ess[unit])
             lines.append([names[unit], *texts, f"{q:.2g}", f"{ess:.0%}", ", ".join(flags[unit])])
         return lines
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[index]) for line in (head, *lines)) for index in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    ]

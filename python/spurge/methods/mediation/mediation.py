@@ -10,7 +10,6 @@ balanced, the coding of q and n, the reduction of an MLP to numbers, intervals, 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,18 +17,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spurge.engine.base.checks import checked_values, integer, number, share_of
-from spurge.engine.base.files import (
-    FileError,
-    PathLike,
-    canonical_json,
-    fingerprint,
-    read_tensors,
-    spurge_version,
-    write_tensors,
-)
+from spurge.engine.base.checks import checked_values, choice, integer, number, share_of
+from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.memory import budget, parse_bytes
+from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import bootstrap_counts
+from spurge.engine.base.tensor_files import Contents, flat
 from spurge.engine.causal.confounders import Confounders
 from spurge.methods.mediation.effects import SIDES, Effects, Side
 from spurge.methods.mediation.estimators import (
@@ -80,8 +73,7 @@ class Mediation:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.estimator not in get_args(Kind):
-            raise ValueError(f"estimator: expected one of {', '.join(get_args(Kind))}, got {self.estimator!r}")
+        choice("estimator", self.estimator, get_args(Kind))
         for name in ("interact", "square", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
@@ -256,22 +248,19 @@ class Mediation:
         mark: str,
     ) -> list[dict[str, dict[str, Tensor]]]:
         """Effects of all units, block by block, both sides of each."""
-        folder = None if resume is None else Path(resume)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        finished = Blocks(resume, "mediation block", "a block of a mediation", mark)
         each = max(own.unit_bytes() for own in estimators.values()) + 8 * len(kept) + 8 * len(counts) * len(SIDES)
         size = max(1, min(len(units), budget(self.memory, "cpu") // (2 * each * units.numbers)))
         found = []
         work = len(units) * len(counts) * len(SIDES)
         with tqdm(total=work, desc="mediate", unit="fit", unit_scale=True, disable=not self.progress) as bar:
             for span, values in units.blocks(size):
-                path = None if folder is None else folder / f"units-{span.start:08d}-{span.stop:08d}.safetensors"
-                block = None if path is None else _read_block(path, mark)
+                name = f"units-{span.start:08d}-{span.stop:08d}"
+                block = finished.find(name, _block_of)
                 if block is None:
                     values = values[:, kept]
                     block = {side: _side(own, values, counts, bar) for side, own in estimators.items()}
-                    if path is not None:
-                        _write_block(path, block, mark)
+                    finished.keep(name, flat(block))
                 else:
                     bar.update((span.stop - span.start) * len(counts) * len(SIDES))
                 found.append(block)
@@ -313,25 +302,6 @@ def _side(estimator: Estimator, values: Tensor, counts: Tensor, bar: Any) -> dic
     return {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
 
 
-def _write_block(path: Path, block: dict[str, dict[str, Tensor]], mark: str) -> None:
-    tensors = {f"{side}/{name}": tensor for side, own in block.items() for name, tensor in own.items()}
-    write_tensors(path, tensors, {"kind": "mediation block", "fingerprint": mark})
-
-
-def _read_block(path: Path, mark: str) -> dict[str, dict[str, Tensor]] | None:
-    """A finished block; None where there is none.
-
-    Raises:
-        ValueError: one of another job.
-        FileError: a damaged one.
-    """
-    try:
-        tensors, metadata = read_tensors(path, "mediation block")
-    except FileNotFoundError:
-        return None
-    if metadata.get("fingerprint") != mark:
-        raise ValueError(f"resume: {path} was made with other settings or data; choose another folder")
-    try:
-        return {side: {name: tensors[f"{side}/{name}"] for name in (*_PARTS, "draws", "constant")} for side in SIDES}
-    except KeyError as error:
-        raise FileError(f"{path}: not a block of a mediation: {error} is missing") from error
+def _block_of(file: Contents) -> dict[str, dict[str, Tensor]]:
+    """Both sides of a finished block, from its file."""
+    return {side: {name: file.tensors[f"{side}/{name}"] for name in (*_PARTS, "draws", "constant")} for side in SIDES}

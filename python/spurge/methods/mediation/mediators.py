@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer, number
+from spurge.engine.base.checks import choice, integer, number
 from spurge.engine.base.files import canonical_json, fingerprint
 from spurge.engine.recordings.recording import Recording
 
@@ -94,8 +94,7 @@ def mlp_units(
     Raises:
         ValueError: a choice that does not exist, a number out of range, or an arm with fewer prompts than folds.
     """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    choice("reduction", reduction, get_args(Reduction))
     if not 1 <= integer("components", components, 1) <= 10:
         raise ValueError(f"components: at most 10, got {components}")
     treated = binary(treatment, len(recording))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.base.checks import checked_labels, integer, number
+from spurge.engine.base.checks import checked_labels, choice, integer, number
 from spurge.engine.features.features import Features
 
 Signs = Literal["magnitude", "relu", "split", "raw"]
@@ -77,14 +77,13 @@ class Scores:
         Returns:
             bool ``[D]``, or ``[C, D]`` for ``"each"``, true where a dimension is to be suppressed.
         """
+        choice("classes", classes, get_args(Classes))
         above = self.deltas > number("threshold", threshold)  # NaN is not above anything
         if classes == "each":
             return above
         if classes == "intersection":
             above[list(self.skipped)] = True
             return above.all(0)
-        if classes != "union":
-            raise ValueError(f"classes: expected one of {', '.join(get_args(Classes))}, got {classes!r}")
         return above.any(0)
 
     def __repr__(self) -> str:
@@ -137,8 +136,7 @@ def score(
 
 def deltas(features: Features, predictions: Tensor, signs: Signs, least_wrong: int) -> Scores:
     """As :func:`score`, without a warning about skipped classes."""
-    if signs not in _TRANSFORMS:
-        raise ValueError(f"signs: expected one of {', '.join(_TRANSFORMS)}, got {signs!r}")
+    choice("signs", signs, _TRANSFORMS)
     labels, count = features.labels, len(features.names)
     predictions = checked_labels("predictions", predictions, len(features)).to(labels.device)
     segment = 2 * labels + (predictions == labels)  # wrong and right of each class, in turn

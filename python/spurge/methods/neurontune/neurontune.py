@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer, number
+from spurge.engine.base.checks import choice, integer, number
 from spurge.engine.base.memory import parse_bytes
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
@@ -86,8 +86,7 @@ class NeuronTune:
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+            choice(name, getattr(self, name), get_args(kind))
         for name, least in (("threshold", None), ("l2", 0.0)):
             given = getattr(self, name)
             several = isinstance(given, Sequence) and not isinstance(given, str)

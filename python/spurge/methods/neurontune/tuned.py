@@ -8,7 +8,10 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, read_tensors, write_tensors
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import canonical_json
+from spurge.engine.base.saved import Saved
+from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -16,7 +19,7 @@ from spurge.methods.neurontune.dimensions import Scores, Signs, encode
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tuned:
+class Tuned(Saved, kind="neurontune", what="a result of NeuronTune"):
     """A retrained last layer; call it with features to get logits.
 
     Attributes:
@@ -89,48 +92,30 @@ class Tuned:
         plain = self.plain()
         return WeightEdit.for_head(self.base, plain.weight, plain.bias, self.info)
 
-    def save(self, path: PathLike) -> None:
-        """Writes a safetensors file, all or nothing.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         scores = self.scores
-        optional = {"bias": self.head.bias, "base.bias": self.base.bias}
-        tensors = {"weight": self.head.weight, "base.weight": self.base.weight, "mask": self.mask}
+        (tensors, _), (base, place) = self.head.to_parts(), self.base.to_parts("base.")
+        tensors |= base | {"mask": self.mask}
         tensors |= {"deltas": scores.deltas, "wrong": scores.wrong, "right": scores.right}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         rest = {
-            "place": {"name": self.base.name, "prints": self.base.prints},
+            "place": place,
             "scores": {"signs": scores.signs, "names": scores.names, "skipped": scores.skipped},
             "signed": self.signed,
         }
-        texts = {"tuned": canonical_json(rest), "info": canonical_json(self.info)}
-        write_tensors(path, tensors, {"kind": "neurontune", **texts})
+        return tensors, {"tuned": rest, "info": self.info}
 
     @classmethod
-    def load(cls, path: PathLike) -> Tuned:
-        """Reads a file of :meth:`save`.
-
-        Raises:
-            FileError: not such a file, truncated, changed, or from a newer Spurge.
-            OSError: the file cannot be read.
-        """
-        tensors, metadata = read_tensors(path, "neurontune")
-        try:
-            rest, info = json.loads(metadata["tuned"]), json.loads(metadata["info"])
-            place, own = rest["place"], rest["scores"]
-            base = Head(tensors["base.weight"], tensors.get("base.bias"), place["name"], place["prints"])
-            if own["signs"] not in get_args(Signs):
-                raise ValueError(f"signs {own['signs']!r}")
-            deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
-            scores = Scores(deltas, wrong, right, tuple(own["skipped"]), own["signs"], tuple(own["names"]))
-            head = Head(tensors["weight"], tensors.get("bias"))
-            if head.weight.shape == base.weight.shape:
-                head = base.with_(weight=head.weight, bias=head.bias)
-            return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), info)
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileError(f"{path}: not a result of NeuronTune: {error}") from error
+    def _of_parts(cls, file: Contents) -> Tuned:
+        tensors, rest = file.tensors, file.value("tuned")
+        own = rest["scores"]
+        base = Head.of_parts(tensors, rest["place"], "base.")
+        signs = choice("signs", own["signs"], get_args(Signs))
+        deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
+        scores = Scores(deltas, wrong, right, tuple(own["skipped"]), signs, tuple(own["names"]))
+        head = Head(tensors["weight"], tensors.get("bias"))
+        if head.weight.shape == base.weight.shape:
+            head = base.with_(weight=head.weight, bias=head.bias)
+        return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), file.value("info"))
 
     def __repr__(self) -> str:
         rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
