@@ -21,7 +21,7 @@ from helpers.earlier import TEXTS, V1
 from helpers.tiny_models import WIDTH, tiny_tokenizer
 from helpers.tolerance import assert_near
 from spurge.engine.base import tensor_files
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.report.results import Results
 

@@ -330,7 +330,7 @@ def child(rest: list[str]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """The kinds that ``args.only`` names, one case after the other; every case is saved when it is done."""
-    from spurge.engine.base.memory import free_bytes
+    from spurge.engine.base.budgets import free_bytes
 
     chosen = [name for name in PARTS if any(fnmatch(name, pattern) for pattern in args.only)]
     if not chosen:

@@ -32,7 +32,7 @@ def child(rest: list[str]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
     """The parts that ``args.only`` names, one case after the other."""
-    from spurge.engine.base.memory import free_bytes
+    from spurge.engine.base.budgets import free_bytes
 
     chosen = {name: part for name, part in PARTS.items() if any(fnmatch(name, pattern) for pattern in args.only)}
     if not chosen:

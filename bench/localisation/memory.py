@@ -20,7 +20,7 @@ NO_LIMIT = "1024 GiB"
 
 def parse_mebibytes(text: str) -> int:
     """Bytes of ``"256 MiB"``; the library's own parser, so that a budget means here what it means there."""
-    from spurge.engine.base.memory import parse_bytes
+    from spurge.engine.base.budgets import parse_bytes
 
     return parse_bytes(text)
 

@@ -26,7 +26,7 @@ from localisation.jobs import Job, make_job
 from spurge import ops
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.quadrature import MOST_NODES, gauss_legendre
-from spurge.engine.models.arguments import at
+from spurge.engine.models.call_arguments import at
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.probes import token_scores
 from spurge.engine.models.sites import find_sites

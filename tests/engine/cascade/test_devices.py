@@ -164,7 +164,7 @@ def test_offloaded_weights_are_named(family: str) -> None:
 
 def test_the_fullest_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("bert")
-    monkeypatch.setattr("spurge.engine.base.memory.free_bytes", lambda device: {NEAR: 4000, FAR: 1000}[device])
+    monkeypatch.setattr("spurge.engine.base.budgets.free_bytes", lambda device: {NEAR: 4000, FAR: 1000}[device])
     with pretended(model, placement(model, NEAR)):
         assert Handle(model).budget(None) == 500
         assert Handle(model).budget("3 kB") == 3000

@@ -23,7 +23,7 @@ from helpers.tiny_mixtures import (
     plain_experts,
 )
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
-from spurge.engine.cascade.footprint import measure_footprint
+from spurge.engine.cascade.memory_model import measure_footprint
 from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.cascade.quadrature import gauss_legendre, gauss_radau
 from spurge.engine.models.experts import Experts

@@ -26,11 +26,11 @@ from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
-from spurge.engine.cascade.footprint import Footprint, measure_footprint
+from spurge.engine.cascade.memory_model import Footprint, measure_footprint
 from spurge.engine.cascade.partial_forward import PartialForward, Rows, Target, Trace, predicted_logit
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
-from spurge.engine.models.arguments import main_input, take
+from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet

@@ -19,7 +19,7 @@ from spurge.engine.base.device_checks import Check, deferred, settle
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph
-from spurge.engine.models.arguments import main_input
+from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import Site
 

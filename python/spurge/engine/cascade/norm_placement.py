@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.models.arguments import first, same, split_call
+from spurge.engine.models.call_arguments import first, same, split_call
 from spurge.engine.models.hooks import hook, hook_before
 from spurge.engine.models.sites import Site
 

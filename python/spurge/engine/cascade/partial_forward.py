@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, layer_anatomy
-from spurge.engine.models.arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, hook, hook_before, replaced_forward
 from spurge.engine.models.projections import RowGates

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spurge import ops
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
-from spurge.engine.cascade.footprint import Footprint
+from spurge.engine.cascade.memory_model import Footprint
 from spurge.engine.cascade.partial_forward import PartialForward, Target, Trace
 from spurge.engine.cascade.quadrature import Nodes, Piece, Point, gauss_legendre, gauss_radau
 

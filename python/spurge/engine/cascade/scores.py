@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import choice, integer, share_of
 from spurge.engine.base.files import canonical_json
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.models.neurons import NeuronSet, frequent, natural
 from spurge.engine.models.sites import NeuronRef

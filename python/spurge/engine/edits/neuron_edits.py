@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spurge import ops
+from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import integer
-from spurge.engine.base.memory import parse_bytes
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.data.examples import Examples, Inputs
 from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
-from spurge.engine.models.arguments import take
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.call_arguments import take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet

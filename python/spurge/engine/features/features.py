@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, checked_values, choice
 from spurge.engine.base.files import canonical_json, fingerprint
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.data.rows import check_names
 from spurge.engine.models.heads import Head

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.memory import in_parts, parse_bytes
+from spurge.engine.base.budgets import in_parts, parse_bytes
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.heads import Head
 from spurge.engine.models.hooks import hook, hook_before

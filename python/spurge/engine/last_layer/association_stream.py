@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spurge import ops
-from spurge.engine.base.memory import parse_bytes
+from spurge.engine.base.budgets import parse_bytes
 
 BLOCK = 8 * 2**20  # bytes of a block's working arrays; larger ones were not faster
 _SOFTMAX_ROWS = 256  # rows whose probabilities stay in cache between the passes over them

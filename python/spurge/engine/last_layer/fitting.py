@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number
-from spurge.engine.base.memory import parse_bytes
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
 from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, deviations, minimise

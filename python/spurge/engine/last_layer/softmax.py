@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spurge.engine.base.budgets import budget
 from spurge.engine.base.lbfgs import InverseHessian
-from spurge.engine.base.memory import budget
 
 _HISTORY = 10  # pairs that L-BFGS remembers
 _BLOCK = 2**23  # bytes of a float64 block, about what the last cache holds

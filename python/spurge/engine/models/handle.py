@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.budgets import budget
 from spurge.engine.base.files import fingerprint
-from spurge.engine.base.memory import budget
 from spurge.engine.base.tensor_parallel import agreed, mesh_of
 from spurge.engine.data.examples import Example, Inputs, encode
-from spurge.engine.models.arguments import logits_of
+from spurge.engine.models.call_arguments import logits_of
 from spurge.engine.models.readout import first_token, is_decoder, language_head, last_real_token
 from spurge.engine.models.sites import Site, find_sites
 from spurge.engine.models.verbalizers import Verbalized

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import mesh_of
-from spurge.engine.models.arguments import main_input
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen, hook, hook_before
 from spurge.engine.models.readout import Readout, first_token, last_real_token, token_mask

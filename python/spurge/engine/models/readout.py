@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.device_checks import require
-from spurge.engine.models.arguments import at, logits_of, main_input
+from spurge.engine.models.call_arguments import at, logits_of, main_input
 from spurge.engine.models.hooks import hook_before
 from spurge.engine.models.sites import Site
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from spurge import ops
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward, Trace
-from spurge.engine.models.arguments import first, repeat_rows, take
+from spurge.engine.models.call_arguments import first, repeat_rows, take
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 
 

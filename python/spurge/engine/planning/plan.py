@@ -15,8 +15,8 @@ from typing import Any
 
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade
-from spurge.engine.cascade.footprint import Footprint
-from spurge.engine.models.arguments import main_input
+from spurge.engine.cascade.memory_model import Footprint
+from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.planning.flops import cost_of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.cascade.partial_forward import PartialForward
-from spurge.engine.models.arguments import main_input, take
+from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.planning.flops import Cost, opened, stand_in
 
 _SAMPLED = 2  # layers of the longer run

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from spurge.engine.base.checks import integer
 from spurge.engine.data.examples import checked_texts
-from spurge.engine.models.arguments import main_input
+from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.recordings.padding import padded

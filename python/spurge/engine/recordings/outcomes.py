@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from spurge.engine.base.checks import integer
 from spurge.engine.data.examples import checked_texts
-from spurge.engine.models.arguments import logits_of
+from spurge.engine.models.call_arguments import logits_of
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.text_pass import read_texts
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.budgets import budget
 from spurge.engine.base.files import canonical_json, fingerprint
-from spurge.engine.base.memory import budget
 from spurge.engine.data.examples import Inputs, encode
-from spurge.engine.models.arguments import main_input
+from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import Site
 from spurge.engine.recordings.generation import continuations

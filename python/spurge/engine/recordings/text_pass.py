@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spurge.engine.base.budgets import in_parts
 from spurge.engine.base.checks import integer
-from spurge.engine.base.memory import in_parts
 from spurge.engine.data.examples import Inputs
-from spurge.engine.models.arguments import main_input, take
+from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.files import canonical_json
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit

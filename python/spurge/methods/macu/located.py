@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from spurge.engine.base.files import canonical_json
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import choice, integer, share_of
-from spurge.engine.base.memory import parse_bytes
 from spurge.engine.cascade.cascade import Path
 from spurge.engine.models.probes import Score
 from spurge.methods.macu.objectives import KindWeights

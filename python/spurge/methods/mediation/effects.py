@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import integer, number
 from spurge.engine.base.files import canonical_json
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
 from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents, flat, of_group

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spurge.engine.base.budgets import budget, parse_bytes
 from spurge.engine.base.checks import checked_values, choice, integer, number, share_of
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
-from spurge.engine.base.memory import budget, parse_bytes
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import bootstrap_counts
 from spurge.engine.base.tensor_files import Contents, flat

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import choice, integer, number
-from spurge.engine.base.memory import parse_bytes
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.fitting import Sgd, Solver, fit_head

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import canonical_json
-from spurge.engine.base.saved import Saved
+from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurge.engine.base.memory import budget, free_bytes, parse_bytes
-from spurge.engine.cascade.footprint import Footprint
+from spurge.engine.base.budgets import budget, free_bytes, parse_bytes
+from spurge.engine.cascade.memory_model import Footprint
 
 LIGHT = Footprint(
     block_of=(0, 1, 2, 3),

@@ -14,7 +14,7 @@ from torch import Tensor
 from spurge import ops
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward
-from spurge.engine.models.arguments import take
+from spurge.engine.models.call_arguments import take
 from spurge.engine.models.hooks import frozen, hook, hook_before
 
 MARGIN = 1.1  # allocators round up
