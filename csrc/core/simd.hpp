@@ -1,12 +1,16 @@
 #pragma once
-// The words that vector loops are written in. Names and intrinsics of an instruction set stand here and in the files
-// below, and nowhere else.
+// The words that vector loops are written in. The names and intrinsics of an instruction set stand here and in
+// the files simd_*.hpp, and nowhere else.
 //
-//   Vec<E>    n neighbours of E: load, store, arithmetic. Storage types are widened when they are loaded
-//   Mask<E>   where a comparison of two of them holds
-//   Lanes<T>  two Vec of neighbours of storage type T, widened; One<T> has the same face, for what is left over
+//   Vec<E>    n neighbours of E: load (which widens storage types), store, operators; larger, smaller, positive,
+//             magnitude, fused, rounded, times_power, sum, largest, bits_as; in registers also exponent, mantissa,
+//             looked_up, low_product, low_halves
+//   Mask<E>   where a comparison of two Vec<E> holds: any, every, select, counted
+//   Lanes<T>  two Vec of neighbours of storage type T, widened
+//   One<T>    the same face for a single neighbour, for what is left over
 //
-// Every instruction set rounds to nearest even, and gives the same bits, but for fused() and for what says so.
+// Vec is a register, and SPURGE_REGISTERS defined, where simd_registers.hpp says; elsewhere it is an array. Numbers
+// are rounded to nearest even, and every instruction set gives the same bits, except by what says otherwise.
 #include "core/half.hpp"
 
 #if defined(SPURGE_LEVEL_avx512)
@@ -28,7 +32,7 @@
 
 namespace spurge::SPURGE_LEVEL {
 
-// ---- made of the others ----------------------------------------------------------------------------------------------
+// ---- made of the others ---------------------------------------------------------------------------
 
 template <class E>
 SPURGE_HD Vec<E> positive(Vec<E> x) {  // NaN stays NaN
@@ -45,7 +49,7 @@ SPURGE_HD E largest(Vec<E> x) {
   return top;
 }
 
-// ---- memory and modes ------------------------------------------------------------------------------------------------
+// ---- memory and modes -----------------------------------------------------------------------------
 
 // Asks for a cache line early: into the nearest cache, or the second one.
 SPURGE_HD void fetch([[maybe_unused]] const void* p) {
@@ -73,7 +77,7 @@ class FlushTiny {
 #endif
 };
 
-// ---- a single one ----------------------------------------------------------------------------------------------------
+// ---- a single one ---------------------------------------------------------------------------------
 
 // Software conversions where the instruction set has none.
 template <class T>
@@ -107,16 +111,16 @@ struct One {
   SPURGE_HD friend One operator*(One a, One b) { return One(a.v * b.v); }
 };
 
-// ---- two registers ---------------------------------------------------------------------------------------------------
+// ---- two registers --------------------------------------------------------------------------------
 
 #ifdef SPURGE_REGISTERS
 
-// store_past_caches, to addresses that are multiples of 64 bytes, does not first read what it is about to overwrite;
-// finish() before anyone else reads.
+// store_past_caches, to addresses that are multiples of 64 bytes, does not first read what it is about to
+// overwrite; finish() before anyone else reads.
 SPURGE_HD void finish() { _mm_sfence(); }
 
-// Neighbours stay in order, or are split into even and odd ones where that is cheaper: for bfloat16 it takes a shift
-// and a mask where widening in order would take a shuffle. Accumulators are loaded and stored in the same order.
+// Neighbours stay in order, or are split into even and odd ones where that is cheaper: bfloat16 takes a shift
+// and a mask then, where widening in order takes a shuffle. Accumulators are loaded and stored in the same order.
 template <class T>
 struct Lanes {
   using V = Vec<Acc<T>>;
@@ -161,8 +165,8 @@ struct Lanes<bf16> {  // a: the even neighbours, b: the odd ones
   }
 
  private:
-  // The upper half of each word becomes the rounded bfloat16. A NaN must be quiet, with an empty lower half, as every
-  // NaN is that arithmetic makes or takes over from a bfloat16: then no carry can reach its exponent.
+  // The upper half of each word becomes the rounded bfloat16. A NaN must be quiet, with an empty lower half, as
+  // every NaN is that arithmetic makes or takes over from a bfloat16: then no carry can reach its exponent.
   SPURGE_HD static Words rounded(V x) {
     const Words bits = bits_as<std::uint32_t>(x), last = (bits >> 16) & Words::all(1);
     return bits + Words::all(0x7fff) + last;
@@ -187,6 +191,5 @@ template <class T>
 using Lanes = One<T>;  // the compiler's own vectoriser does what it can
 
 #endif
-#undef SPURGE_REGISTERS
 
 }  // namespace spurge::SPURGE_LEVEL

@@ -1,6 +1,6 @@
 #pragma once
-// Vec on any processor: an array that the compiler makes registers of. simd_registers.hpp and simd_avx512.hpp say what
-// the words mean.
+// Vec on any processor: an array that the compiler makes registers of. simd_registers.hpp and simd_avx512.hpp
+// say what the words mean.
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -31,8 +31,14 @@ struct Vec {
     if constexpr (sizeof(T) == 2) return each([&](int i) { return widen(p[i]); });
     else return each([&](int i) { return p[i]; });
   }
+  SPURGE_HD static Vec load(const E* p, std::int64_t some) {
+    return each([&](int i) { return i < some ? p[i] : E(0); });
+  }
   SPURGE_HD void store(E* p) const {
     for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
+  SPURGE_HD void store(E* p, std::int64_t some) const {
+    for (int i = 0; i < some; ++i) p[i] = v[i];
   }
 
   SPURGE_HD friend Vec operator+(Vec a, Vec b) {
@@ -71,16 +77,6 @@ struct Vec {
   SPURGE_HD friend Vec fused(Vec a, Vec b, Vec c) { return a * b + c; }
 };
 
-template <class E>
-SPURGE_HD Vec<E> load_some(const E* p, std::int64_t some) {
-  return Vec<E>::each([&](int i) { return i < some ? p[i] : E(0); });
-}
-template <class E>
-SPURGE_HD void store_some(E* p, Vec<E> x, std::int64_t some) {
-  for (int i = 0; i < Vec<E>::n; ++i)
-    if (i < some) p[i] = x.v[i];
-}
-
 template <class To, class E>
 SPURGE_HD Vec<To> bits_as(Vec<E> x) {
   Vec<To> to;
@@ -98,7 +94,7 @@ SPURGE_HD Vec<double> times_power(Vec<double> x, Vec<double> k) {
       [&](int i) { return __builtin_ldexp(x.v[i], k.v[i] == k.v[i] ? static_cast<int>(k.v[i]) : 0); });
 }
 
-// ---- comparisons -----------------------------------------------------------------------------------------------------
+// ---- comparisons ----------------------------------------------------------------------------------
 
 template <int Bytes>
 struct MaskLane {
@@ -117,6 +113,7 @@ struct Mask {  // all bits of a lane, or none
   SPURGE_HD static Mask where(F f) {
     return {Vec<Lane>::each([&](int i) { return -static_cast<Lane>(f(i)); })};
   }
+  SPURGE_HD friend Mask operator&(Mask a, Mask b) { return {a.lanes & b.lanes}; }
   SPURGE_HD friend Mask operator|(Mask a, Mask b) { return {a.lanes | b.lanes}; }
   SPURGE_HD friend bool any(Mask m) {
     Lane some = 0;

@@ -1,6 +1,6 @@
 #pragma once
-// Vec in one register, by the operators that the compiler has for its vector types: the same for AVX2 and AVX-512. What
-// no operator does stands in simd_avx2.hpp and simd_avx512.hpp.
+// Vec in a register, by the operators that compilers have for vector types: the same for AVX2 and AVX-512. What no
+// operator does stands in simd_avx2.hpp and simd_avx512.hpp.
 #include <immintrin.h>
 
 #include "core/half.hpp"
@@ -15,7 +15,7 @@ constexpr int kBytes = 64;
 constexpr int kBytes = 32;
 #endif
 
-// ---- N neighbours of a storage type, as float32 -------------------------------------------------------------------------
+// ---- N neighbours of a storage type, as float32 ---------------------------------------------------
 
 template <int N>
 struct Floats;
@@ -55,7 +55,7 @@ SPURGE_HD __m512d doubles(__m256 x) { return _mm512_cvtps_pd(x); }
 SPURGE_HD __m256d doubles(__m128 x) { return _mm256_cvtps_pd(x); }
 #endif
 
-// ---- Vec -----------------------------------------------------------------------------------------------------------------
+// ---- Vec ------------------------------------------------------------------------------------------
 
 template <class E>
 struct Vec {
@@ -82,6 +82,12 @@ struct Vec {
     else return {Floats<n>::load(p)};
   }
   SPURGE_HD void store(E* p) const { store_bytes(p); }
+  SPURGE_HD static Vec load(const E* p, std::int64_t some) {  // the first few lanes; the others are 0
+    Vec to;
+    load_some(to, p, some);
+    return to;
+  }
+  SPURGE_HD void store(E* p, std::int64_t some) const { store_some(*this, p, some); }
   SPURGE_HD void store(f16* p) const { store_halves(p, *this); }
   template <class T>
   SPURGE_HD void store_past_caches(T* p) const {
@@ -96,9 +102,16 @@ struct Vec {
   SPURGE_HD friend Vec operator^(Vec a, Vec b) { return {a.v ^ b.v}; }
   SPURGE_HD friend Vec operator<<(Vec a, int by) { return {a.v << by}; }
   SPURGE_HD friend Vec operator>>(Vec a, int by) { return {a.v >> by}; }
-  SPURGE_HD friend Vec larger(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }   // b where one is NaN
-  SPURGE_HD friend Vec smaller(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }  // b where one is NaN
 };
+
+template <class E>
+SPURGE_HD Vec<E> larger(Vec<E> a, Vec<E> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <class E>
+SPURGE_HD Vec<E> smaller(Vec<E> a, Vec<E> b) {
+  return {a.v < b.v ? a.v : b.v};
+}
 
 template <class To, class E>
 SPURGE_HD Vec<To> bits_as(Vec<E> x) {
