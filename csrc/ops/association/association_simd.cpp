@@ -12,8 +12,6 @@ using spurge::SPURGE_LEVEL::fetch;
 using spurge::SPURGE_LEVEL::FlushTiny;
 using spurge::SPURGE_LEVEL::Vec;
 
-namespace {
-
 // Of normal numbers the smallest, and the logarithm taken for all below it: 0 times it is 0.
 template <class A>
 struct Smallest;
@@ -25,6 +23,8 @@ template <>
 struct Smallest<double> {
   static constexpr double number = 2.2250738585072014e-308, log = -708.0;
 };
+
+namespace {
 
 // ---- logarithms of numbers >= 0 --------------------------------------------------------------------------
 
