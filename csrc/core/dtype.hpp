@@ -33,4 +33,12 @@ decltype(auto) dispatch_floating(DType t, F&& f) {
   fail("unsupported dtype ", static_cast<int>(t));
 }
 
+// f is called once, with Tag<float> or Tag<double>.
+template <class F>
+decltype(auto) dispatch_32_or_64(const char* arg, DType t, F&& f) {
+  if (t == DType::f64) return f(Tag<double>{});
+  SPURGE_CHECK(t == DType::f32, arg, ": dtype must be float32 or float64, got ", name(t));
+  return f(Tag<float>{});
+}
+
 }  // namespace spurge

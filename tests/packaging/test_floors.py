@@ -189,12 +189,17 @@ def test_only_the_bindings_see_python_and_nothing_sees_torch(path):
         assert not [i for i in included if i.startswith("cuda")]
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.name.endswith("_simd.cpp")], ids=lambda p: p.name)
+INNER = [p for p in SOURCES if p.name.endswith("_simd.cpp") or p.match("core/simd*.hpp")]
+
+
+@pytest.mark.parametrize("path", INNER, ids=lambda p: p.name)
 def test_code_of_one_instruction_set_includes_nothing_it_could_share(path):
     """A std:: template compiled here for AVX-512 could be linked in place of the common one."""
     allowed = {"core/simd.hpp", "core/half.hpp", "core/philox.hpp", "cstdint", "cstddef", "immintrin.h"}
     stem = path.stem.removesuffix("_simd")
     allowed |= {f"ops/{stem}/{stem}.hpp", f"ops/{stem}/{stem}_math.hpp"}
+    if path.parent.name == "core":
+        allowed |= {f"core/simd_{part}.hpp" for part in ("avx512", "avx2", "registers", "arrays")}
     assert set(re.findall(r'^#include [<"]([^>"]+)', path.read_text(), re.MULTILINE)) <= allowed
 
 

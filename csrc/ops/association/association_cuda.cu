@@ -19,24 +19,18 @@ __device__ __forceinline__ A magnitude(A x) {
   return x < 0 ? -x : x;
 }
 
-// A block has kAcross * R rows by kColumns columns and walks through all samples of all segments. The blocks of the
-// first rows add up the activations too, each thread those that it loads.
-template <int R, class T>
-__global__ void __launch_bounds__(kThreads) associate_kernel(Block block) {
-  using A = Acc<T>;
-  constexpr int rows = kAcross * R, lanes = kThreads / kColumns;
-  __shared__ A g[kSamples][rows];
-  __shared__ A x[kSamples][kColumns];
-  __shared__ double shares[lanes][kColumns];
-  const auto* const features = static_cast<const T*>(block.features);
-  const auto* const gradients = static_cast<const A*>(block.gradients);
-  const int t = threadIdx.x, tx = t % kAcross, ty = t / kAcross, lane = t / kColumns;
-  const std::int64_t row = std::int64_t(blockIdx.y) * rows, column = std::int64_t(blockIdx.x) * kColumns;
-  const std::int64_t loaded = column + t % kColumns;  // the column that this thread loads
-  A sums[R][kEach] = {}, logs[R][kEach] = {};
-  int folds = 0;
+// What a thread works on: R rows by kEach columns of edges, kAcross apart, and the column of features that it loads.
+template <int R>
+struct Thread {
+  static constexpr int rows = kAcross * R;           // of the block
+  static constexpr int lanes = kThreads / kColumns;  // threads that load the same column
+  int t = threadIdx.x, tx = t % kAcross, ty = t / kAcross;
+  int lane = t / kColumns, own = t % kColumns;
+  std::int64_t row = std::int64_t(blockIdx.y) * rows, column = std::int64_t(blockIdx.x) * kColumns;
+  std::int64_t loaded = column + own;
 
-  const auto each = [&](auto&& f) {  // f(i, j, index of the edge) of this thread's edges
+  template <class F>
+  __device__ __forceinline__ void each(const Block& block, F&& f) const {  // f(i, j, index of the edge)
 #pragma unroll
     for (int i = 0; i < R; ++i)
 #pragma unroll
@@ -44,91 +38,168 @@ __global__ void __launch_bounds__(kThreads) associate_kernel(Block block) {
         const std::int64_t o = row + ty + i * kAcross, m = column + tx + j * kAcross;
         if (o < block.outputs && m < block.width) f(i, j, o * block.width + m);
       }
-  };
-  const auto flush = [&] {
-    each([&](int i, int j, std::int64_t at) {
+  }
+};
+
+// A few samples in shared memory: magnitudes of the block's rows of gradients and columns of features.
+template <int R, class A>
+struct Stage {
+  A g[kSamples][Thread<R>::rows];
+  A x[kSamples][kColumns];
+};
+
+// The samples of a class that the call has, and how they go together with other calls'.
+struct Segment {
+  std::int64_t label, begin, end;
+  double scale;
+  bool from_before, goes_on;
+
+  __device__ __forceinline__ Segment(const Block& block, std::int64_t s)
+      : label(block.classes[s]),
+        begin(min(max(block.starts[s], std::int64_t(0)), block.samples)),
+        end(min(max(block.starts[s + 1], begin), block.samples)),
+        scale(block.scales[s]),
+        from_before(block.resumed && s == 0),
+        goes_on(block.unfinished && s + 1 == block.segments) {}
+  __device__ __forceinline__ bool whole() const { return !from_before && !goes_on && end - begin <= kPiece; }
+};
+
+// The samples from n on; adds this thread's to `active`.
+template <class T, int R>
+__device__ __forceinline__ void load_features(Stage<R, Acc<T>>& stage, Acc<T>& active, const Block& block,
+                                              const Thread<R>& me, std::int64_t n, std::int64_t end) {
+  using A = Acc<T>;
+  const auto* const features = static_cast<const T*>(block.features);
+#pragma unroll
+  for (int k = me.lane; k < kSamples; k += Thread<R>::lanes) {
+    const bool inside = n + k < end && me.loaded < block.width;
+    const A value = inside ? widen(features[(n + k) * block.width + me.loaded]) : A(0);
+    stage.x[k][me.own] = magnitude(value);
+    active += block.relu ? (value < 0 ? A(0) : value) : magnitude(value);
+  }
+}
+
+template <int R, class A>
+__device__ __forceinline__ void load_gradients(Stage<R, A>& stage, const Block& block, const Thread<R>& me,
+                                               std::int64_t n, std::int64_t end) {
+  constexpr int rows = Thread<R>::rows;
+  const auto* const gradients = static_cast<const A*>(block.gradients);
+#pragma unroll
+  for (int i = me.t; i < kSamples * rows; i += kThreads) {
+    const std::int64_t at = n + i / rows, o = me.row + i % rows;
+    const bool inside = at < end && o < block.outputs;
+    stage.g[i / rows][i % rows] = inside ? magnitude(gradients[at * block.outputs + o]) : A(0);
+  }
+}
+
+// acc += g^T x of the stage
+template <int R, class A>
+__device__ __forceinline__ void add_products(A (&acc)[R][kEach], const Stage<R, A>& stage, const Thread<R>& me) {
+#pragma unroll
+  for (int k = 0; k < kSamples; ++k) {
+    A left[R], right[kEach];
+#pragma unroll
+    for (int i = 0; i < R; ++i) left[i] = stage.g[k][me.ty + i * kAcross];
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) right[j] = stage.x[k][me.tx + j * kAcross];
+#pragma unroll
+    for (int i = 0; i < R; ++i)
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) acc[i][j] = fma(left[i], right[j], acc[i][j]);
+  }
+}
+
+// Moves what float32 has added up to float64.
+template <int R, class A>
+__device__ __forceinline__ void move_up(double (&part)[R][kEach], A (&acc)[R][kEach]) {
+#pragma unroll
+  for (int i = 0; i < R; ++i)
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) part[i][j] += static_cast<double>(acc[i][j]), acc[i][j] = A(0);
+}
+
+// The activations of the block's columns, of which each lane has a share.
+template <int R>
+__device__ __forceinline__ void add_activations(const Block& block, double (*shares)[kColumns], const Thread<R>& me,
+                                                const Segment& segment, double share) {
+  shares[me.lane][me.own] = share;
+  __syncthreads();
+  if (me.lane == 0 && me.loaded < block.width) {
+    double total = 0;
+    for (int k = 0; k < Thread<R>::lanes; ++k) total += shares[k][me.own];
+    block.activations[segment.label * block.width + me.loaded] += segment.scale * total;
+  }
+  __syncthreads();  // shares are read before they are written again
+}
+
+// Sums and logs of a thread's edges over some classes, on their way to memory.
+template <int R, class A>
+struct Folded {
+  A sums[R][kEach] = {}, logs[R][kEach] = {};
+  int classes = 0;
+
+  __device__ __forceinline__ void add(int i, int j, A gradient) {
+    sums[i][j] += gradient;
+    logs[i][j] += times_logarithm(gradient);
+  }
+  __device__ __forceinline__ void flush(const Block& block, const Thread<R>& me) {
+    me.each(block, [&](int i, int j, std::int64_t at) {
       block.sums[at] += static_cast<double>(sums[i][j]);
       block.logs[at] += static_cast<double>(logs[i][j]);
       sums[i][j] = logs[i][j] = A(0);
     });
-    folds = 0;
-  };
+    classes = 0;
+  }
+};
+
+// A block has kAcross * R rows by kColumns columns and walks through all samples of all segments. The blocks of the
+// first rows add up the activations too, each thread those that it loads.
+template <int R, class T>
+__global__ void __launch_bounds__(kThreads) associate_kernel(Block block) {
+  using A = Acc<T>;
+  __shared__ Stage<R, A> stage;
+  __shared__ double shares[Thread<R>::lanes][kColumns];
+  const Thread<R> me;
+  Folded<R, A> folded;
 
   for (std::int64_t s = 0; s < block.segments; ++s) {
-    const std::int64_t label = block.classes[s];
-    if (label < 0 || label >= block.labels) continue;
-    const std::int64_t begin = min(max(block.starts[s], std::int64_t(0)), block.samples);
-    const std::int64_t end = min(max(block.starts[s + 1], begin), block.samples);
-    const double scale = block.scales[s];
-    const bool from_before = block.resumed && s == 0, goes_on = block.unfinished && s + 1 == block.segments;
-    const bool whole = !from_before && !goes_on && end - begin <= kPiece;
+    const Segment segment(block, s);
+    if (segment.label < 0 || segment.label >= block.labels) continue;
+    const bool whole = segment.whole();
     A acc[R][kEach] = {}, active = 0;
     double part[R][kEach] = {}, share = 0;
-    if (from_before) each([&](int i, int j, std::int64_t at) { part[i][j] = block.carry[at]; });
+    if (segment.from_before) me.each(block, [&](int i, int j, std::int64_t at) { part[i][j] = block.carry[at]; });
 
     int since = 0;  // samples in acc
-    for (std::int64_t n = begin; n < end; n += kSamples) {
-#pragma unroll
-      for (int k = lane; k < kSamples; k += lanes) {
-        const bool inside = n + k < end && loaded < block.width;
-        const A value = inside ? widen(features[(n + k) * block.width + loaded]) : A(0);
-        x[k][t % kColumns] = magnitude(value);
-        active += block.relu ? (value < 0 ? A(0) : value) : magnitude(value);
-      }
-#pragma unroll
-      for (int i = t; i < kSamples * rows; i += kThreads) {
-        const std::int64_t at = n + i / rows, o = row + i % rows;
-        g[i / rows][i % rows] = at < end && o < block.outputs ? magnitude(gradients[at * block.outputs + o]) : A(0);
-      }
+    for (std::int64_t n = segment.begin; n < segment.end; n += kSamples) {
+      load_features<T>(stage, active, block, me, n, segment.end);
+      load_gradients(stage, block, me, n, segment.end);
       __syncthreads();
-#pragma unroll
-      for (int k = 0; k < kSamples; ++k) {
-        A left[R], right[kEach];
-#pragma unroll
-        for (int i = 0; i < R; ++i) left[i] = g[k][ty + i * kAcross];
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) right[j] = x[k][tx + j * kAcross];
-#pragma unroll
-        for (int i = 0; i < R; ++i)
-#pragma unroll
-          for (int j = 0; j < kEach; ++j) acc[i][j] = fma(left[i], right[j], acc[i][j]);
-      }
+      add_products(acc, stage, me);
       __syncthreads();
       since += kSamples;
-      if (whole || (since < kPiece && n + kSamples < end)) continue;
+      if (whole || (since < kPiece && n + kSamples < segment.end)) continue;
       since = 0;
       share += static_cast<double>(active);
       active = 0;
-#pragma unroll
-      for (int i = 0; i < R; ++i)
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) part[i][j] += static_cast<double>(acc[i][j]), acc[i][j] = A(0);
+      move_up(part, acc);
     }
 
-    if (blockIdx.y == 0) {
-      shares[lane][t % kColumns] = share + static_cast<double>(active);
-      __syncthreads();
-      if (lane == 0 && loaded < block.width) {
-        double total = 0;
-        for (int k = 0; k < lanes; ++k) total += shares[k][t];
-        block.activations[label * block.width + loaded] += scale * total;
-      }
-      __syncthreads();  // shares are read before they are written again
-    }
-    if (goes_on) {
-      each([&](int i, int j, std::int64_t at) { block.carry[at] = part[i][j]; });
+    if (blockIdx.y == 0) add_activations(block, shares, me, segment, share + static_cast<double>(active));
+    if (segment.goes_on) {
+      me.each(block, [&](int i, int j, std::int64_t at) { block.carry[at] = part[i][j]; });
       continue;
     }
-    each([&](int i, int j, std::int64_t at) {
-      const A G = whole ? static_cast<A>(scale) * acc[i][j] : static_cast<A>(scale * part[i][j]);
-      sums[i][j] += G;
-      logs[i][j] += times_logarithm(G);
-      const bool picked = block.target < 0 ? at / block.width == label : block.target == label;
-      if (picked) block.picked[at] = static_cast<float>(G);
+    me.each(block, [&](int i, int j, std::int64_t at) {
+      const double scale = segment.scale;
+      const A gradient = whole ? static_cast<A>(scale) * acc[i][j] : static_cast<A>(scale * part[i][j]);
+      folded.add(i, j, gradient);
+      const bool picked = block.target < 0 ? at / block.width == segment.label : block.target == segment.label;
+      if (picked) block.picked[at] = static_cast<float>(gradient);
     });
-    if (++folds == kFolds) flush();
+    if (++folded.classes == kFolds) folded.flush(block, me);
   }
-  flush();
+  folded.flush(block, me);
 }
 
 template <int R, class T>

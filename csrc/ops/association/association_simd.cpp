@@ -1,121 +1,48 @@
 // A tile of rows by two vectors of columns stays in registers while the samples of a class pass by; its logarithms
 // follow from there, and sums and logs reach memory once per chunk. Multiplications are fused with additions where the
 // instruction set can: twice the speed, and another last bit than where it can not.
+#include "core/simd.hpp"
 #include "ops/association/association.hpp"
 #include "ops/association/association_math.hpp"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-#if defined(__clang__)
-#define SPURGE_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define SPURGE_UNROLL _Pragma("GCC unroll 16")
-#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 warns of its own avx512fintrin.h
-#else
-#define SPURGE_UNROLL
-#endif
-
 namespace spurge::association::SPURGE_LEVEL {
+
+using spurge::SPURGE_LEVEL::bits_as;
+using spurge::SPURGE_LEVEL::fetch;
+using spurge::SPURGE_LEVEL::FlushTiny;
+using spurge::SPURGE_LEVEL::Vec;
+
+// Of normal numbers the smallest, and the logarithm taken for all below it: 0 times it is 0.
+template <class A>
+struct Smallest;
+template <>
+struct Smallest<float> {
+  static constexpr float number = 1.17549435e-38f, log = -87.3365447f;
+};
+template <>
+struct Smallest<double> {
+  static constexpr double number = 2.2250738585072014e-308, log = -708.0;
+};
 
 namespace {
 
-// Numbers below the smallest normal one cost a hundred times as much as others, and there can be many: gradients of
-// samples that the model is sure of. Here they are 0.
-class FlushTiny {
- public:
-#if defined(__SSE2__)
-  FlushTiny() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
-  ~FlushTiny() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#endif
-};
-
-// ---- Vec<A>: one register, or on unknown machines something that the compiler makes registers of -------------------
+// ---- logarithms of numbers >= 0 --------------------------------------------------------------------------
 
 template <class A>
-struct Vec {
-  static constexpr int n = 4;
-  A v[n];
-  static Vec all(A x) {
-    Vec to;
-    for (A& e : to.v) e = x;
-    return to;
-  }
-  static Vec load(const A* p) {
-    Vec to;
-    for (int i = 0; i < n; ++i) to.v[i] = p[i];
-    return to;
-  }
-  template <class T>
-  static Vec widened(const T* p) {
-    Vec to;
-    for (int i = 0; i < n; ++i) to.v[i] = widen(p[i]);
-    return to;
-  }
-  void store(A* p) const {
-    for (int i = 0; i < n; ++i) p[i] = v[i];
-  }
-  friend Vec magnitude(Vec x) {
-    for (A& e : x.v) e = e < 0 ? -e : e;
-    return x;
-  }
-  friend Vec positive(Vec x) {  // NaN stays NaN
-    for (A& e : x.v) e = e < 0 ? A(0) : e;
-    return x;
-  }
-  friend Vec operator+(Vec a, Vec b) {
-    for (int i = 0; i < n; ++i) a.v[i] += b.v[i];
-    return a;
-  }
-  friend Vec fused(Vec a, Vec b, Vec sum) {
-    for (int i = 0; i < n; ++i) sum.v[i] += a.v[i] * b.v[i];
-    return sum;
-  }
-};
+Vec<A> logarithm(Vec<A> x) {
+  A lanes[Vec<A>::n];
+  x.store(lanes);
+  for (A& e : lanes) e = e < Smallest<A>::number ? Smallest<A>::log : association::logarithm(e);
+  return Vec<A>::load(lanes);
+}
 
+// kInverse, kLog: of the middle c of each of kTable parts of [1, 2], 1 / c and log(c) for that rounded 1 / c.
+// kSeries: log(1 + r) / r, the highest power first.
 #if defined(SPURGE_LEVEL_avx512)
 
-constexpr int kRows = 12;
-
-template <>
-struct Vec<float> {
-  static constexpr int n = 16;
-  __m512 v;
-  static Vec all(float x) { return {_mm512_set1_ps(x)}; }
-  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec widened(const float* p) { return load(p); }
-  static Vec widened(const f16* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
-  static Vec widened(const bf16* p) {
-    const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16))};
-  }
-  void store(float* p) const { _mm512_storeu_ps(p, v); }
-  friend Vec magnitude(Vec x) { return {_mm512_abs_ps(x.v)}; }
-  friend Vec positive(Vec x) { return {_mm512_max_ps(_mm512_setzero_ps(), x.v)}; }  // NaN: the second one
-  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-  friend Vec fused(Vec a, Vec b, Vec sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
-};
-
-template <>
-struct Vec<double> {
-  static constexpr int n = 8;
-  __m512d v;
-  static Vec all(double x) { return {_mm512_set1_pd(x)}; }
-  static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
-  static Vec widened(const double* p) { return load(p); }
-  void store(double* p) const { _mm512_storeu_pd(p, v); }
-  friend Vec magnitude(Vec x) { return {_mm512_abs_pd(x.v)}; }
-  friend Vec positive(Vec x) { return {_mm512_max_pd(_mm512_setzero_pd(), x.v)}; }
-  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
-  friend Vec fused(Vec a, Vec b, Vec sum) { return {_mm512_fmadd_pd(a.v, b.v, sum.v)}; }
-};
-
-// 1 / c, and log(c) for that rounded 1 / c, at the middle c of each of 32 parts of [1, 2]
+constexpr int kRows = 12;  // of a tile
+constexpr int kPart = 18;  // the lowest bit of a number that tells its part
+constexpr float kSeries[] = {0.33339252f, -0.50004932f, 1.0f};  // log(1 + r) to 3e-9 for |r| <= 1/65
 alignas(64) constexpr float kInverse[32] = {
     0.984615386f, 0.955223858f, 0.927536249f, 0.901408434f, 0.876712322f, 0.853333354f, 0.83116883f,  0.810126603f,
     0.790123463f, 0.771084309f, 0.752941191f, 0.735632181f, 0.719101131f, 0.703296721f, 0.688172042f, 0.673684239f,
@@ -127,112 +54,43 @@ alignas(64) constexpr float kLog[32] = {
     0.41582793f,  0.436236769f,  0.456237435f,  0.475845903f, 0.495077223f, 0.513945758f, 0.532464862f, 0.55064708f,
     0.568504751f, 0.58604908f,   0.603290796f,  0.620240331f, 0.636907518f, 0.653301299f, 0.669430614f, 0.685303986f};
 
-// log of numbers >= 0, those below the smallest normal one taken for it: infinity and NaN stay, 0 times it is 0.
-// The mantissa is c (1 + r) with |r| <= 1/65; the polynomial is log(1 + r) to 3e-9.
-SPURGE_HD Vec<float> logarithm(Vec<float> of) {
-  const __m512 x = _mm512_max_ps(_mm512_set1_ps(1.17549435e-38f), of.v);
-  const __m512 e = _mm512_getexp_ps(x), m = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
-  const __m512i part = _mm512_srli_epi32(_mm512_castps_si512(x), 18);
-  const __m512 inverse = _mm512_permutex2var_ps(_mm512_load_ps(kInverse), part, _mm512_load_ps(kInverse + 16));
-  const __m512 middle = _mm512_permutex2var_ps(_mm512_load_ps(kLog), part, _mm512_load_ps(kLog + 16));
-  const __m512 r = _mm512_fmsub_ps(m, inverse, _mm512_set1_ps(1.0f));
-  __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.33339252f), _mm512_set1_ps(-0.50004932f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return {_mm512_fmadd_ps(p, r, _mm512_fmadd_ps(e, _mm512_set1_ps(0.693147181f), middle))};
-}
-
 #elif defined(SPURGE_LEVEL_avx2)
 
 constexpr int kRows = 6;
-
-template <>
-struct Vec<float> {
-  static constexpr int n = 8;
-  __m256 v;
-  static Vec all(float x) { return {_mm256_set1_ps(x)}; }
-  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static Vec widened(const float* p) { return load(p); }
-  static Vec widened(const f16* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  }
-  static Vec widened(const bf16* p) {
-    const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16))};
-  }
-  void store(float* p) const { _mm256_storeu_ps(p, v); }
-  friend Vec magnitude(Vec x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
-  friend Vec positive(Vec x) { return {_mm256_max_ps(_mm256_setzero_ps(), x.v)}; }  // NaN: the second one
-  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
-  friend Vec fused(Vec a, Vec b, Vec sum) { return {_mm256_fmadd_ps(a.v, b.v, sum.v)}; }
-};
-
-template <>
-struct Vec<double> {
-  static constexpr int n = 4;
-  __m256d v;
-  static Vec all(double x) { return {_mm256_set1_pd(x)}; }
-  static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
-  static Vec widened(const double* p) { return load(p); }
-  void store(double* p) const { _mm256_storeu_pd(p, v); }
-  friend Vec magnitude(Vec x) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)}; }
-  friend Vec positive(Vec x) { return {_mm256_max_pd(_mm256_setzero_pd(), x.v)}; }
-  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
-  friend Vec fused(Vec a, Vec b, Vec sum) { return {_mm256_fmadd_pd(a.v, b.v, sum.v)}; }
-};
-
-// 1 / c, and log(c) for that rounded 1 / c, at the middle c of each of 8 parts of [1, 2]
+constexpr int kPart = 20;
+constexpr float kSeries[] = {-0.25080975f, 0.33420064f, -0.49999912f, 0.99999925f};  // to 1e-8 for |r| <= 1/17
 alignas(32) constexpr float kInverse[8] = {0.941176474f, 0.842105269f, 0.761904776f, 0.695652187f,
                                            0.639999986f, 0.592592597f, 0.551724136f, 0.516129017f};
 alignas(32) constexpr float kLog[8] = {0.0606246181f, 0.171850249f, 0.271933705f, 0.362905473f,
                                        0.446287125f,  0.523248136f, 0.594707131f, 0.66139853f};
 
-// log of numbers >= 0, those below the smallest normal one taken for it: infinity stays, NaN becomes some number, 0
-// times it is 0. The mantissa is c (1 + r) with |r| <= 1/17; the polynomial is log(1 + r) to 1e-8.
-SPURGE_HD Vec<float> logarithm(Vec<float> of) {
-  const __m256i bits = _mm256_castps_si256(_mm256_max_ps(_mm256_set1_ps(1.17549435e-38f), of.v));
-  const __m256i one = _mm256_set1_epi32(0x3f800000), fraction = _mm256_set1_epi32(0x7fffff);
-  const __m256 e = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)));
-  const __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, fraction), one));
-  const __m256i part = _mm256_srli_epi32(bits, 20);  // of which the permutation takes the lowest 3 bits
-  const __m256 inverse = _mm256_permutevar8x32_ps(_mm256_load_ps(kInverse), part);
-  const __m256 middle = _mm256_permutevar8x32_ps(_mm256_load_ps(kLog), part);
-  const __m256 r = _mm256_fmsub_ps(m, inverse, _mm256_set1_ps(1.0f));
-  __m256 p = _mm256_fmadd_ps(r, _mm256_set1_ps(-0.25080975f), _mm256_set1_ps(0.33420064f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(-0.49999912f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.99999925f));
-  return {_mm256_fmadd_ps(p, r, _mm256_fmadd_ps(e, _mm256_set1_ps(0.693147181f), middle))};
-}
-
 #else
 
 constexpr int kRows = 4;
 
-SPURGE_HD Vec<float> logarithm(Vec<float> x) {
-  for (float& e : x.v) e = e < 1.17549435e-38f ? -87.3365447f : association::logarithm(e);
-  return x;
+#endif
+
+#ifdef SPURGE_REGISTERS
+
+// Of a mantissa c (1 + r). Infinity stays; what becomes of NaN depends on the instruction set.
+SPURGE_HD Vec<float> logarithm(Vec<float> of) {
+  using V = Vec<float>;
+  const V x = larger(V::all(Smallest<float>::number), of);
+  const auto part = bits_as<std::uint32_t>(x) >> kPart;
+  const V r = fused(mantissa(x), looked_up(kInverse, part), V::all(-1.0f));
+  V series = V::all(kSeries[0]);
+  SPURGE_UNROLL
+  for (int i = 1; i < static_cast<int>(sizeof kSeries / sizeof *kSeries); ++i)
+    series = fused(series, r, V::all(kSeries[i]));
+  return fused(series, r, fused(exponent(x), V::all(0.693147181f), looked_up(kLog, part)));
 }
 
 #endif
-
-SPURGE_HD Vec<double> logarithm(Vec<double> x) {
-  double values[Vec<double>::n];
-  x.store(values);
-  for (double& e : values) e = e < 2.2250738585072014e-308 ? -708.0 : association::logarithm(e);
-  return Vec<double>::load(values);
-}
 
 // Rows lie far apart in memory: the processor does not see by itself which one comes next.
 constexpr std::int64_t kAhead = 8;
 template <class T>
 constexpr int kLine = static_cast<int>(64 / sizeof(T));
-SPURGE_HD void fetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#else
-  (void)p;
-#endif
-}
-
 template <class A>
 constexpr int kPanel = 2 * Vec<A>::n;  // columns side by side
 
@@ -241,14 +99,11 @@ constexpr int kPanel = 2 * Vec<A>::n;  // columns side by side
 // A few magnitudes times a factor.
 template <class A>
 SPURGE_HD void pack_few(A* to, const A* from, std::int64_t some, A factor) {
-#if defined(SPURGE_LEVEL_avx512)
-  if constexpr (sizeof(A) == 4) {
-    const __mmask16 those = static_cast<__mmask16>((1u << some) - 1);
-    const __m512 x = _mm512_mul_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(those, from)), _mm512_set1_ps(factor));
-    return _mm512_mask_storeu_ps(to, those, x);
+  constexpr int n = Vec<A>::n;
+  for (std::int64_t r = 0; r < some; r += n) {
+    const std::int64_t left = some - r < n ? some - r : n;
+    (magnitude(Vec<A>::load(from + r, left)) * Vec<A>::all(factor)).store(to + r, left);
   }
-#endif
-  for (std::int64_t r = 0; r < some; ++r) to[r] = (from[r] < 0 ? -from[r] : from[r]) * factor;
 }
 
 // Rows of tile t: as even as can be, kRows at most.
@@ -288,7 +143,7 @@ void pack_panels(Acc<T>* to, Acc<T>* sums, const T* from, std::int64_t stride, c
     for (int k = 0; k < P * panel; k += kLine<T>) fetch(x + kAhead * stride + k);
     SPURGE_UNROLL
     for (int p = 0; p < 2 * P; ++p) {
-      const V value = V::widened(x + p * V::n), size = magnitude(value);
+      const V value = V::load(x + p * V::n), size = magnitude(value);
       size.store(at + p / 2 * samples * panel + p % 2 * V::n);
       totals[p] = totals[p] + (relu ? positive(value) : size);
     }

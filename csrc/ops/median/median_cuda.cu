@@ -12,15 +12,6 @@ constexpr int kWarps = 8;     // rows at once
 constexpr int kBits = 7;      // of a key in each pass: a histogram of them for each column fits in shared memory
 constexpr int kBins = 1 << kBits;
 
-template <class K>
-struct Unsigned {
-  using type = std::uint32_t;
-};
-template <>
-struct Unsigned<std::int64_t> {
-  using type = std::uint64_t;
-};
-
 // One block per segment and kColumns columns. A radix selection: each pass counts the keys that agree with what is
 // known of the lower middle by their next bits; a last one finds the smallest key above it.
 template <class T>
@@ -28,7 +19,7 @@ __global__ void medians_kernel(Acc<T>* __restrict__ out, const T* __restrict__ f
                                const std::int64_t* __restrict__ order, const std::int64_t* __restrict__ starts,
                                Shape shape, Transform transform) {
   using K = Key<T>;
-  using U = typename Unsigned<K>::type;
+  using U = Unsigned<K>;
   constexpr U top = U(1) << (8 * sizeof(U) - 1);  // turns the order of signed keys into that of unsigned ones
   __shared__ unsigned counts[kBins][kColumns];
   __shared__ U prefix[kColumns];

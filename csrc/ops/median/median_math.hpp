@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "core/half.hpp"
 #include "spurge/median.hpp"
@@ -18,23 +19,25 @@ struct KeyOf<double> {
 template <class T>
 using Key = typename KeyOf<T>::type;
 
-constexpr std::int32_t kMagnitude32 = 0x7fffffff;
-constexpr std::int64_t kMagnitude64 = 0x7fffffffffffffff;
+template <class K>
+using Unsigned = std::make_unsigned_t<K>;
+
+template <class K>
+constexpr K kMagnitude = static_cast<K>(static_cast<Unsigned<K>>(-1) >> 1);  // all bits but the sign: the largest key
+template <class K>
+constexpr int kSign = 8 * sizeof(K) - 1;  // its bit
 constexpr std::int32_t kInfinity = 0x7f800000;  // its key, in float32
 
 // The negative values' order is the reverse of their magnitudes'.
-SPURGE_HD std::int32_t folded(std::int32_t bits) { return bits ^ ((bits >> 31) & kMagnitude32); }
-SPURGE_HD std::int64_t folded(std::int64_t bits) { return bits ^ ((bits >> 63) & kMagnitude64); }
-
-SPURGE_HD std::int32_t key_of(float v) {
-  std::int32_t bits;
-  v += 0.0f;  // -0 becomes 0
-  memcpy(&bits, &v, sizeof bits);
-  return folded(bits);
+template <class K>
+SPURGE_HD K folded(K bits) {
+  return bits ^ ((bits >> kSign<K>) & kMagnitude<K>);
 }
-SPURGE_HD std::int64_t key_of(double v) {
-  std::int64_t bits;
-  v += 0.0;
+
+template <class A>
+SPURGE_HD Key<A> key_of(A v) {
+  Key<A> bits;
+  v += A(0);  // -0 becomes 0
   memcpy(&bits, &v, sizeof bits);
   return folded(bits);
 }

@@ -3,238 +3,114 @@
 
 namespace spurge::median::SPURGE_LEVEL {
 
-using spurge::SPURGE_LEVEL::get_one;
+using spurge::SPURGE_LEVEL::bits_as;
+using spurge::SPURGE_LEVEL::fetch_to_second;
+using spurge::SPURGE_LEVEL::Mask;
+using spurge::SPURGE_LEVEL::Vec;
 
-// ---- kTile neighbours of a row, as keys ------------------------------------------------------------
-// Row<K>: load, store, smaller and larger of two, whether any lane lies within bounds, and Row<K>::Counts.
+// ---- kTile neighbours of a row, as keys ------------------------------------------------------------------
 
 template <class K>
 struct Row {
-  K v[kTile];
+  using V = Vec<K>;
+  static constexpr int parts = kTile / V::n;
+  V v[parts];
+
   SPURGE_HD static Row load(const K* p) {
-    Row r;
-    for (int k = 0; k < kTile; ++k) r.v[k] = p[k];
-    return r;
+    Row row;
+    SPURGE_UNROLL
+    for (int i = 0; i < parts; ++i) row.v[i] = V::load(p + i * V::n);
+    return row;
   }
   SPURGE_HD void store(K* p) const {
-    for (int k = 0; k < kTile; ++k) p[k] = v[k];
+    SPURGE_UNROLL
+    for (int i = 0; i < parts; ++i) v[i].store(p + i * V::n);
   }
   SPURGE_HD static void exchange(Row& a, Row& b) {
-    for (int k = 0; k < kTile; ++k) {
-      const K x = a.v[k], y = b.v[k];
-      a.v[k] = x < y ? x : y;
-      b.v[k] = x < y ? y : x;
+    SPURGE_UNROLL
+    for (int i = 0; i < parts; ++i) {
+      const V x = a.v[i], y = b.v[i];
+      a.v[i] = smaller(x, y);
+      b.v[i] = larger(x, y);
     }
   }
   SPURGE_HD void add_less(const Row& x, const Row& than) {
-    for (int k = 0; k < kTile; ++k) v[k] += x.v[k] < than.v[k];
+    SPURGE_UNROLL
+    for (int i = 0; i < parts; ++i) v[i] = counted(v[i], x.v[i] < than.v[i]);
   }
-  // least: of what is >= low; most: of what is <= high; true if a lane is both
+
+  // least: of what is >= low; most: of what is <= high. Where neither is the case?
+  SPURGE_HD static Mask<K> bound(V x, V low, V high, V& least, V& most) {
+    const Mask<K> below = x < low, above = high < x;
+    least = select(below, least, smaller(x, least));
+    most = select(above, most, larger(x, most));
+    return below | above;
+  }
+  // True if a lane is both.
   SPURGE_HD static bool bound(const Row& x, const Row& low, const Row& high, Row& least, Row& most) {
-    K any = 0;
-    for (int k = 0; k < kTile; ++k) {
-      const K up = -K(x.v[k] >= low.v[k]), down = -K(x.v[k] <= high.v[k]);
-      const K l = x.v[k] < least.v[k] ? x.v[k] : least.v[k], m = x.v[k] > most.v[k] ? x.v[k] : most.v[k];
-      least.v[k] = (l & up) | (least.v[k] & ~up);
-      most.v[k] = (m & down) | (most.v[k] & ~down);
-      any |= up & down;
-    }
-    return any;
+    Mask<K> outside = bound(x.v[0], low.v[0], high.v[0], least.v[0], most.v[0]);
+    SPURGE_UNROLL
+    for (int i = 1; i < parts; ++i)
+      outside = outside & bound(x.v[i], low.v[i], high.v[i], least.v[i], most.v[i]);
+    return !every(outside);
   }
 };
 
-#ifdef SPURGE_LEVEL_avx512
-
-template <>
-struct Row<std::int32_t> {
-  __m512i v;
-  SPURGE_HD static Row load(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
-  SPURGE_HD void store(std::int32_t* p) const { _mm512_storeu_si512(p, v); }
-  SPURGE_HD static void exchange(Row& a, Row& b) {
-    const __m512i x = a.v;
-    a.v = _mm512_min_epi32(x, b.v);
-    b.v = _mm512_max_epi32(x, b.v);
-  }
-  SPURGE_HD void add_less(const Row& x, const Row& than) {
-    v = _mm512_mask_sub_epi32(v, _mm512_cmplt_epi32_mask(x.v, than.v), v, _mm512_set1_epi32(-1));
-  }
-  SPURGE_HD static bool bound(const Row& x, const Row& low, const Row& high, Row& least, Row& most) {
-    const __mmask16 up = _mm512_cmpge_epi32_mask(x.v, low.v), down = _mm512_cmple_epi32_mask(x.v, high.v);
-    least.v = _mm512_mask_min_epi32(least.v, up, least.v, x.v);
-    most.v = _mm512_mask_max_epi32(most.v, down, most.v, x.v);
-    return up & down;
-  }
-};
-
-template <>
-struct Row<std::int64_t> {
-  __m512i a, b;
-  SPURGE_HD static Row load(const std::int64_t* p) { return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + 8)}; }
-  SPURGE_HD void store(std::int64_t* p) const { _mm512_storeu_si512(p, a), _mm512_storeu_si512(p + 8, b); }
-  SPURGE_HD static void exchange(Row& x, Row& y) {
-    const Row old = x;
-    x = {_mm512_min_epi64(old.a, y.a), _mm512_min_epi64(old.b, y.b)};
-    y = {_mm512_max_epi64(old.a, y.a), _mm512_max_epi64(old.b, y.b)};
-  }
-  SPURGE_HD void add_less(const Row& x, const Row& than) {
-    const __m512i minus = _mm512_set1_epi64(-1);
-    a = _mm512_mask_sub_epi64(a, _mm512_cmplt_epi64_mask(x.a, than.a), a, minus);
-    b = _mm512_mask_sub_epi64(b, _mm512_cmplt_epi64_mask(x.b, than.b), b, minus);
-  }
-  SPURGE_HD static bool bound(const Row& x, const Row& low, const Row& high, Row& least, Row& most) {
-    const __mmask8 up_a = _mm512_cmpge_epi64_mask(x.a, low.a), down_a = _mm512_cmple_epi64_mask(x.a, high.a);
-    const __mmask8 up_b = _mm512_cmpge_epi64_mask(x.b, low.b), down_b = _mm512_cmple_epi64_mask(x.b, high.b);
-    least.a = _mm512_mask_min_epi64(least.a, up_a, least.a, x.a);
-    least.b = _mm512_mask_min_epi64(least.b, up_b, least.b, x.b);
-    most.a = _mm512_mask_max_epi64(most.a, down_a, most.a, x.a);
-    most.b = _mm512_mask_max_epi64(most.b, down_b, most.b, x.b);
-    return (up_a & down_a) | (up_b & down_b);
-  }
-};
-
-#elif defined(SPURGE_LEVEL_avx2)
-
-template <>
-struct Row<std::int32_t> {
-  __m256i a, b;
-  SPURGE_HD static __m256i get(const std::int32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  }
-  SPURGE_HD static Row load(const std::int32_t* p) { return {get(p), get(p + 8)}; }
-  SPURGE_HD void store(std::int32_t* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), b);
-  }
-  SPURGE_HD static void exchange(Row& x, Row& y) {
-    const Row old = x;
-    x = {_mm256_min_epi32(old.a, y.a), _mm256_min_epi32(old.b, y.b)};
-    y = {_mm256_max_epi32(old.a, y.a), _mm256_max_epi32(old.b, y.b)};
-  }
-  SPURGE_HD void add_less(const Row& x, const Row& than) {
-    a = _mm256_sub_epi32(a, _mm256_cmpgt_epi32(than.a, x.a));
-    b = _mm256_sub_epi32(b, _mm256_cmpgt_epi32(than.b, x.b));
-  }
-  SPURGE_HD static __m256i bound_half(__m256i x, __m256i low, __m256i high, __m256i& least, __m256i& most) {
-    const __m256i below = _mm256_cmpgt_epi32(low, x), above = _mm256_cmpgt_epi32(x, high);
-    least = _mm256_blendv_epi8(_mm256_min_epi32(least, x), least, below);
-    most = _mm256_blendv_epi8(_mm256_max_epi32(most, x), most, above);
-    return _mm256_or_si256(below, above);
-  }
-  SPURGE_HD static bool bound(const Row& x, const Row& low, const Row& high, Row& least, Row& most) {
-    const __m256i out = _mm256_and_si256(bound_half(x.a, low.a, high.a, least.a, most.a),
-                                         bound_half(x.b, low.b, high.b, least.b, most.b));
-    return _mm256_movemask_epi8(out) != -1;
-  }
-};
-
-#endif
-
-// ---- from a row of the matrix to keys ----------------------------------------------------------------
-
-template <class T>
-SPURGE_HD Key<T> one_key(const T* p, Transform transform, bool& nan) {
-  const Acc<T> v = transformed(get_one(p), transform);
-  nan |= v != v;
-  return key_of(v);
-}
-
-#if defined(SPURGE_LEVEL_avx512)
-
-SPURGE_HD __m512 get_tile(const float* p) { return _mm512_loadu_ps(p); }
-SPURGE_HD __m512 get_tile(const f16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-SPURGE_HD __m512 get_tile(const bf16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+// ---- from a row of the matrix to keys --------------------------------------------------------------------
 
 // What a transform does to the bits: kept ones, flipped ones, and the smallest value.
+template <class A>
 struct Recipe {
-  __m512i keep, flip;
-  __m512 floor;
+  using K = Key<A>;
+  Vec<K> keep, flip;
+  Vec<A> floor;
   explicit Recipe(Transform t)
-      : keep(_mm512_set1_epi32(t == Transform::magnitude ? kMagnitude32 : -1)),
-        flip(_mm512_set1_epi32(t == Transform::negative ? ~kMagnitude32 : 0)),
-        floor(_mm512_set1_ps(t == Transform::raw ? -value_of(kInfinity) : 0.0f)) {}
+      : keep(Vec<K>::all(t == Transform::magnitude ? kMagnitude<K> : K(-1))),
+        flip(Vec<K>::all(t == Transform::negative ? ~kMagnitude<K> : K(0))),
+        floor(Vec<A>::all(t == Transform::raw ? -static_cast<A>(value_of(kInfinity)) : A(0))) {}
 };
 
+template <class K>
+SPURGE_HD Vec<K> folded(Vec<K> bits) {
+  return bits ^ ((bits >> kSign<K>) & Vec<K>::all(kMagnitude<K>));
+}
+
+// True if there is a NaN.
 template <class T>
-SPURGE_HD bool put_keys(std::int32_t* to, const T* p, const Recipe& recipe) {
-  const __m512i bits = _mm512_castps_si512(get_tile(p));
-  const __m512 v = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_and_si512(bits, recipe.keep), recipe.flip));
-  const __m512 x = _mm512_add_ps(_mm512_max_ps(recipe.floor, v), _mm512_setzero_ps());  // max keeps a NaN on its right
-  const __m512i sign = _mm512_srai_epi32(_mm512_castps_si512(x), 31);
-  const __m512i key =
-      _mm512_xor_si512(_mm512_castps_si512(x), _mm512_and_si512(sign, _mm512_set1_epi32(kMagnitude32)));
-  _mm512_storeu_si512(to, key);
-  return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-}
-#define SPURGE_KEYS
-
-#elif defined(SPURGE_LEVEL_avx2)
-
-SPURGE_HD __m256 get_tile(const float* p) { return _mm256_loadu_ps(p); }
-SPURGE_HD __m256 get_tile(const f16* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-SPURGE_HD __m256 get_tile(const bf16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-
-struct Recipe {
-  __m256i keep, flip;
-  __m256 floor;
-  explicit Recipe(Transform t)
-      : keep(_mm256_set1_epi32(t == Transform::magnitude ? kMagnitude32 : -1)),
-        flip(_mm256_set1_epi32(t == Transform::negative ? ~kMagnitude32 : 0)),
-        floor(_mm256_set1_ps(t == Transform::raw ? -value_of(kInfinity) : 0.0f)) {}
-};
-
-template <class T>
-SPURGE_HD bool put_keys(std::int32_t* to, const T* p, const Recipe& recipe) {
-  int nan = 0;
-  for (int k = 0; k < kTile; k += 8) {
-    const __m256i bits = _mm256_castps_si256(get_tile(p + k));
-    const __m256 v = _mm256_castsi256_ps(_mm256_xor_si256(_mm256_and_si256(bits, recipe.keep), recipe.flip));
-    const __m256 x = _mm256_add_ps(_mm256_max_ps(recipe.floor, v), _mm256_setzero_ps());
-    const __m256i sign = _mm256_srai_epi32(_mm256_castps_si256(x), 31);
-    const __m256i key =
-        _mm256_xor_si256(_mm256_castps_si256(x), _mm256_and_si256(sign, _mm256_set1_epi32(kMagnitude32)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), key);
-    nan |= _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+SPURGE_HD bool put_keys(Key<T>* to, const T* p, const Recipe<Acc<T>>& recipe) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  Mask<A> nan = {};
+  SPURGE_UNROLL
+  for (int k = 0; k < kTile; k += V::n) {
+    const V v = bits_as<A>((bits_as<Key<T>>(V::load(p + k)) & recipe.keep) ^ recipe.flip);
+    const V x = larger(recipe.floor, v) + V::all(A(0));  // NaN stays, and -0 becomes 0
+    folded(bits_as<Key<T>>(x)).store(to + k);
+    nan = nan | is_nan(x);
   }
-  return nan;
+  return any(nan);
 }
-#define SPURGE_KEYS
-
-#endif
 
 // Keys of n rows, kTile columns of which `columns` exist (the others read as 0). True if there is a NaN. More rows
 // follow, up to rows[last].
 template <class T>
 bool gather(Key<T>* tile, const T* features, std::int64_t stride, const std::int64_t* rows, std::int64_t n,
-            [[maybe_unused]] std::int64_t last, std::int64_t columns, Transform transform) {
+            std::int64_t last, std::int64_t columns, Transform transform) {
+  constexpr std::int64_t ahead = 24;  // rows on their way: more than the memory takes to answer
+  const Recipe<Acc<T>> recipe(transform);
+  T few[kTile] = {};
   bool nan = false;
-#ifdef SPURGE_KEYS
-  if constexpr (sizeof(Key<T>) == 4)
-    if (columns == kTile) {
-      constexpr std::int64_t ahead = 24;  // rows on their way: more than the memory takes to answer
-      const Recipe recipe(transform);
-      for (std::int64_t i = 0; i < n; ++i) {
-        __builtin_prefetch(features + rows[i + ahead < last ? i + ahead : last] * stride, 0, 2);
-        nan |= put_keys(tile + i * kTile, features + rows[i] * stride, recipe);
-      }
-      return nan;
+  for (std::int64_t i = 0; i < n; ++i) {
+    fetch_to_second(features + rows[i + ahead < last ? i + ahead : last] * stride);
+    const T* row = features + rows[i] * stride;
+    if (columns < kTile) {
+      for (std::int64_t k = 0; k < columns; ++k) few[k] = row[k];
+      row = few;
     }
-#endif
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t k = 0; k < kTile; ++k)
-      tile[i * kTile + k] = k < columns ? one_key(features + rows[i] * stride + k, transform, nan) : 0;
+    nan |= put_keys(tile + i * kTile, row, recipe);
+  }
   return nan;
 }
-#undef SPURGE_KEYS
 
 constexpr std::int64_t kBlock = 32;  // rows
 
@@ -247,21 +123,17 @@ constexpr std::int64_t kSampleLow = 20;  // three standard deviations of a sampl
 constexpr int kPatience = 8;             // rounds after which bounds are drawn to the nearest keys in any case
 
 template <class K>
-struct Limits {
-  static constexpr K lowest = -kMagnitude32 - 1, highest = kMagnitude32;
-};
-template <>
-struct Limits<std::int64_t> {
-  static constexpr std::int64_t lowest = -kMagnitude64 - 1, highest = kMagnitude64;
-};
+constexpr K kHighest = kMagnitude<K>;
 template <class K>
-struct Unsigned {
-  using type = std::uint32_t;
-};
-template <>
-struct Unsigned<std::int64_t> {
-  using type = std::uint64_t;
-};
+constexpr K kLowest = -kHighest<K> - 1;
+
+template <class K>
+SPURGE_HD void exchange_rows(K* tile, std::int64_t i, std::int64_t j) {
+  Row<K> a = Row<K>::load(tile + i * kTile), b = Row<K>::load(tile + j * kTile);
+  Row<K>::exchange(a, b);
+  a.store(tile + i * kTile);
+  b.store(tile + j * kTile);
+}
 
 // Batcher's merge exchange (Knuth 5.2.2 M): sorts each column of n rows.
 template <class K>
@@ -271,13 +143,8 @@ void sort_rows(K* tile, std::int64_t n) {
   while (2 * top < n) top *= 2;
   for (std::int64_t p = top; p > 0; p /= 2)
     for (std::int64_t q = top, r = 0, d = p;; d = q - p, q /= 2, r = p) {
-      for (std::int64_t i = 0; i < n - d; ++i) {
-        if ((i & p) != r) continue;
-        Row<K> a = Row<K>::load(tile + i * kTile), b = Row<K>::load(tile + (i + d) * kTile);
-        Row<K>::exchange(a, b);
-        a.store(tile + i * kTile);
-        b.store(tile + (i + d) * kTile);
-      }
+      for (std::int64_t run = r; run < n - d; run += 2 * p)  // of rows i with (i & p) == r
+        for (std::int64_t i = run; i < run + p && i < n - d; ++i) exchange_rows(tile, i, i + d);
       if (q == p) break;
     }
 }
@@ -320,7 +187,7 @@ SPURGE_HD K between(K low, K high, float share) {
 
 template <class K>
 SPURGE_HD K halfway(K low, K high) {
-  using U = typename Unsigned<K>::type;
+  using U = Unsigned<K>;
   return static_cast<K>(static_cast<U>(low) + (static_cast<U>(high) - static_cast<U>(low)) / 2 + 1);
 }
 
@@ -340,8 +207,8 @@ struct Search {
 
   Search(K* keys, std::int64_t rows) : tile(keys), n(rows), lower(K((rows - 1) / 2)), upper(K(rows / 2)) {
     for (int k = 0; k < kTile; ++k) {
-      low[k] = Limits<K>::lowest;
-      high[k] = Limits<K>::highest;
+      low[k] = kLowest<K>;
+      high[k] = kHighest<K>;
       less[k] = 0;
       not_more[k] = static_cast<K>(rows);
     }
@@ -380,8 +247,8 @@ struct Search {
   void drop() {
     K least[kTile], most[kTile], counts[kTile];
     for (int k = 0; k < kTile; ++k) {
-      least[k] = Limits<K>::highest;
-      most[k] = Limits<K>::lowest;
+      least[k] = kHighest<K>;
+      most[k] = kLowest<K>;
     }
     n = narrow(tile, n, low, high, least, most);
     for (int k = 0; k < kTile; ++k) {
@@ -420,7 +287,7 @@ struct Search {
     cut(sample + kSampleLow * kTile);
     for (int k = 0; k < kTile; ++k) {
       const K key = sample[(kSample - 1 - kSampleLow) * kTile + k];
-      pivot[k] = key + (key < Limits<K>::highest);  // above it: finds at once that most keys are equal
+      pivot[k] = key + (key < kHighest<K>);  // above it: finds at once that most keys are equal
     }
     cut(pivot);
     for (int round = 0, since = 0;; ++round) {

@@ -152,14 +152,11 @@ void scores_cpu(void* hard, void* soft, void* grad, const void* scores, const st
   for (std::int64_t b = 0; b < shape.examples; ++b)
     SPURGE_CHECK(label[b] >= 0 && label[b] < shape.labels, "labels: must lie in [0, ", shape.labels, "), got ",
                  label[b]);
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
+  dispatch_32_or_64("scores", dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
     score_rows(static_cast<T*>(hard), static_cast<T*>(soft), static_cast<T*>(grad), static_cast<const T*>(scores), ids,
                bitmap, label, shape, k, sharpness, threads);
-  };
-  if (dtype == DType::f64) run(double());
-  else if (dtype == DType::f32) run(float());
-  else fail("scores: dtype must be float32 or float64, got ", name(dtype));
+  });
 }
 
 }  // namespace spurge::proximity

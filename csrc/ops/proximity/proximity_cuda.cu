@@ -21,8 +21,132 @@ __device__ double block_sum(double x, double* scratch) {
   return sum;
 }
 
-// One block per row. A unit's rank is counted against all others: no sort, no workspace. `staged` keeps
-// the row in shared memory, with NaN, which precedes nothing, at padding.
+// The units of a row. `staged`, where it is not null, keeps the scores in shared memory, with NaN, which precedes
+// nothing, at padding.
+template <class T>
+struct Row {
+  const T* scores;
+  const std::int32_t* ids;
+  T* staged;
+  std::int64_t units;
+
+  __device__ bool real(std::int64_t t) const { return ids[t] >= 0; }
+  __device__ T score(std::int64_t t) const { return staged ? staged[t] : given(t); }
+  __device__ T given(std::int64_t t) const { return real(t) ? scores[t] : static_cast<T>(nan("")); }
+  __device__ Unit unit(std::int64_t t) const { return {static_cast<double>(score(t)), t}; }
+
+  template <class F>
+  __device__ void each(F f) const {  // f(t) of this thread's units
+    for (std::int64_t t = threadIdx.x; t < units; t += blockDim.x) f(t);
+  }
+  template <class F>
+  __device__ void each_real(F f) const {
+    each([&](std::int64_t t) {
+      if (real(t)) f(t);
+    });
+  }
+};
+
+// Of the real units.
+struct Moments {
+  double n = 0, sum = 0, size = 0;  // how many, of scores, of their magnitudes
+};
+
+template <class T>
+__device__ Moments stage(const Row<T>& row, double* scratch) {
+  Moments m;
+  row.each([&](std::int64_t t) {
+    const T score = row.given(t);
+    if (row.staged) row.staged[t] = score;
+    if (!row.real(t)) return;
+    m.n += 1;
+    m.sum += score;
+    m.size += fabs(static_cast<double>(score));
+  });
+  return {block_sum(m.n, scratch), block_sum(m.sum, scratch), block_sum(m.size, scratch)};
+}
+
+template <class T>
+__device__ double variance(const Row<T>& row, const Moments& m, double* scratch) {
+  const double mean = m.sum / m.n;
+  double squares = 0;
+  row.each_real([&](std::int64_t t) {
+    const double d = row.score(t) - mean;
+    squares += d * d;
+  });
+  return block_sum(squares, scratch) / m.n;
+}
+
+// The last of the top-k, and the unit behind it. A unit's rank is counted against all others: no sort, no workspace.
+struct Border {
+  Unit last, next;
+};
+
+template <class T>
+__device__ void find(Border& border, const Row<T>& row, std::int64_t chosen) {
+  row.each_real([&](std::int64_t t) {
+    const Unit unit = row.unit(t);
+    std::int64_t rank = 0;
+    for (std::int64_t u = 0; u < row.units; ++u) rank += precedes(row.unit(u), unit);
+    if (rank == chosen - 1) border.last = unit;
+    if (rank == chosen) border.next = unit;
+  });
+  __syncthreads();
+}
+
+// m = membership(score) of a row
+struct Soft {
+  double tau, temp;
+  __device__ double operator()(double score) const { return membership(score, tau, temp); }
+};
+
+template <class T>
+__device__ double total_membership(const Row<T>& row, const Soft& soft, double* scratch) {
+  double total = 0;
+  row.each_real([&](std::int64_t t) { total += soft(row.score(t)); });
+  return block_sum(total, scratch);
+}
+
+// A golden set, as bits.
+struct Golden {
+  const std::int32_t* bits;
+  std::int64_t words;
+  __device__ bool has(std::int32_t id) const { return member(bits, words, id); }
+};
+
+template <class T>
+__device__ Sums sums_of(const Golden& golden, const Row<T>& row, const Soft& soft, const Unit& last, double total,
+                        double* scratch) {
+  Sums sums;
+  row.each_real([&](std::int64_t t) {
+    if (!golden.has(row.ids[t])) return;
+    const Unit unit = row.unit(t);
+    const double m = soft(unit.score);
+    sums.inside += m;
+    sums.mass += m * unit.score;
+    if (precedes(last, unit)) return;
+    sums.hits += 1;
+    sums.hit_scores += unit.score;
+  });
+  sums.all = total;
+  sums.inside = block_sum(sums.inside, scratch);
+  sums.mass = block_sum(sums.mass, scratch);
+  sums.hits = block_sum(sums.hits, scratch);
+  sums.hit_scores = block_sum(sums.hit_scores, scratch);
+  return sums;
+}
+
+template <class T>
+__device__ void put_slopes(T* grad, const Golden& golden, const Row<T>& row, const Soft& soft, const Sums& sums) {
+  const Slope slope = slope_of(sums);
+  row.each([&](std::int64_t t) {
+    const double a = row.score(t), m = soft(a);
+    const bool real = row.real(t), in_set = real && golden.has(row.ids[t]);
+    grad[t] = real ? static_cast<T>(soft_slope(slope, a, m, membership_slope(m, soft.temp), in_set)) : T(0);
+  });
+}
+
+// One block per row.
 template <class T>
 __global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __restrict__ grad,
                               const T* __restrict__ scores, const std::int32_t* __restrict__ ids,
@@ -30,94 +154,39 @@ __global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __r
                               Shape shape, std::int64_t k, double sharpness, bool staged) {
   extern __shared__ double row_memory[];
   __shared__ double scratch[kMostThreads / 32];
-  __shared__ Unit last, next;  // the last of the top-k, and the one behind it
-  T* const row = reinterpret_cast<T*>(row_memory);
+  __shared__ Border border;
   const std::int64_t r = blockIdx.x, b = r % shape.examples, y = label[b];
-  const T not_a_number = static_cast<T>(nan(""));
-  scores += r * shape.units;
-  ids += b * shape.units;
+  const Row<T> row{scores + r * shape.units, ids + b * shape.units,
+                   staged ? reinterpret_cast<T*>(row_memory) : nullptr, shape.units};
   hard += r * shape.sets;
   soft += r * shape.sets;
   grad += r * shape.sets * shape.units;
-  const auto score_at = [&](std::int64_t t) { return staged ? row[t] : ids[t] >= 0 ? scores[t] : not_a_number; };
 
-  double n = 0, sum = 0, size = 0;
-  for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-    const bool real = ids[t] >= 0;
-    if (staged) row[t] = real ? scores[t] : not_a_number;
-    if (!real) continue;
-    n += 1;
-    sum += scores[t];
-    size += fabs(static_cast<double>(scores[t]));
-  }
-  n = block_sum(n, scratch);
-  sum = block_sum(sum, scratch);
-  size = block_sum(size, scratch);
-  const bool empty = n == 0;
-  if (empty || !isfinite(size) || y < 0 || y >= shape.labels) {
-    const T value = empty ? T(0) : not_a_number;
+  const Moments moments = stage(row, scratch);
+  const bool empty = moments.n == 0;
+  if (empty || !isfinite(moments.size) || y < 0 || y >= shape.labels) {
+    const T value = empty ? T(0) : static_cast<T>(nan(""));
     for (std::int64_t g = threadIdx.x; g < shape.sets; g += blockDim.x) hard[g] = soft[g] = value;
     for (std::int64_t i = threadIdx.x; i < shape.sets * shape.units; i += blockDim.x)
-      grad[i] = ids[i % shape.units] >= 0 ? value : T(0);
+      grad[i] = row.real(i % shape.units) ? value : T(0);
     return;
   }
 
-  const double mean = sum / n;
-  double variance = 0;
-  for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-    if (ids[t] < 0) continue;
-    const double d = score_at(t) - mean;
-    variance += d * d;
-  }
-  variance = block_sum(variance, scratch) / n;
-  const double temp = temperature(sharpness, variance, size / n);
-
-  const std::int64_t chosen = n < k ? static_cast<std::int64_t>(n) : k;
-  for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-    if (ids[t] < 0) continue;
-    const Unit unit{static_cast<double>(score_at(t)), t};
-    std::int64_t rank = 0;
-    for (std::int64_t u = 0; u < shape.units; ++u) rank += precedes({static_cast<double>(score_at(u)), u}, unit);
-    if (rank == chosen - 1) last = unit;
-    if (rank == chosen) next = unit;
-  }
-  __syncthreads();
-  const double tau = n > k ? 0.5 * last.score + 0.5 * next.score : last.score - temp;
-
-  double total = 0;
-  for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x)
-    if (ids[t] >= 0) total += membership(score_at(t), tau, temp);
-  total = block_sum(total, scratch);
+  const double temp = temperature(sharpness, variance(row, moments, scratch), moments.size / moments.n);
+  const std::int64_t chosen = moments.n < k ? static_cast<std::int64_t>(moments.n) : k;
+  find(border, row, chosen);
+  const double tau = moments.n > k ? 0.5 * border.last.score + 0.5 * border.next.score : border.last.score - temp;
+  const Soft membership_of{tau, temp};
+  const double total = total_membership(row, membership_of, scratch);
 
   for (std::int64_t g = 0; g < shape.sets; ++g) {
-    const std::int32_t* const bits = golden_bits(bitmap, shape, g, y);
-    Sums sums;
-    for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-      if (ids[t] < 0 || !member(bits, shape.words, ids[t])) continue;
-      const Unit unit{static_cast<double>(score_at(t)), t};
-      const double m = membership(unit.score, tau, temp);
-      sums.inside += m;
-      sums.mass += m * unit.score;
-      if (precedes(last, unit)) continue;
-      sums.hits += 1;
-      sums.hit_scores += unit.score;
-    }
-    sums.all = total;
-    sums.inside = block_sum(sums.inside, scratch);
-    sums.mass = block_sum(sums.mass, scratch);
-    sums.hits = block_sum(sums.hits, scratch);
-    sums.hit_scores = block_sum(sums.hit_scores, scratch);
+    const Golden golden{golden_bits(bitmap, shape, g, y), shape.words};
+    const Sums sums = sums_of(golden, row, membership_of, border.last, total, scratch);
     if (threadIdx.x == 0) {
       hard[g] = static_cast<T>(hard_value(sums, static_cast<double>(chosen)));
       soft[g] = static_cast<T>(soft_value(sums));
     }
-    const Slope slope = slope_of(sums);
-    for (std::int64_t t = threadIdx.x; t < shape.units; t += blockDim.x) {
-      const double a = score_at(t), m = membership(a, tau, temp);
-      const bool real = ids[t] >= 0, in_set = real && member(bits, shape.words, ids[t]);
-      grad[g * shape.units + t] =
-          real ? static_cast<T>(soft_slope(slope, a, m, membership_slope(m, temp), in_set)) : T(0);
-    }
+    put_slopes(grad + g * shape.units, golden, row, membership_of, sums);
   }
 }
 
@@ -142,13 +211,10 @@ void scores_cuda(void* hard, void* soft, void* grad, const void* scores, const s
                  double sharpness, DType dtype, const CudaPlace& place) {
   if (shape.rows == 0) return;
   const cuda::Guard guard(place);
-  const auto stream = cuda::stream_of(place);
-  if (dtype == DType::f64)
-    launch<double>(hard, soft, grad, scores, ids, bitmap, label, shape, k, sharpness, stream);
-  else if (dtype == DType::f32)
-    launch<float>(hard, soft, grad, scores, ids, bitmap, label, shape, k, sharpness, stream);
-  else
-    fail("scores: dtype must be float32 or float64, got ", name(dtype));
+  dispatch_32_or_64("scores", dtype, [&](auto tag) {
+    launch<typename decltype(tag)::type>(hard, soft, grad, scores, ids, bitmap, label, shape, k, sharpness,
+                                         cuda::stream_of(place));
+  });
 }
 
 }  // namespace spurge::proximity

@@ -114,15 +114,14 @@ void intervals(double* out, const L* logits, const D* shifts, const std::int64_t
 void correct_interval_cpu(double* out, const void* logits, const void* shifts, const std::int64_t* rows,
                           const std::int64_t* labels, double low, double high, const Shape& shape, DType logits_type,
                           DType shifts_type, int threads) {
-  const auto run = [&](auto logit, auto shift) {
-    intervals(out, static_cast<const decltype(logit)*>(logits), static_cast<const decltype(shift)*>(shifts), rows,
-              labels, Span{low, high}, shape, threads);
-  };
-  const bool wide_logits = logits_type == DType::f64, wide_shifts = shifts_type == DType::f64;
-  if (wide_logits && wide_shifts) run(double(), double());
-  else if (wide_logits) run(double(), float());
-  else if (wide_shifts) run(float(), double());
-  else run(float(), float());
+  dispatch_32_or_64("logits", logits_type, [&](auto logit) {
+    dispatch_32_or_64("shifts", shifts_type, [&](auto shift) {
+      using L = typename decltype(logit)::type;
+      using D = typename decltype(shift)::type;
+      intervals(out, static_cast<const L*>(logits), static_cast<const D*>(shifts), rows, labels, Span{low, high},
+                shape, threads);
+    });
+  });
 }
 
 }  // namespace spurge::sweep

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/dtype.hpp"
 #include "cuda/launch.cuh"
 #include "ops/sweep/sweep_math.hpp"
 
@@ -57,17 +58,15 @@ void correct_interval_cuda(double* out, const void* logits, const void* shifts, 
                            DType logits_type, DType shifts_type, const CudaPlace& place) {
   if (shape.samples == 0) return;
   const cuda::Guard guard(place);
-  const auto run = [&](auto logit, auto shift) {
-    interval_kernel<<<cuda::blocks_for(shape.samples, kWarps), dim3(32, kWarps), 0, cuda::stream_of(place)>>>(
-        out, static_cast<const decltype(logit)*>(logits), static_cast<const decltype(shift)*>(shifts), rows, labels,
-        Span{low, high}, shape);
-    cuda::check(cudaGetLastError(), "correct_interval launch");
-  };
-  const bool wide_logits = logits_type == DType::f64, wide_shifts = shifts_type == DType::f64;
-  if (wide_logits && wide_shifts) run(double(), double());
-  else if (wide_logits) run(double(), float());
-  else if (wide_shifts) run(float(), double());
-  else run(float(), float());
+  dispatch_32_or_64("logits", logits_type, [&](auto logit) {
+    dispatch_32_or_64("shifts", shifts_type, [&](auto shift) {
+      using L = typename decltype(logit)::type;
+      using D = typename decltype(shift)::type;
+      interval_kernel<<<cuda::blocks_for(shape.samples, kWarps), dim3(32, kWarps), 0, cuda::stream_of(place)>>>(
+          out, static_cast<const L*>(logits), static_cast<const D*>(shifts), rows, labels, Span{low, high}, shape);
+      cuda::check(cudaGetLastError(), "correct_interval launch");
+    });
+  });
 }
 
 }  // namespace spurge::sweep
