@@ -10,6 +10,12 @@ void check_doubles(const char* arg, const Tensor& t, const std::vector<std::int6
   check_shape(arg, t, shape);
 }
 
+void check_workspace(const Tensor& workspace, const Place& place, std::int64_t numbers) {
+  check_dtype("workspace", workspace, DType::f64);
+  const std::int64_t needed = place.cuda ? numbers : 0;
+  SPURGE_CHECK(workspace.size() >= needed, "workspace: needs ", needed, " numbers, got ", workspace.size());
+}
+
 balance::Newton newton_of(double tolerance, std::int64_t steps) {
   check_finite("tolerance", {tolerance});
   SPURGE_CHECK(tolerance > 0, "tolerance: must be positive, got ", tolerance);
@@ -27,7 +33,6 @@ void balance_sweep(Tensor scores, Tensor mean, Tensor value, Tensor workspace, T
   check_doubles("scores", scores, {shape.rows});
   check_doubles("mean", mean, {shape.columns});
   check_doubles("value", value, {2});
-  check_dtype("workspace", workspace, DType::f64);
 
   const Place place = place_of(stream, {{"covariates", covariates},
                                         {"base", base},
@@ -36,8 +41,7 @@ void balance_sweep(Tensor scores, Tensor mean, Tensor value, Tensor workspace, T
                                         {"mean", mean},
                                         {"value", value},
                                         {"workspace", workspace}});
-  const std::int64_t needed = place.cuda ? balance::sweep_workspace(shape) : 0;
-  SPURGE_CHECK(workspace.size() >= needed, "workspace: needs ", needed, " numbers, got ", workspace.size());
+  check_workspace(workspace, place, balance::sweep_workspace(shape));
 
   py::gil_scoped_release nogil;  // every Python object was read above
   if (place.cuda) {
@@ -69,7 +73,6 @@ void balance_batch(Tensor dual, Tensor means, Tensor report, Tensor status, Tens
   check_doubles("report", report, {shape.problems, balance::kReport});
   check_dtype("status", status, kDLInt, 32, "int32");
   check_shape("status", status, {shape.problems});
-  check_dtype("workspace", workspace, DType::f64);
   const balance::Newton settings = newton_of(tolerance, steps);
 
   const Place place = place_of(stream, {{"covariates", covariates},
@@ -82,8 +85,7 @@ void balance_batch(Tensor dual, Tensor means, Tensor report, Tensor status, Tens
                                         {"report", report},
                                         {"status", status},
                                         {"workspace", workspace}});
-  const std::int64_t needed = place.cuda ? balance::batch_workspace(shape) : 0;
-  SPURGE_CHECK(workspace.size() >= needed, "workspace: needs ", needed, " numbers, got ", workspace.size());
+  check_workspace(workspace, place, balance::batch_workspace(shape));
 
   py::gil_scoped_release nogil;  // every Python object was read above
   const auto* const weights = base.as<const double>();
@@ -125,7 +127,6 @@ void balance_strata(Tensor dual, Tensor averages, Tensor report, Tensor status, 
   check_doubles("report", report, {shape.units, balance::kReport});
   check_dtype("status", status, kDLInt, 32, "int32");
   check_shape("status", status, {shape.units});
-  check_dtype("workspace", workspace, DType::f64);
   const balance::Newton settings = newton_of(tolerance, steps);
 
   const Tensor& bent = squares ? *squares : base;
@@ -142,8 +143,7 @@ void balance_strata(Tensor dual, Tensor averages, Tensor report, Tensor status, 
                                         {"report", report},
                                         {"status", status},
                                         {"workspace", workspace}});
-  const std::int64_t needed = place.cuda ? balance::strata_workspace(shape) : 0;
-  SPURGE_CHECK(workspace.size() >= needed, "workspace: needs ", needed, " numbers, got ", workspace.size());
+  check_workspace(workspace, place, balance::strata_workspace(shape));
 
   py::gil_scoped_release nogil;  // every Python object was read above
   const auto* const borders = starts.as<const std::int64_t>();

@@ -5,7 +5,7 @@
 
 namespace spurge::balance {
 
-constexpr std::int64_t kLane = 8;      // rows are padded to a multiple of this, by copies of a row with base 0
+constexpr std::int64_t kLane = 8;  // rows are padded to a multiple of this, by copies of a row with base 0
 constexpr std::int64_t kChunk = 1024;  // rows of a sweep whose sums are added up before they meet others
 
 SPURGE_HD std::int64_t padded(std::int64_t n) { return (n + kLane - 1) / kLane * kLane; }
@@ -24,7 +24,7 @@ struct BatchRows {
 };
 
 SPURGE_HD std::int64_t batch_scratch(std::int64_t rows, std::int64_t columns) {
-  return (columns + 3) * padded(rows) + columns * (2 * columns + 8);
+  return (columns + 3) * padded(rows) + columns * (columns + 7);
 }
 
 // Rows of the strata with mass, each stratum padded; the same for all units.
@@ -39,22 +39,25 @@ struct StrataRows {
   double total;               // of the base
 };
 
-SPURGE_HD std::int64_t strata_scratch(std::int64_t padded_rows, std::int64_t strata) {
-  return 2 * padded_rows + 16 * (strata + 1);
+inline std::int64_t strata_scratch(const StrataRows& rows) {
+  return 2 * rows.edges[rows.strata] + 12 * rows.strata;
 }
 
 SPURGE_EACH_LEVEL(
-    // sums[k] = sum_i base[i] exp(z[i] - top) covariates[i, k], z = covariates . dual into scores; n <= kChunk rows.
-    template <class T> ChunkSums sweep_chunk(double* scores, double* sums, const T* covariates, const double* base,
-                                             const double* dual, std::int64_t n, std::int64_t columns);
+    // sums[k] = sum_i base[i] exp(z[i] - top) covariates[i, k], z = covariates . dual into scores, of n <=
+    // kChunk rows.
+    template <class T>
+    ChunkSums sweep_chunk(double* scores, double* sums, const T* covariates, const double* base,
+                          const double* dual, std::int64_t n, std::int64_t columns);
 
-    // One problem of the batch; `means` takes averages of outcomes [N, V].
-    template <class T> Status solve_problem(double* dual, double* means, double* report, double* scratch,
-                                            const T* covariates, const BatchRows& rows, const double* targets,
-                                            const double* outcomes, const double* start, const BatchShape& shape,
-                                            const Newton& settings);
+    // One problem of the batch; `means` takes averages of outcomes [N, V]. Where nothing balances, the report
+    // is all that is written.
+    template <class T>
+    Status solve_problem(double* dual, double* means, double* report, double* scratch, const T* covariates,
+                         const BatchRows& rows, const double* targets, const double* outcomes,
+                         const double* start, const BatchShape& shape, const Newton& settings);
 
-    // One unit; `squares` null where the square is not balanced.
+    // One unit, in the same way; `squares` null where the square is not balanced.
     template <class T> Status solve_unit(double* dual, double* averages, double* report, double* scratch,
                                          const T* values, const StrataRows& rows, const double* means,
                                          const double* squares, const double* outcomes, const double* start,

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "core/dtype.hpp"
@@ -11,9 +10,6 @@ namespace spurge::balance {
 
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 void check_not_negative(const char* name, const double* x, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i)
     SPURGE_CHECK(!(x[i] < 0), name, ": must not be negative, got ", x[i], " at ", i);
@@ -21,14 +17,61 @@ void check_not_negative(const char* name, const double* x, std::int64_t n) {
 
 void fill(double* a, std::int64_t n, double x) { std::fill(a, a + n, x); }
 
-// Problems that nothing can be said of.
-void refuse(double* dual, std::int64_t duals, double* means, std::int64_t outcomes, double* report,
-            std::int32_t* status, Status what) {
+// What is said of a problem that nothing balances.
+void blank(double* dual, std::int64_t duals, double* means, std::int64_t outcomes) {
   fill(dual, duals, kNaN);
   fill(means, outcomes, kNaN);
-  fill(report, 3, kNaN);
-  report[3] = 0;
-  *status = what;
+}
+
+// The strata with mass, and their rows with base; `unfinished` where there is something to solve.
+struct SortedRows {
+  std::vector<std::int64_t> rows, edges{0}, sizes, names;
+  std::vector<double> base, masses;
+  double total = 0;
+  Status able = unfinished;
+
+  SortedRows(const std::int64_t* starts, const double* all_base, const double* all_masses,
+             std::int64_t strata) {
+    bool usable = true, present = true;
+    for (std::int64_t j = 0; j < strata; ++j) {
+      usable &= finite(all_masses[j]);
+      if (!(all_masses[j] > 0)) continue;
+      names.push_back(j), masses.push_back(all_masses[j]);
+      for (std::int64_t i = starts[j]; i < starts[j + 1]; ++i) {
+        if (all_base[i] == 0) continue;
+        usable &= finite(all_base[i]);
+        rows.push_back(i), base.push_back(all_base[i]);
+        total += all_base[i];
+      }
+      present &= close_stratum() > 0;
+    }
+    if (!present || names.empty()) able = infeasible;
+    if (!usable) able = not_finite;
+  }
+
+  // Pads the last stratum; how many rows it has without.
+  std::int64_t close_stratum() {
+    const auto first = edges.back(), size = static_cast<std::int64_t>(rows.size()) - first;
+    rows.resize(static_cast<std::size_t>(first + padded(size)),
+                size ? rows[static_cast<std::size_t>(first)] : 0);
+    base.resize(rows.size(), 0.0);
+    edges.push_back(static_cast<std::int64_t>(rows.size()));
+    sizes.push_back(size);
+    return size;
+  }
+
+  StrataRows view() const {
+    const auto strata = static_cast<std::int64_t>(names.size());
+    return {rows.data(), base.data(), edges.data(), sizes.data(), names.data(), masses.data(), strata, total};
+  }
+};
+
+void check_starts(const std::int64_t* starts, std::int64_t strata, std::int64_t rows) {
+  for (std::int64_t j = 0; j <= strata; ++j) {
+    const std::int64_t least = j ? starts[j - 1] : 0, most = j ? rows : 0;
+    SPURGE_CHECK(starts[j] >= least && starts[j] <= most && (j < strata || starts[j] == rows),
+                 "starts: must ascend from 0 to ", rows, ", got ", starts[j], " at ", j);
+  }
 }
 
 }  // namespace
@@ -37,10 +80,12 @@ std::int64_t sweep_workspace(const SweepShape& shape) {
   return (shape.rows + kChunk - 1) / kChunk * (shape.columns + 2);
 }
 
-std::int64_t batch_workspace(const BatchShape& shape) { return shape.problems * shape.rows * (shape.columns + 1); }
+std::int64_t batch_workspace(const BatchShape& shape) {
+  return shape.problems * shape.rows * (shape.columns + 1);
+}
 
 std::int64_t strata_workspace(const StrataShape& shape) {
-  return shape.units * (shape.rows + 6 * (shape.strata + 1));
+  return shape.units * (shape.rows + kStrataArrays * shape.strata);
 }
 
 void sweep_cpu(double* scores, double* mean, double* value, const void* covariates, const double* base,
@@ -56,8 +101,8 @@ void sweep_cpu(double* scores, double* mean, double* value, const void* covariat
       for (std::int64_t c = begin; c < end; ++c) {
         const std::int64_t first = c * kChunk, some = std::min(kChunk, n - first);
         parts[static_cast<std::size_t>(c)] =
-            chunk(scores + first, sums.data() + c * columns, static_cast<const T*>(covariates) + first * columns,
-                  base + first, dual, some, columns);
+            chunk(scores + first, sums.data() + c * columns,
+                  static_cast<const T*>(covariates) + first * columns, base + first, dual, some, columns);
       }
     };
     parallel_for(chunks, kStreamedPerThread / (kChunk * (columns + 1)) + 1, threads, body);
@@ -71,7 +116,8 @@ void sweep_cpu(double* scores, double* mean, double* value, const void* covariat
     if (part.top == -kInfinity) continue;
     const double share = std::exp(part.top - top);
     weight += share * part.weight;
-    for (std::int64_t k = 0; k < columns; ++k) mean[k] += share * sums[static_cast<std::size_t>(c * columns + k)];
+    for (std::int64_t k = 0; k < columns; ++k)
+      mean[k] += share * sums[static_cast<std::size_t>(c * columns + k)];
   }
   const bool empty = !(weight > 0);
   for (std::int64_t k = 0; k < columns; ++k) mean[k] = nan || empty ? kNaN : mean[k] / weight;
@@ -100,9 +146,13 @@ void batch_cpu(double* dual, double* means, double* report, std::int32_t* status
         }
         const auto kept = static_cast<std::int64_t>(rows.size());
         const BatchRows taken{kept == n ? nullptr : rows.data(), weights.data(), kept};
-        status[p] = solve(dual + p * columns, means + p * shape.outcomes, report + p * kReport, scratch.data(),
-                          static_cast<const T*>(covariates) + p * n * columns, taken, targets + p * columns, outcomes,
-                          start + p * columns, shape, settings);
+        double* const own_dual = dual + p * columns;
+        double* const own_means = means + p * shape.outcomes;
+        const Status found = solve(own_dual, own_means, report + p * kReport, scratch.data(),
+                                   static_cast<const T*>(covariates) + p * n * columns, taken,
+                                   targets + p * columns, outcomes, start + p * columns, shape, settings);
+        if (!solved(found)) blank(own_dual, columns, own_means, shape.outcomes);
+        status[p] = found;
       }
     };
     parallel_for(shape.problems, kElementsPerThread / (10 * n * (columns + 4) + 1) + 1, threads, body);
@@ -116,51 +166,27 @@ void strata_cpu(double* dual, double* averages, double* report, std::int32_t* st
   const std::int64_t n = shape.rows;
   check_not_negative("base", base, n);
   check_not_negative("masses", masses, shape.strata);
-  for (std::int64_t j = 0; j <= shape.strata; ++j) {
-    const std::int64_t least = j ? starts[j - 1] : 0, most = j ? n : 0;
-    SPURGE_CHECK(starts[j] >= least && starts[j] <= most && (j < shape.strata || starts[j] == n),
-                 "starts: must ascend from 0 to ", n, ", got ", starts[j], " at ", j);
-  }
-
-  std::vector<std::int64_t> rows, edges{0}, sizes, names;
-  std::vector<double> weights, wanted;
-  bool finite_input = true, present = true;
-  double total = 0;
-  for (std::int64_t j = 0; j < shape.strata; ++j) {
-    finite_input &= finite(masses[j]);
-    if (!(masses[j] > 0)) continue;
-    const std::size_t first = rows.size();
-    for (std::int64_t i = starts[j]; i < starts[j + 1]; ++i) {
-      if (base[i] == 0) continue;
-      finite_input &= finite(base[i]);
-      rows.push_back(i), weights.push_back(base[i]);
-      total += base[i];
-    }
-    const auto size = static_cast<std::int64_t>(rows.size() - first);
-    present &= size > 0;
-    rows.resize(first + static_cast<std::size_t>(padded(size)), size ? rows[first] : 0);
-    weights.resize(rows.size(), 0.0);
-    edges.push_back(static_cast<std::int64_t>(rows.size()));
-    sizes.push_back(size), names.push_back(j), wanted.push_back(masses[j]);
-  }
-  const StrataRows sorted{rows.data(),  weights.data(), edges.data(), sizes.data(), names.data(),
-                          wanted.data(), static_cast<std::int64_t>(names.size()), total};
-  const std::int64_t duals = shape.strata + 1, padding = edges.back();
+  check_starts(starts, shape.strata, n);
+  const SortedRows sorted(starts, base, masses, shape.strata);
+  const StrataRows rows = sorted.view();
+  const std::int64_t duals = shape.strata + 1;
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto solve = SPURGE_SELECT(solve_unit<T>);
     const auto body = [&](std::int64_t begin, std::int64_t end) {
-      std::vector<double> scratch(static_cast<std::size_t>(strata_scratch(padding, sorted.strata)));
+      std::vector<double> scratch(static_cast<std::size_t>(strata_scratch(rows)));
       for (std::int64_t u = begin; u < end; ++u) {
-        double* const own = averages + u * shape.outcomes;
-        if (!finite_input || !present || sorted.strata == 0) {
-          refuse(dual + u * duals, duals, own, shape.outcomes, report + u * kReport, status + u,
-                 finite_input ? infeasible : not_finite);
-          continue;
-        }
-        status[u] = solve(dual + u * duals, own, report + u * kReport, scratch.data(),
-                          static_cast<const T*>(values) + u * n, sorted, means + u * shape.strata,
-                          squares ? squares + u : nullptr, outcomes, start + u * duals, shape, settings);
+        double* const own_dual = dual + u * duals;
+        double* const own_averages = averages + u * shape.outcomes;
+        double* const own_report = report + u * kReport;
+        Status found = sorted.able;
+        if (found == unfinished)
+          found = solve(own_dual, own_averages, own_report, scratch.data(),
+                        static_cast<const T*>(values) + u * n, rows, means + u * shape.strata,
+                        squares ? squares + u : nullptr, outcomes, start + u * duals, shape, settings);
+        else put_report(own_report, refused(found), kNaN);
+        if (!solved(found)) blank(own_dual, duals, own_averages, shape.outcomes);
+        status[u] = found;
       }
     };
     parallel_for(shape.units, kElementsPerThread / (30 * (n + shape.strata) + 1) + 1, threads, body);
