@@ -152,7 +152,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_blocks(monkeypatch: pytes
     made: list[weakref.ref[Block]] = []
     most = 0
 
-    def answered(cascade: Any, questions: Any, number: int, path: Any, fingerprint: str) -> Block:
+    def answered(cascade: Any, questions: Any, number: int, blocks: Any) -> Block:
         nonlocal most
         most = max(most, sum(reference() is not None for reference in made))
         row = {f"{side}_{name}": float(number) for side in SIDES for name in ("effect", "moved", "missed")}
