@@ -23,6 +23,7 @@ from spurge.engine.data.examples import Example, Examples, encode
 from spurge.engine.data.words import Vocabulary, split_units, unit_scores
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import hook_before
 from spurge.engine.models.neurons import NeuronSet, frequent
 from spurge.engine.models.probes import probed_token, token_scores
@@ -31,10 +32,11 @@ from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.proximity import Proximity
-from spurge.methods.macu.screening import Block, Screened
+from spurge.methods.macu.questions import Questions
+from spurge.methods.macu.screening import Block, Question, Screened
 from spurge.methods.macu.search import Climb
 from spurge.methods.macu.swarm import Swarm
-from spurge.methods.macu.weighted_examples import Weighed
+from spurge.methods.macu.weighted_examples import WeightedExamples
 
 QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}
 SWARM = Swarm(particles=4, iterations=3)
@@ -43,6 +45,12 @@ SWARM = Swarm(particles=4, iterations=3)
 @pytest.fixture(scope="module")
 def located() -> Located:
     return MacU(**QUICK).locate(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
+
+
+def question_of(macu: MacU, model: Any, few: Examples) -> Question:
+    """What the only batch of some texts is asked."""
+    texts = WeightedExamples.of(few)
+    return Questions(Handle(model, tiny_tokenizer()), planted_texts.train(), texts, planted_texts.GOLDEN, macu)[0]
 
 
 def test_the_best_setting_cuts_the_planted_shortcut() -> None:
@@ -152,15 +160,15 @@ def test_the_certificate_is_an_exact_ablation(located: Located) -> None:
     """Proximity is read again with a neuron switched off by an edit, in the certificate's own terms."""
     model, few = planted_texts.model(), planted_texts.train().sample(48, 0).sample(8, 0)
     macu = MacU(**QUICK)
-    ask = macu._questions(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN, Weighed.of(few))[0][0]()
+    question = question_of(macu, model, few)
     cascade = Cascade(model, attention=True)
     record = located.certificate["neurons"][0]
     ref = next(ref for ref in located.causal.top(4) | located.spurious.top(4) if str(ref) == record["neuron"])
     one = NeuronSet.from_refs([ref])
-    both = cascade.gated(ask.inputs, ask.exact, one, torch.tensor([[1.0], [0.0]])).mean(1)
-    for i, name in enumerate(ask.names):
+    both = cascade.gated(question.inputs, question.exact, one, torch.tensor([[1.0], [0.0]])).mean(1)
+    for i, name in enumerate(question.names):
         assert record[f"{name} exact"] == pytest.approx(float(both[0, i] - both[1, i]), abs=1e-5)
-    assert set(located.certificate["agreement"]) == set(ask.names)
+    assert set(located.certificate["agreement"]) == set(question.names)
     assert located.certificate["texts"] == 8
 
 
@@ -227,14 +235,14 @@ def test_other_token_scores(kind: str, located: Located) -> None:
     macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
     found = macu.locate(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
     assert any(vector.any() for vector in found.spurious.values.values())
-    ask = macu._questions(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN, Weighed.of(few))[0][0]()
+    question = question_of(macu, model, few)
     one = NeuronSet({next(iter(located.causal.widths)): [0]})
-    got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
+    got = Cascade(model, attention=True).gated(question.inputs, question.exact, one, torch.ones(1, 1))[0, :, 2:]
     vocabulary = Vocabulary()
     units = split_units(tiny_tokenizer(), encode(tiny_tokenizer(), few), few.texts, vocabulary)
-    scores = unit_scores(token_scores(model, ask.inputs, kind=kind), units)
+    scores = unit_scores(token_scores(model, question.inputs, kind=kind), units)
     with torch.no_grad():
-        labels = model(**ask.inputs).logits.argmax(1)
+        labels = model(**question.inputs).logits.argmax(1)
     hard, _, _ = ops.proximity(scores, units.ids, planted_texts.GOLDEN.bitmap(vocabulary), labels, 5)
     torch.testing.assert_close(got, hard, atol=1e-4, rtol=1e-4)
 
