@@ -256,7 +256,7 @@ def locate(desk: Path, tmp_path: Path, **changes: Any) -> list[object]:
         ({"golden": None}, "one of the arguments --golden --lexicon is required"),
         ({"text_column": "body"}, "body"),
         ({"split": "dev"}, "no rows"),
-        ({"limit": 0}, "limit: need at least 1 row, got 0"),
+        ({"limit": 0}, "argument --limit: expected a whole number of at least 1, got '0'"),
         ({"labels": "no,yes"}, "yes"),
         ({"nodes": 0}, "nodes: need at least 1"),
         ({"fraction": 2}, "fraction: expected a number above 0 and at most 1"),
@@ -293,13 +293,26 @@ def test_weights_come_from_a_column(desk: Path, tmp_path: Path, capsys: pytest.C
 
     assert "row 1: no column 'gravity'" in wrong(capsys, *locate(desk, tmp_path, **given, weight_column="gravity"))
     error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="part"))
-    assert "row 1: its weight must be a finite number of at least 0, got 'film'" in error
+    assert "row 1: its part must be a finite number, got 'film'" in error
     at = max(i for i, row in enumerate(rows[:15]) if row["split"] == "test")
-    for bad in (-1, "nan", "inf", None):
+    for bad, rule in ((-1, "at least 0, got -1.0"), *((bad, f"a finite number, got {bad!r}") for bad in ("nan", None))):
         rows[at]["importance"] = bad
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="importance"))
-        assert f"row {at + 1}: its weight must be a finite number of at least 0, got {bad!r}" in error
+        assert f"{data}: row {at + 1}: its importance must be {rule}" in error
+
+
+def test_quotes_of_a_table_are_read_as_asked(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.tsv").write_text('text\tlabel\n" good film\t1\nbad film\t0\ngreat plot "\t1\n')
+    common = ("evaluate", "--model", desk / "model", "--data", "a.tsv", "--bootstrap", 0, "--quiet", "--json", "x.json")
+    assert "a.tsv: row 1: a field that begins with a quote on line 2 runs on to line 4" in wrong(capsys, *common)
+    assert spurge(capsys, *common, "--no-quotes")[0] == 0
+    assert Results.load("x.json").select(case="a", metric="accuracy")[0]["n"] == 3
+    assert spurge(capsys, *common, "--quotes")[0] == 0
+    assert Results.load("x.json").select(case="a", metric="accuracy")[0]["n"] == 1
 
 
 def test_a_folder_without_a_head_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import nn
 from spurge.cli.arguments import given
 from spurge.cli.arguments_macu import MACU_SETTINGS
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.rows import chosen_rows, read_column
+from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_number
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.models.verbalizers import Verbalizer
@@ -134,6 +133,7 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
         split=arguments.split,
         labels=names,
         limit=arguments.limit,
+        quoting=arguments.quotes,
     )
     if names is None and not all(name.isdecimal() for name in examples.labels):
         raise ValueError(
@@ -174,14 +174,12 @@ def read_weights(arguments: argparse.Namespace, source: str) -> list[float] | No
     if arguments.weight_column is None:
         return None
     weights = []
-    for number, row in chosen_rows(source, arguments.split, arguments.limit):
-        value = read_column(row, arguments.weight_column, number)
-        try:
-            weights.append(float(value))
-        except (TypeError, ValueError):
-            weights.append(math.nan)
-        if not 0 <= weights[-1] < math.inf:
-            raise ValueError(f"row {number}: its weight must be a finite number of at least 0, got {value!r:.40}")
+    with of_file(source):
+        for number, row in chosen_rows(source, arguments.split, arguments.limit, arguments.quotes):
+            name = arguments.weight_column
+            weights.append(read_number(read_column(row, name, number), name, number))
+            if weights[-1] < 0:
+                raise ValueError(f"row {number}: its {name} must be at least 0, got {weights[-1]}")
     return weights
 
 
