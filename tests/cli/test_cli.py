@@ -83,7 +83,7 @@ def test_locate_then_edit(
     assert numbers.head["name"] == "locate"
     assert numbers.select(metric="seconds")[0]["unit"] == "s"
 
-    search = ("--preset", "best", "--neurons", "all", "--texts", 16, "--batch-size", 8)
+    search = (*train, "--preset", "best", "--neurons", "all", "--texts", 16, "--batch-size", 8)
     code, out, err = spurge(
         capsys,
         "edit",
@@ -100,6 +100,15 @@ def test_locate_then_edit(
     edit = NeuronEdit.load("e.safetensors")
     assert edit.info["search"] == "gradient"
     assert Results.load("e.json").select(case="all", metric="neurons")[0]["value"] == len(edit)
+
+    other = json.loads((desk / "golden.json").read_text())
+    other["causal"]["positive"].append("clearly")
+    Path("other.json").write_text(json.dumps(other))
+    command = ["edit", *common, *search, "--located", "located.safetensors", "--out", "e.safetensors"]
+    command[command.index("--golden") + 1] = "other.json"
+    code, _, err = spurge(capsys, *command)
+    assert code == 0
+    assert err == "spurge: warning: --located: was found with other golden words than given now\n"
 
 
 def test_evaluate_with_an_edit_and_with_the_edit_folded_in(
@@ -358,12 +367,34 @@ def test_two_sets_of_one_name_are_refused(desk: Path, capsys: pytest.CaptureFixt
     assert "data: two sets are called 'rows'; name them with NAME=FILE" in error
 
 
+def test_an_option_that_is_given_twice_is_refused(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edits = ("--edit", desk / "edit.safetensors", "--edit", desk / "other.safetensors")
+    error = wrong(capsys, "evaluate", "--model", desk / "model", "--data", desk / "rows.jsonl", *edits)
+    assert "argument --edit: given twice, expected once" in error
+
+
+def test_proximity_is_located_from_the_best_preset(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"texts": 8, "certify": 0, "batch_size": 8}
+    code, _, err = spurge(capsys, *locate(desk, tmp_path, objective="proximity", **small))
+    assert (code, err) == (0, "")
+    assert Located.load(tmp_path / "x.safetensors").info["objective"] == "proximity"
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "spurge: error: interrupted\n"),
         (RuntimeError("a\nb"), 1, "spurge: error: internal failure: RuntimeError: a b (--debug shows where)\n"),
         (ValueError("nodes: wrong"), 2, "spurge: error: nodes: wrong\n"),
+        (ValueError("seed: wrong"), 2, "spurge: error: --seed: wrong\n"),
+        (TypeError("nodes: expected int"), 2, "spurge: error: nodes: expected int\n"),
+        (
+            TypeError("bad operand"),
+            1,
+            "spurge: error: internal failure: TypeError: bad operand (--debug shows where)\n",
+        ),
         (FileNotFoundError(2, "No such file", "x.csv"), 2, "spurge: error: x.csv: No such file\n"),
         (ModuleNotFoundError("plots need matplotlib"), 2, "spurge: error: plots need matplotlib\n"),
     ],

@@ -10,7 +10,8 @@ import torch
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_mediation import MEDIATION_SETTINGS
-from spurge.cli.inputs import load_model, prepare, write_results
+from spurge.cli.inputs import prepare, write_results
+from spurge.cli.model_folders import load_model
 from spurge.engine.causal.confounders import Confounders
 from spurge.engine.causal.topics import find_topics
 from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_name, read_number, read_text

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from helpers.tiny_models import tiny_tokenizer
 from spurge.engine.base.files import FileError
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import Vocabulary, split_units
 
 ROWS = [

@@ -262,6 +262,12 @@ class Inputs(dict[str, Tensor]):
 
     encodings: Sequence[Any] | None = None
 
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same on a device."""
+        moved = Inputs({name: value.to(device) for name, value in self.items()})
+        moved.encodings = self.encodings
+        return moved
+
 
 def encode(
     tokenizer: Any,
@@ -301,9 +307,9 @@ def encode(
         max_length=limit if known else None,
         return_tensors="pt",
     )
-    inputs = Inputs({key: value if device is None else value.to(device) for key, value in made.items()})
+    inputs = Inputs(made)
     inputs.encodings = made.encodings
-    return inputs
+    return inputs if device is None else inputs.to(device)
 
 
 def _encodable(examples: Sequence[Any]) -> list[Any]:

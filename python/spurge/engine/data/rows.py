@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spurge.engine.base.checks import choice
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 
 _MOST_LABELS = 100_000
 _WHOLE = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
@@ -210,11 +210,13 @@ def check_names(labels: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         TypeError: not a sequence of str.
-        ValueError: none, or one twice.
+        ValueError: none, an empty one, or one twice.
     """
-    if isinstance(labels, str) or not all(isinstance(name, str) and name.strip() for name in labels):
+    if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
         raise TypeError(f"labels: expected a sequence of names (str), got {labels!r:.60}")
     names = tuple(labels)
+    if not all(name.strip() for name in names):
+        raise ValueError(f"labels: a name is empty, got {names}")
     if not names:
         raise ValueError("labels: need at least 1 name, got 0")
     if len(set(names)) != len(names):

@@ -15,7 +15,7 @@ from spurge.engine.base import files
 from spurge.engine.base.checks import integer
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import is_missing, of_file, read_column, read_name, read_text
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import split_words
 
 COLUMNS = ("word", "label", "count", "log_odds", "z", "role", "keep")

@@ -16,7 +16,7 @@ from spurge.engine.base import files
 from spurge.engine.base.checks import choice
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import check_names, counted, same_name
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import Phrase, Vocabulary, as_phrase, split_words
 from spurge.methods.golden import ask_words, corpus_words, lexicons
 

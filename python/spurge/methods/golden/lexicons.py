@@ -13,7 +13,7 @@ from typing import Any
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
 from spurge.engine.data.rows import check_names, of_file, read_column, read_label, read_text
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import as_phrase
 
 # name -> module, file in it (word, tab, score, ...), what pip calls it

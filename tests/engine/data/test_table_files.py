@@ -9,7 +9,7 @@ import pytest
 
 from spurge.engine.base.files import FileError
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.tables import read_records
+from spurge.engine.data.table_files import read_records
 
 STRAY = 'text{0}label\n" wonderful film{0}1\nbad film{0}0\nshe said great "{0}1\n'
 INCHES = 'text{0}label\n"wonderful" film{0}1\n'
