@@ -19,7 +19,7 @@ from torch import Tensor
 from spurge.engine.base import files
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.examples import Example, Examples
-from spurge.engine.data.rows import read_records
+from spurge.engine.data.table_files import read_records
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TOXIC = ("non-toxic", "toxic")

@@ -44,7 +44,9 @@ def test_a_command_is_a_module(command: str) -> None:
 
 def test_a_module_is_a_command_or_its_arguments() -> None:
     modules = {path.stem for path in Path(spurge.cli.__file__).parent.glob("*.py") if path.stem != "__init__"}
-    assert {name for name in modules - {*COMMANDS} if not name.startswith("arguments")} == {"parser", "inputs"}
+    assert {name for name in modules - {*COMMANDS} if not name.startswith("arguments")} == {
+        *("parser", "wording", "inputs", "model_folders")
+    }
 
 
 @pytest.mark.parametrize(

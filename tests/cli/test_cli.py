@@ -83,7 +83,7 @@ def test_locate_then_edit(
     assert numbers.head["name"] == "locate"
     assert numbers.select(metric="seconds")[0]["unit"] == "s"
 
-    search = ("--preset", "best", "--neurons", "all", "--texts", 16, "--batch-size", 8)
+    search = (*train, "--preset", "best", "--neurons", "all", "--texts", 16, "--batch-size", 8)
     code, out, err = spurge(
         capsys,
         "edit",
@@ -100,6 +100,15 @@ def test_locate_then_edit(
     edit = NeuronEdit.load("e.safetensors")
     assert edit.info["search"] == "gradient"
     assert Results.load("e.json").select(case="all", metric="neurons")[0]["value"] == len(edit)
+
+    other = json.loads((desk / "golden.json").read_text())
+    other["causal"]["positive"].append("clearly")
+    Path("other.json").write_text(json.dumps(other))
+    command = ["edit", *common, *search, "--located", "located.safetensors", "--out", "e.safetensors"]
+    command[command.index("--golden") + 1] = "other.json"
+    code, _, err = spurge(capsys, *command)
+    assert code == 0
+    assert err == "spurge: warning: --located: was found with other golden words than given now\n"
 
 
 def test_evaluate_with_an_edit_and_with_the_edit_folded_in(
@@ -256,7 +265,7 @@ def locate(desk: Path, tmp_path: Path, **changes: Any) -> list[object]:
         ({"golden": None}, "one of the arguments --golden --lexicon is required"),
         ({"text_column": "body"}, "body"),
         ({"split": "dev"}, "no rows"),
-        ({"limit": 0}, "limit: need at least 1 row, got 0"),
+        ({"limit": 0}, "argument --limit: expected a whole number of at least 1, got '0'"),
         ({"labels": "no,yes"}, "yes"),
         ({"nodes": 0}, "nodes: need at least 1"),
         ({"fraction": 2}, "fraction: expected a number above 0 and at most 1"),
@@ -293,13 +302,26 @@ def test_weights_come_from_a_column(desk: Path, tmp_path: Path, capsys: pytest.C
 
     assert "row 1: no column 'gravity'" in wrong(capsys, *locate(desk, tmp_path, **given, weight_column="gravity"))
     error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="part"))
-    assert "row 1: its weight must be a finite number of at least 0, got 'film'" in error
+    assert "row 1: its part must be a finite number, got 'film'" in error
     at = max(i for i, row in enumerate(rows[:15]) if row["split"] == "test")
-    for bad in (-1, "nan", "inf", None):
+    for bad, rule in ((-1, "at least 0, got -1.0"), *((bad, f"a finite number, got {bad!r}") for bad in ("nan", None))):
         rows[at]["importance"] = bad
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         error = wrong(capsys, *locate(desk, tmp_path, **given, weight_column="importance"))
-        assert f"row {at + 1}: its weight must be a finite number of at least 0, got {bad!r}" in error
+        assert f"{data}: row {at + 1}: its importance must be {rule}" in error
+
+
+def test_quotes_of_a_table_are_read_as_asked(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.tsv").write_text('text\tlabel\n" good film\t1\nbad film\t0\ngreat plot "\t1\n')
+    common = ("evaluate", "--model", desk / "model", "--data", "a.tsv", "--bootstrap", 0, "--quiet", "--json", "x.json")
+    assert "a.tsv: row 1: a field that begins with a quote on line 2 runs on to line 4" in wrong(capsys, *common)
+    assert spurge(capsys, *common, "--no-quotes")[0] == 0
+    assert Results.load("x.json").select(case="a", metric="accuracy")[0]["n"] == 3
+    assert spurge(capsys, *common, "--quotes")[0] == 0
+    assert Results.load("x.json").select(case="a", metric="accuracy")[0]["n"] == 1
 
 
 def test_a_folder_without_a_head_is_refused(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,12 +367,34 @@ def test_two_sets_of_one_name_are_refused(desk: Path, capsys: pytest.CaptureFixt
     assert "data: two sets are called 'rows'; name them with NAME=FILE" in error
 
 
+def test_an_option_that_is_given_twice_is_refused(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edits = ("--edit", desk / "edit.safetensors", "--edit", desk / "other.safetensors")
+    error = wrong(capsys, "evaluate", "--model", desk / "model", "--data", desk / "rows.jsonl", *edits)
+    assert "argument --edit: given twice, expected once" in error
+
+
+def test_proximity_is_located_from_the_best_preset(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"texts": 8, "certify": 0, "batch_size": 8}
+    code, _, err = spurge(capsys, *locate(desk, tmp_path, objective="proximity", **small))
+    assert (code, err) == (0, "")
+    assert Located.load(tmp_path / "x.safetensors").info["objective"] == "proximity"
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "spurge: error: interrupted\n"),
         (RuntimeError("a\nb"), 1, "spurge: error: internal failure: RuntimeError: a b (--debug shows where)\n"),
         (ValueError("nodes: wrong"), 2, "spurge: error: nodes: wrong\n"),
+        (ValueError("seed: wrong"), 2, "spurge: error: --seed: wrong\n"),
+        (TypeError("nodes: expected int"), 2, "spurge: error: nodes: expected int\n"),
+        (
+            TypeError("bad operand"),
+            1,
+            "spurge: error: internal failure: TypeError: bad operand (--debug shows where)\n",
+        ),
         (FileNotFoundError(2, "No such file", "x.csv"), 2, "spurge: error: x.csv: No such file\n"),
         (ModuleNotFoundError("plots need matplotlib"), 2, "spurge: error: plots need matplotlib\n"),
     ],

@@ -142,7 +142,7 @@ def test_topics_are_found(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"edit": "e.safetensors"}, "edit: needs --mask"),
         ({"neurons_out": "n.safetensors"}, "neurons-out: needs --leading"),
         ({"clusters": "2,many"}, "clusters: expected whole numbers with commas between, got '2,many'"),
-        ({"treatment_column": "prompt"}, "row 1: column 'prompt': expected a number, got"),
+        ({"treatment_column": "prompt"}, "row 1: its prompt must be a finite number, got"),
         ({"treatment_column": "nothing"}, "row 1: no column 'nothing'"),
         ({"split": "dev"}, "row 1: no column 'split'"),
         ({"model": "scorer"}, "model: 'scorer' is not a transformers folder"),
@@ -162,4 +162,30 @@ def test_mistakes_are_one_line(
     assert main(command(desk, tmp_path, **changes)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"spurge: error: {message}")
+    assert lines[0].startswith("spurge: error: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": {"text": "the film", "toxicity": 0.1}}, "its prompt must be text, got dict {'text': 'the film'"),
+        ({"prompt": None}, "its prompt is missing"),
+        ({"prompt": 3}, "its prompt must be text, got int 3"),
+        ({"prompt": "a\ud800"}, "its prompt is not valid Unicode"),
+        ({"topic": None}, "its topic is missing"),
+        ({"topic": ["screen"]}, "its topic must be text, got list ['screen']"),
+        ({"toxicity": None}, "its toxicity must be a finite number, got None"),
+        ({"toxicity": {"score": 1}}, "its toxicity must be a finite number, got {'score': 1}"),
+        ({"answer": float("nan")}, "its answer must be a finite number, got nan"),
+    ],
+)
+def test_what_is_no_text_or_number_is_refused_by_row(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    rows = [json.loads(line) for line in (desk / "rows.jsonl").read_text().splitlines()]
+    rows[6] |= change
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(desk, tmp_path, data=data)) == 2
+    assert f"{data}: row 7: {message}" in capsys.readouterr().err

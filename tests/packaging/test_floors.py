@@ -44,7 +44,12 @@ MOST_CODE = 65  # lines of a function, its docstring apart: of a public one that
 LONG = {"reference.py", "_core.pyi"}  # one twin for every kernel: read by name, not from end to end
 
 # What a command line needs to be parsed: nothing of it may load torch, so that --help is instant.
-TORCH_FREE = ["cli.__init__", "cli.parser", *sorted(f"cli.{p.stem}" for p in (PACKAGE / "cli").glob("arguments*.py"))]
+TORCH_FREE = [
+    "cli.__init__",
+    "cli.parser",
+    "cli.wording",
+    *sorted(f"cli.{p.stem}" for p in (PACKAGE / "cli").glob("arguments*.py")),
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -151,6 +151,10 @@ def test_bad_input() -> None:
         plots.accuracies(ROWS, "eta")
     with pytest.raises(ValueError, match="records: need at least 1"):
         plots.history([])
+    with pytest.raises(ValueError, match="a search that had nothing to move has no history"):
+        plots.history({})
+    with pytest.raises(ValueError, match="records: columns must have the same length"):
+        plots.history({"step": [0, 1], "value": [0.5]})
     with pytest.raises(ValueError, match="step: records have no 'epoch'"):
         plots.history([{"step": 1}], step="epoch")
 

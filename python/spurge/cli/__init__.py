@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from spurge.cli.parser import build_parser
+from spurge.cli.wording import in_options
 from spurge.engine.base.ranks import ProcessRank, RankError, RankLost
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
+#: How the package's own messages begin, and none of Python's: with the arguments that they are about.
+_OWN_MESSAGE = re.compile(r"[\w-]+(\[.*?\])?(, [\w-]+)*: ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = arguments.debug
     with warnings.catch_warnings():
-        warnings.showwarning = _warn  # type: ignore[assignment]
+        warnings.showwarning = partial(_warn, arguments.command)  # type: ignore[assignment]
         try:
             command = importlib.import_module(f"spurge.cli.{arguments.command}")
             code = int(command.run(arguments) or 0)
@@ -50,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return _fail(text, USER_MISTAKE, debug)
         except (ValueError, ModuleNotFoundError) as error:
-            return _fail(str(error), USER_MISTAKE, debug)
+            return _fail(in_options(str(error), arguments.command), USER_MISTAKE, debug)
         except Exception as error:
+            if isinstance(error, TypeError) and _OWN_MESSAGE.match(str(error)):
+                return _fail(in_options(str(error), arguments.command), USER_MISTAKE, debug)
             text = f"internal failure: {type(error).__name__}: {error}"
             return _fail(text if debug else f"{text} (--debug shows where)", INTERNAL, debug)
 
@@ -64,7 +71,8 @@ def _fail(text: str, code: int, debug: bool, reporting_rank: int = 0) -> int:
     return code
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _warn(command: str, message: Warning | str, category: type[Warning], *_: Any) -> None:
     """A warning meant for users, in one line; libraries' notes to developers are left out."""
     if issubclass(category, UserWarning) and ProcessRank.from_environment().rank == 0:
-        print(f"spurge: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        text = in_options(" ".join(str(message).split()), command)
+        print(f"spurge: warning: {text}", file=sys.stderr)

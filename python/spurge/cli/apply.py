@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from spurge.cli.inputs import edit_dtype, load_model, prepare, write_results
+from torch import nn
+
+from spurge.cli.inputs import edit_dtype, prepare, write_results
+from spurge.cli.model_folders import load_model
+from spurge.engine.base.files import read_json, write_json
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "tf_model*", "flax_model*", "*.h5", "*.onnx")
+#: Files of a model's folder that hold its weights, in any format. Those of its sub-folders are other models' or states.
+_WEIGHTS = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "consolidated*", "*.gguf", "*.onnx"),
+    *("tf_model*", "*.h5", "flax_model*", "*.msgpack", "rust_model*"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.model), Path(arguments.out)
     if target.exists() or target.is_symlink():
         raise ValueError(f"out: {str(target)!r} exists already; give a new folder")
+    if source.resolve() in target.resolve().parents:
+        raise ValueError(f"out: {str(target)!r} lies inside the model's own folder; give one beside it")
     edit = load_edit(arguments.edit)
     dtype = arguments.dtype or edit_dtype(edit)
     model, _ = load_model("model", arguments.model, arguments.device, dtype, "any")
@@ -30,23 +41,53 @@ def run(arguments: argparse.Namespace) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
-        shutil.copytree(source, draft, ignore=shutil.ignore_patterns(*_WEIGHTS))
-        model.save_pretrained(draft)
+        shutil.copytree(source, draft, ignore=_weights_of(source))
+        _write_weights(model, draft)
+        source_dtype = _tell_dtype(draft, dtype)
         _sync(draft)
         if target.exists():
             raise ValueError(f"out: {str(target)!r} has appeared meanwhile; give a new folder")
         os.rename(draft, target)
+    except shutil.Error as error:
+        raise ValueError(f"model: {str(source)!r} cannot be copied: {error.args[0][0][2]}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    source_dtype = config.get("dtype") or config.get("torch_dtype") or dtype
     note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"
     print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
+    others = sorted({file.relative_to(target).parts[0] for name in _WEIGHTS for file in target.glob(f"*/**/{name}")})
+    if others:
+        print(f"copied without the edit: weights in {', '.join(others)}")
     results = Results("apply", {"model": str(source), "edit": edit.info, "out": str(target), "dtype": dtype})
     unit = "neurons" if isinstance(edit, NeuronEdit) else "weights"
     results.add("all", str(edit.info.get("method", "edit")), unit, len(edit), unit=unit)
     write_results(arguments, results)
     return 0
+
+
+def _weights_of(source: Path) -> Callable[[str, list[str]], set[str]]:
+    """For `shutil.copytree`: the weights in the folder itself are left out."""
+    named = shutil.ignore_patterns(*_WEIGHTS)
+    return lambda folder, names: named(folder, names) if Path(folder) == source else set()
+
+
+def _write_weights(model: nn.Module, folder: Path) -> None:
+    """The weights alone: settings that `transformers` would write with them are not the user's own."""
+    with tempfile.TemporaryDirectory(prefix=".weights", dir=folder) as scratch:
+        model.save_pretrained(scratch)  # type: ignore[operator]
+        for name in ("*.safetensors", "*.safetensors.index.json"):
+            for file in Path(scratch).glob(name):
+                os.rename(file, folder / file.name)
+
+
+def _tell_dtype(folder: Path, dtype: str) -> str:
+    """Puts the type of the weights into the configuration where this says another; returns what it said."""
+    path = folder / "config.json"
+    config = read_json(path)
+    names = [name for name in ("dtype", "torch_dtype") if config.get(name) is not None]
+    said = config[names[0]] if names else dtype
+    if said != dtype:
+        write_json(path, config | dict.fromkeys(names, dtype))
+    return said
 
 
 def _sync(folder: Path) -> None:

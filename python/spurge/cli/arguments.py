@@ -50,8 +50,19 @@ def add_data(
     if weights:
         group.add_argument("--weight-column", metavar="NAME", help="column of how much each text counts, at least 0")
     group.add_argument("--split", metavar="NAME", help="only rows whose column 'split' has this value")
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     group.add_argument("--labels", metavar="A,B", help="names of the labels in the order of the model's outputs")
+    add_quotes(group)
+
+
+def add_quotes(parser: Container) -> None:
+    """How quotes in CSV and TSV are read."""
+    parser.add_argument(
+        "--quotes",
+        action=argparse.BooleanOptionalAction,
+        help="of CSV and TSV: quotes enclose fields, also over line breaks, or are text; default: they enclose, and "
+        "what could be either is refused",
+    )
 
 
 def add_golden(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -67,7 +78,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and running")
     group.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
     group.add_argument("--seed", type=_natural, default=0, metavar="N", help="of all random choices (%(default)s)")
-    group.add_argument("--threads", type=_positive, metavar="N", help="CPU threads; default all cores")
+    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default all cores")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
     group.add_argument("--debug", action="store_true", help="show tracebacks")
 
@@ -76,7 +87,7 @@ def _natural(text: str) -> int:
     return _at_least(text, 0)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     return _at_least(text, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spurge.cli.arguments import add_data, add_golden, add_model
+from spurge.cli.arguments import add_data, add_golden, add_model, positive
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
+    parser.add_argument("--max-length", type=positive, metavar="N", help="tokens a text is cut to")
     parser.add_argument("--memory", metavar="SIZE", help="budget, e.g. 256MiB")
     add_golden(parser, required=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spurge.cli.arguments import Container, add_data, add_golden, add_model
+from spurge.cli.arguments import Container, add_data, add_golden, add_model, positive
 
 #: Options of ``locate`` and ``edit`` that `MacU` takes.
 MACU_SETTINGS = (
@@ -30,6 +30,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     _add_integral(settings)
     settings.add_argument("--rule", choices=("legendre", "radau"), help="of the quadrature (legendre)")
     settings.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
+    settings.add_argument("--max-length", type=positive, metavar="N", help="tokens a text is cut to")
     settings.add_argument("--memory", metavar="SIZE", help="budget beyond the model's own, e.g. 256MiB")
 
 

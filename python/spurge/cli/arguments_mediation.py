@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from spurge.cli.arguments import add_quotes, positive
+
 #: Options of ``mediate`` that `Mediation` takes.
 MEDIATION_SETTINGS = ("estimator", "resamples", "least_arm", "memory", "seed")
 
@@ -26,7 +28,8 @@ def add_mediate(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--treatment-column", metavar="NAME", required=True, help="0 and 1, or scores (toxicity)")
     data.add_argument("--threshold", type=float, default=0.5, metavar="X", help="scores from X on are 1 (%(default)s)")
     data.add_argument("--split", metavar="NAME", help="only rows whose column 'split' has this value")
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    data.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
+    add_quotes(data)
     outcome = parser.add_argument_group("outcome").add_mutually_exclusive_group(required=True)
     outcome.add_argument("--outcome-column", metavar="NAME", help="recorded scores of the answers")
     outcome.add_argument("--scorer", metavar="FOLDER", help="transformers classifier of what the model generates")

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         bootstrap=arguments.bootstrap,
         batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
         memory=arguments.memory,
         force=arguments.force,
         progress=not arguments.quiet,

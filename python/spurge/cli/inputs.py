@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_macu import MACU_SETTINGS
+from spurge.cli.model_folders import load_model
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.rows import chosen_rows, read_column
+from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_number
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.verbalizers import Verbalizer
 from spurge.methods.golden.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
-
-ModelKind = Literal["classifier", "language", "encoder", "any"]
-_NUMBERED_LABEL = re.compile(r"label_\d+", re.IGNORECASE)
 
 
 def prepare(arguments: argparse.Namespace, *files: str) -> None:
@@ -61,61 +57,6 @@ def read_model(arguments: argparse.Namespace, dtype: str = "float32", device: st
     return verbalizer.wrap(*load_model("model", *where, "language"))
 
 
-def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind = "classifier") -> tuple[Any, Any]:
-    """A model of ``transformers`` in evaluation mode, and its tokenizer, with a padding token.
-
-    Args:
-        name: of the argument, for errors.
-        folder: of the model.
-        device, dtype: where and in what it is loaded.
-        kind: ``"classifier"``, ``"language"`` (causal), ``"encoder"``, or ``"any"``: what the folder's configuration
-            says, of the first two.
-
-    Raises:
-        ValueError: not a folder of such a model, weights that are missing, or no such device.
-    """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
-
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{name}: {str(path)!r} is not a transformers folder: it has no config.json")
-    where = _device(device)
-    if kind == "any":
-        kind = "language" if _is_language_model(path) else "classifier"
-    loaders = {"classifier": AutoModelForSequenceClassification, "language": AutoModelForCausalLM, "encoder": AutoModel}
-    logging.set_verbosity_error()  # what matters of it is checked below
-    logging.disable_progress_bar()
-    model, loading = loaders[kind].from_pretrained(
-        path, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
-    )
-    missing = sorted(loading["missing_keys"])
-    if missing and kind != "encoder":  # an encoder's pooler, which nobody here reads, may well be missing
-        expected = "a fine-tuned classifier" if kind == "classifier" else "a language model"
-        if kind == "classifier" and _is_language_model(path):
-            expected += " (a language model classifies by label words: --verbalizer)"
-        raise ValueError(f"{name}: {str(path)!r} has no weights for {', '.join(missing[:3])}: not {expected}")
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.eos_token_id
-    return model.eval().to(where), tokenizer
-
-
-def _is_language_model(folder: Path) -> bool:
-    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    return any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in named)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
-    return device
-
-
 def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> Examples:
     """The rows of one file, their labels in the order of the model's outputs.
 
@@ -124,7 +65,7 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
     Raises:
         ValueError: rows that cannot be read, or names whose order nobody knows.
     """
-    names = arguments.labels.split(",") if arguments.labels else model_labels(model)
+    names = arguments.labels.split(",") if arguments.labels else Handle.of(model).labels
     examples = Examples.load(
         source,
         text=arguments.text_column,
@@ -134,6 +75,7 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
         split=arguments.split,
         labels=names,
         limit=arguments.limit,
+        quoting=arguments.quotes,
     )
     if names is None and not all(name.isdecimal() for name in examples.labels):
         raise ValueError(
@@ -174,22 +116,13 @@ def read_weights(arguments: argparse.Namespace, source: str) -> list[float] | No
     if arguments.weight_column is None:
         return None
     weights = []
-    for number, row in chosen_rows(source, arguments.split, arguments.limit):
-        value = read_column(row, arguments.weight_column, number)
-        try:
-            weights.append(float(value))
-        except (TypeError, ValueError):
-            weights.append(math.nan)
-        if not 0 <= weights[-1] < math.inf:
-            raise ValueError(f"row {number}: its weight must be a finite number of at least 0, got {value!r:.40}")
+    with of_file(source):
+        for number, row in chosen_rows(source, arguments.split, arguments.limit, arguments.quotes):
+            name = arguments.weight_column
+            weights.append(read_number(read_column(row, name, number), name, number))
+            if weights[-1] < 0:
+                raise ValueError(f"row {number}: its {name} must be at least 0, got {weights[-1]}")
     return weights
-
-
-def model_labels(model: nn.Module) -> list[str] | None:
-    """Names of the model's outputs in order; None where they only count."""
-    names = getattr(model.config, "id2label", None) or {}
-    ordered = [str(names[index]) for index in sorted(names)]
-    return None if not ordered or any(_NUMBERED_LABEL.fullmatch(name) for name in ordered) else ordered
 
 
 def read_golden(arguments: argparse.Namespace, labels: tuple[str, ...]) -> GoldenTokens | None:

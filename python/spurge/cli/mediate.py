@@ -10,10 +10,11 @@ import torch
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_mediation import MEDIATION_SETTINGS
-from spurge.cli.inputs import load_model, prepare, write_results
+from spurge.cli.inputs import prepare, write_results
+from spurge.cli.model_folders import load_model
 from spurge.engine.causal.confounders import Confounders
 from spurge.engine.causal.topics import find_topics
-from spurge.engine.data.rows import each_row, read_column
+from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_name, read_number, read_text
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.recordings.embedding import embed
 from spurge.engine.recordings.outcomes import score_texts
@@ -108,28 +109,15 @@ def _read_columns(arguments: argparse.Namespace) -> dict[str, list[Any]]:
         columns["topic"] = arguments.topic_column
     numbers = arguments.columns.split(",") if arguments.columns else []
     table: dict[str, list[Any]] = {name: [] for name in (*columns, *(f"column {name}" for name in numbers))}
-    for number, row in enumerate(each_row(arguments.data, arguments.split), 1):
-        if arguments.split is not None and str(read_column(row, "split", number)) != arguments.split:
-            continue
-        for name, column in columns.items():
-            value = read_column(row, column, number)
-            table[name].append(str(value) if name in ("text", "topic") else _number(value, column, number))
-        for name in numbers:
-            table[f"column {name}"].append(_number(read_column(row, name, number), name, number))
-        if len(table["text"]) == arguments.limit:
-            break
-    if not table["text"]:
-        raise ValueError(
-            f"data: {arguments.data} has no rows" + (f" of split {arguments.split!r}" * bool(arguments.split))
-        )
+    readers = {"text": read_text, "topic": read_name}
+    with of_file(arguments.data):
+        for number, row in chosen_rows(arguments.data, arguments.split, arguments.limit, arguments.quotes):
+            for name, column in columns.items():
+                read = readers.get(name, read_number)
+                table[name].append(read(read_column(row, column, number), column, number))
+            for name in numbers:
+                table[f"column {name}"].append(read_number(read_column(row, name, number), name, number))
     return table
-
-
-def _number(value: Any, column: str, row: int) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"row {row}: column {column!r}: expected a number, got {value!r:.40}") from None
 
 
 def _confounders(arguments: argparse.Namespace, table: dict[str, list[Any]]) -> Confounders:

@@ -32,8 +32,27 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
 }
 
 
+_GIVEN = "options_given"  # of a namespace: the destinations that have a value already
+
+
+class _Once(argparse._StoreAction):
+    """Stores a value, and refuses a second one: which of them counts would be a guess."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *values: Any) -> None:
+        given = vars(namespace).setdefault(_GIVEN, set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "given twice, expected once")
+        given.add(self.dest)
+        super().__call__(parser, namespace, *values)
+
+
 class Parser(argparse.ArgumentParser):
-    """Errors in one line, in the words of all other errors."""
+    """Errors in one line, in the words of all other errors; an option that is given twice is one."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def error(self, message: str) -> NoReturn:
         if ProcessRank.from_environment().rank == 0:

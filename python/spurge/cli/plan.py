@@ -39,7 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
         planned = plan(cascade, _random_inputs(model, min(count, arguments.batch_size), arguments.tokens), count)
     else:
         train = read_data(arguments, arguments.data, model)
-        planned = plan_texts(cascade, tokenizer, train, arguments.examples or len(train), size=arguments.batch_size)
+        planned = plan_texts(
+            cascade,
+            tokenizer,
+            train,
+            arguments.examples or len(train),
+            size=arguments.batch_size,
+            max_length=arguments.max_length,
+        )
     print(planned)
     results = Results("plan", given(arguments, ("data", "model", *CASCADE_SETTINGS)))
     results.extend(planned.rows())

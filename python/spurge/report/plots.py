@@ -90,19 +90,25 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
     return figure
 
 
-def history(records: Sequence[Row], *, step: str | None = None) -> Any:
+def history(records: Sequence[Row] | Mapping[str, Sequence[float | None]], *, step: str | None = None) -> Any:
     """A search over its steps: every number of the records that changes, one line each.
 
     Args:
-        records: one mapping of numbers per step, as edits keep it in ``edit.info["history"]``.
+        records: columns of numbers, one of each per step, as edits keep them in ``edit.info["history"]``; or one
+            mapping of numbers per step.
         step: the field that counts the steps; default ``iteration`` or ``step`` where the records have it.
 
     Raises:
         ValueError: no records, or a field `step` that they lack.
         ModuleNotFoundError: matplotlib is not installed.
     """
+    if isinstance(records, Mapping):
+        lengths = {name: len(column) for name, column in records.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"records: columns must have the same length, got {lengths}")
+        records = [dict(zip(records, row, strict=True)) for row in zip(*records.values(), strict=True)]
     if not records:
-        raise ValueError("records: need at least 1, got 0")
+        raise ValueError("records: need at least 1, got 0 (a search that had nothing to move has no history)")
     if step is None:
         step = next((name for name in ("iteration", "step") if name in records[0]), None)
     elif step not in records[0]:
@@ -112,7 +118,7 @@ def history(records: Sequence[Row], *, step: str | None = None) -> Any:
     for name, first in records[0].items():
         if name == step or isinstance(first, bool) or not isinstance(first, (int, float)):
             continue
-        values = [float(record.get(name, float("nan"))) for record in records]
+        values = [float("nan") if record.get(name) is None else float(record[name]) for record in records]
         axes.plot(positions, values, label=name)
     axes.legend()
     return figure

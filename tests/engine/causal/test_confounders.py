@@ -55,6 +55,8 @@ def test_subset_and_fingerprint():
         ({"topics": [0, -1]}, ValueError, "topics: expected values from 0, got -1"),
         ({"topics": [0.5, 1.0]}, TypeError, "topics: expected a tensor of whole numbers"),
         ({"topics": []}, (ValueError, TypeError), "topics"),
+        ({"topics": ["x", None]}, TypeError, "topics: expected names .* got NoneType at row 1"),
+        ({"topics": [None, "x"]}, TypeError, "topics: expected names .* got NoneType at row 0"),
         ({"topics": ["x"], "names": ["y"]}, ValueError, "topics: 'x' is none of"),
         ({"topics": [0, 2], "names": ["a"]}, ValueError, "names: expected at least 3"),
         ({"topics": [0, 1], "columns": [1.0]}, ValueError, "columns: need a row for each of 2 topics, got 1"),

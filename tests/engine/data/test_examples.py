@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.tiny_models import tiny_tokenizer
 from spurge.engine.base.files import FileError
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.rows import read_records
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import Vocabulary, split_units
 
 ROWS = [
@@ -63,7 +64,6 @@ def test_every_source_gives_the_same_examples(tmp_path: Path) -> None:
         pandas.DataFrame(ROWS),
         datasets.Dataset.from_list(ROWS),
         file(tmp_path, "a.csv", table(ROWS, ",")),
-        str(file(tmp_path, "a.tsv", table(ROWS, "\t"))),
         file(tmp_path, "a.jsonl", jsonl(ROWS)),
         file(tmp_path, "a.jsonl.xz", lzma.compress(jsonl(ROWS))),
         file(tmp_path, "A.CSV.GZ", gzip.compress(table(ROWS, ","))),
@@ -73,6 +73,8 @@ def test_every_source_gives_the_same_examples(tmp_path: Path) -> None:
         assert examples == EXAMPLES
         assert hash(examples) == hash(EXAMPLES)
         assert examples.fingerprint() == EXAMPLES.fingerprint()
+    tabs = str(file(tmp_path, "a.tsv", table(ROWS, "\t")))
+    assert Examples.load(tabs, **COLUMNS, quoting=True) == EXAMPLES
     for source in (ROWS, pandas.DataFrame(ROWS), tmp_path / "a.csv", datasets.Dataset.from_list(ROWS)):
         train = Examples.load(source, split="train", **COLUMNS)
         assert list(train) == list(EXAMPLES[:2])
@@ -103,9 +105,55 @@ def test_labels_are_numbers_or_names() -> None:
     source = datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, features=names)
     assert Examples.load(source).labels == ("no", "yes")
     assert Examples.load(datasets.DatasetDict({"t": source}), split="t").labels == ("no", "yes")
+    assert Examples.load(source, labels=["Yes", "no"])[0].label == 0
     again = Examples.load(Examples([Example("x", 1)], ("1", "2")))
     assert again.labels == ("1", "2")
     assert again[0].label == 1
+
+
+def named(names: list[str], labels: list[int], groups: list[int] | None = None) -> datasets.Dataset:
+    """A data set whose labels, and groups, are numbers that it names."""
+    columns: dict[str, list[Any]] = {"text": ["x"] * len(labels), "label": labels, "group": groups or labels}
+    kind = datasets.ClassLabel(names=names)
+    features = {"text": datasets.Value("string"), "label": kind, "group": kind}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+NLI = ["entailment", "neutral", "contradiction"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "numbers"),
+    [
+        (NLI, ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], [2, 1, 0]),
+        (NLI, ["neutral", "cont", "ent"], [2, 0, 1]),
+        (NLI, ["LABEL_0", "LABEL_1", "LABEL_2"], [0, 1, 2]),
+        (NLI, None, [0, 1, 2]),
+        (["1", "2", "3"], None, [0, 1, 2]),  # a number counts the names, also where these are numbers
+        (["1", "2", "3"], ["3", "2", "1"], [2, 1, 0]),
+        (["0", "1", "2"], NLI, [0, 1, 2]),
+    ],
+)
+def test_numbers_that_the_data_name_are_labels_by_name(names: Any, wanted: Any, numbers: list[int]) -> None:
+    source = named(names, [0, 1, 2])
+    for examples in (
+        Examples.load(source, labels=wanted),
+        Examples.load(datasets.DatasetDict({"t": source}), split="t", labels=wanted),
+        Examples.load(Examples([Example("x", label) for label in (0, 1, 2)], names), labels=wanted),
+    ):
+        assert examples.targets.tolist() == numbers
+        assert examples.labels == tuple(wanted or names)
+    assert Examples.load(source, group="group").groups == tuple(sorted(names))
+
+
+def test_numbers_whose_names_are_no_labels_are_refused_by_row() -> None:
+    assert Examples.load(named(NLI, [2, 0]), labels=["entailment", "contradiction"]).targets.tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"row 2: label 'neutral' is none of \('contradiction', 'entailment'\)"):
+        Examples.load(named(NLI, [0, 1]), labels=["contradiction", "entailment"])
+    with pytest.raises(ValueError, match=r"row 1: label 'neg' is none of \('negative', 'negated'\)"):
+        Examples.load(named(["neg", "pos"], [0]), labels=["negative", "negated"])
+    with pytest.raises(ValueError, match="row 2: -1 is out of range"):
+        Examples.load(named(NLI, [0, -1]))
 
 
 @pytest.mark.parametrize(
@@ -352,3 +400,50 @@ def test_encode_refuses(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match=r"no padding token.*tokenizer.pad_token = tokenizer.eos_token"):
         encode(bare, ["a", "b c"])
     assert encode(bare, ["film"])["input_ids"].tolist() == [[3]]
+
+
+@pytest.mark.parametrize(
+    ("length", "texts", "message"),
+    [
+        (1, ["a good long film"], "need at least 3, got 1; 2 special tokens around a text leave no room for it"),
+        (2, ["a good long film"], "need at least 3, got 2"),
+        (2, [("a good film", "very sad")], "need at least 4, got 2; 3 special tokens around a pair leave no room"),
+        (0, ["a"], "got 0"),
+    ],
+)
+def test_a_limit_without_room_for_a_text_is_refused(length: int, texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"max_length: .*{message}"):
+        encode(tiny_tokenizer(), texts, max_length=length)
+    assert encode(tiny_tokenizer(), texts, max_length=4)["input_ids"].shape == (1, min(4, len(texts[0]) + 2))
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (["a", "b\ud800"], ValueError, r"text 1 \(from 0\) is not valid Unicode: '.ud800' at character 1"),
+        ([("a", "\udfff")], ValueError, "is not valid Unicode"),
+        ([("a", None)], TypeError, "expected Example, str or a pair of str, got NoneType"),
+        (["a", ("b", "c")], ValueError, r"either all rows are pairs or none is, row 1 \(from 0\) differs"),
+    ],
+)
+def test_encode_refuses_what_is_no_text(texts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        encode(tiny_tokenizer(), texts)
+
+
+def test_text_that_is_not_unicode_is_named_by_row_and_file(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b\\ud83d", "label": 1}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl: row 2: its text is not valid Unicode: '.ud83d' at character 1"):
+        Examples.load(path)
+    with pytest.raises(ValueError, match="text: is not valid Unicode"):
+        Example("\ud800", 1)
+
+
+def test_a_misspelt_column_is_named_with_its_file_and_the_column_it_may_be(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.csv", b"Text,label,notes\na,1,x\n")
+    with pytest.raises(ValueError, match=r"a.csv: row 1: no column 'text', .*; did you mean 'Text'\?"):
+        Examples.load(path)
+    with pytest.raises(ValueError, match=r"no column 'lable', .*; did you mean 'label'\?"):
+        Examples.load(path, text="Text", label="lable")
+    with pytest.raises(ValueError, match=r"no column 'premise', the columns are \['Text', 'label', 'notes'\]$"):
+        Examples.load(path, text="premise")

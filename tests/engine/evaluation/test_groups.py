@@ -103,6 +103,13 @@ def test_compare_is_the_accuracies_with_intervals() -> None:
     assert {row["metric"] for row in again.rows()} >= {"accuracy_low", "gap", "worst_class_high"}
 
 
+def test_a_method_may_be_called_random() -> None:
+    test = sample()
+    report = compare(test, {"ERM": test.head, "random": [test.head, test.head]}, bootstrap=0)
+    assert "random" in str(report).splitlines()[0]
+    assert "draws" not in str(report)
+
+
 def test_compare_takes_answers_of_one_set() -> None:
     test = sample()
     report = compare(test, {"logits": test.logits(), "classes": test.predictions()}, bootstrap=0)

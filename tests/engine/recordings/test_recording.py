@@ -560,7 +560,7 @@ def test_padding_need_not_be_finite(tmp_path):
         (["a", None], TypeError, "prompts: expected str, got NoneType at row 1"),
         (["a", ""], ValueError, "prompts: is empty at row 1"),
         (["a", " \n"], ValueError, "prompts: is empty at row 1"),
-        (["a", "\ud800"], ValueError, "prompts: is not valid Unicode at row 1"),
+        (["a", "\ud800"], ValueError, r"prompts: is not valid Unicode: .* at row 1"),
     ],
 )
 def test_wrong_prompts(prompts, error, message, tmp_path):

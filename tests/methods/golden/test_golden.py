@@ -342,3 +342,18 @@ def test_asking_refuses() -> None:
 
     with pytest.raises(ConnectionError):
         GoldenTokens.from_ask(broken, CORPUS, progress=False)
+
+
+def test_a_review_keeps_labels_that_are_numbers_and_refuses_what_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    row = {"word": "bad", "label": 0, "role": "causal", "keep": True}
+    path.write_text(
+        "".join(json.dumps(row | {"word": word, "label": i}) + "\n" for i, word in enumerate(("bad", "good")))
+    )
+    assert GoldenTokens.from_review(path).causal == {"0": ("bad",), "1": ("good",)}
+    for word, message in (({"a": 1}, "its word must be text, got dict"), (None, "its word is missing")):
+        path.write_text(json.dumps(row | {"word": word}))
+        with pytest.raises(ValueError, match=f"r.jsonl: row 1: {message}"):
+            GoldenTokens.from_review(path)
+        with pytest.raises(ValueError, match=f"r.jsonl: row 1: {message}"):
+            GoldenTokens.from_table(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,40 @@ def test_presets() -> None:
     assert paper.swarm == Swarm.paper()
     assert (MacU.paper(seed=3).swarm.seed, MacU.best(seed=3).climb.seed) == (3, 3)
     assert (best.objective, best.search, best.cap) == ("counterfactual", "gradient", 50)
+    assert (MacU.best(objective="proximity").fitness, MacU.paper(search="gradient").fitness) == ("soft", "soft")
+    with pytest.raises(ValueError, match="fitness: hard proximity is a step function"):
+        MacU.best(objective="proximity", fitness="hard")
+
+
+def test_an_edit_tells_where_neurons_were_located_with_something_else(located: Located) -> None:
+    macu = MacU.best(climb=Climb(steps=2, look=1), edit_texts=8, neurons="all", progress=False)
+    train, golden = planted_texts.train(), planted_texts.GOLDEN
+
+    def said(model: Any, train: Examples, golden: GoldenTokens) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            macu.edit(model, tiny_tokenizer(), train, located, golden)
+        return [str(warning.message) for warning in caught if "located" in str(warning.message)]
+
+    assert said(planted_texts.model(), train, golden) == []
+    assert said(planted_texts.model(), train[:40], golden) == ["located: was found with other texts than given now"]
+    more = golden.with_irrelevant(["window"])
+    assert said(planted_texts.model(), train, more) == ["located: was found with other golden words than given now"]
+    model = planted_texts.model()
+    with torch.no_grad():
+        find_sites(model)[0].parameter[0, 0] += 1
+    assert said(model, train, golden) == ["located: was found with other weights of the model than given now"]
+
+
+def test_the_history_of_a_search_is_drawn(located: Located) -> None:
+    plots = pytest.importorskip("spurge.report.plots")
+    pytest.importorskip("matplotlib")
+    macu = MacU.best(climb=Climb(steps=4, look=1), edit_texts=8, neurons="all", progress=False)
+    edit = macu.edit(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), located, planted_texts.GOLDEN)
+    axes = plots.history(edit.info["history"]).axes[0]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    assert lines == {name: edit.info["history"][name] for name in ("value", "moved")}
+    assert axes.get_xlabel() == "step"
 
 
 @settings(max_examples=6, deadline=None)

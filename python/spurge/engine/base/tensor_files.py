@@ -123,11 +123,11 @@ def unpack(stream: io.BufferedIOBase, source: PathLike = "message") -> Contents:
     Raises:
         FileError: not such bytes, truncated or changed.
     """
-    header, size = _header(stream, source)
+    header, size = read_header(stream, source)
     return Contents(_tensors(stream, header, size, source), header.get("__metadata__", {}))
 
 
-def _header(stream: io.BufferedIOBase, source: PathLike) -> tuple[dict[str, Any], int]:
+def read_header(stream: io.BufferedIOBase, source: PathLike) -> tuple[dict[str, Any], int]:
     """The header of safetensors, and how many bytes follow it."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
@@ -222,7 +222,7 @@ def read_tensors(path: PathLike, kind: str | None = None) -> Contents:
     """
     with open(path, "rb") as file:
         stream: io.BufferedIOBase = file if file.seekable() else io.BytesIO(file.read())
-        header, size = _header(stream, path)
+        header, size = read_header(stream, path)
         texts = _metadata(header, path, kind)
         tensors = _tensors(stream, header, size, path)
     if _digest(tensors, texts) != texts["sha256"]:
@@ -256,7 +256,7 @@ def kind_of(path: PathLike) -> str:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        return _metadata(_header(file, path)[0], path, None)["kind"]
+        return _metadata(read_header(file, path)[0], path, None)["kind"]
 
 
 def _metadata(header: Mapping[str, Any], path: PathLike, kind: str | None) -> dict[str, str]:

@@ -134,6 +134,8 @@ class Cascade:
         """As :meth:`read`, of several batches that are asked in turn: as many as fit together are kept."""
         differentiable, total, fitting = self.rule == "radau", 0, []
         for inputs in batches:
+            main_input(inputs)
+            self.handle.limits.check(inputs)
             kept = self.footprint(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
             fitting.append(total + kept <= KEPT_SHARE * self.budget)
             total += kept if fitting[-1] else 0
@@ -208,6 +210,7 @@ class Cascade:
                 return
             inputs = inputs.inputs
         batch = len(main_input(inputs))
+        self.handle.limits.check(inputs)
         size = min(batch, self.footprint(inputs).examples(self.budget, self.nodes))
         starts = range(0, batch, size)
         for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
@@ -224,6 +227,7 @@ class Cascade:
 
     def _footprint(self, inputs: Mapping[str, Any]) -> Footprint:
         """Of ranks that hold the model together, the largest that any of them measures."""
+        self.handle.limits.check(inputs)
         found, mesh = measure_footprint(self.forward, inputs), self.handle.mesh
         if mesh is None:
             return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -125,6 +126,8 @@ class Locator:
         Raises:
             ValueError: empty batch, a target of the wrong shape, a budget too small for one example.
         """
+        if not isinstance(inputs, Prompt):
+            main_input(inputs)
         if target is None and self._records and not isinstance(inputs, Prompt):
             tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
             if len(tensors) == len(inputs) and all(value.device == self.device for value in tensors.values()):
@@ -170,7 +173,8 @@ class Locator:
         main = main_input(inputs)
         if self._filler is None or "attention_mask" not in inputs or main.dim() != 2:
             return inputs
-        more = (0, -main.shape[1] % self.bucket)
+        longest = self.cascade.handle.limits.positions
+        more = (0, min(-main.shape[1] % self.bucket, max(0, (longest or sys.maxsize) - main.shape[1])))
         filled = {name: pad(value, more) for name, value in inputs.items() if value.shape == main.shape}
         return inputs | filled | {"input_ids": pad(main, more, value=self._filler)}
 

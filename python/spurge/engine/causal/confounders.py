@@ -115,7 +115,10 @@ def _topics(topics: Any, names: Sequence[str] | None) -> tuple[Tensor, tuple[str
     if hasattr(topics, "labels") and hasattr(topics, "names"):
         names = topics.names if names is None else names
         topics = topics.labels
-    if isinstance(topics, (Sequence, np.ndarray)) and len(topics) and isinstance(topics[0], str):
+    if isinstance(topics, (Sequence, np.ndarray)) and any(isinstance(topic, str) for topic in topics):
+        for row, topic in enumerate(topics):
+            if not isinstance(topic, str):
+                raise TypeError(f"topics: expected names (str) all through, got {type(topic).__name__} at row {row}")
         if names is None:
             names = sorted(set(topics))
         known = {name: number for number, name in enumerate(names)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -14,11 +14,16 @@ from spurge.engine.base.files import canonical_json, fingerprint
 from spurge.engine.data.rows import (
     check_names,
     chosen_rows,
-    dataset_labels,
+    class_name,
+    class_names,
     infer_names,
     label_index,
+    of_file,
+    read_column,
     read_fields,
     read_label,
+    renumbered,
+    text_fault,
 )
 
 
@@ -30,7 +35,7 @@ class Example:
 
     Raises:
         TypeError: a field of another type.
-        ValueError: a text without a visible character, or a negative label.
+        ValueError: a text without a visible character or that is not valid Unicode, or a negative label.
     """
 
     text: str
@@ -45,6 +50,9 @@ class Example:
                 raise TypeError(f"{name}: expected str, got {type(value).__name__}")
             if isinstance(value, str) and not value.strip():
                 raise ValueError(f"{name}: is empty")
+            fault = None if value is None else text_fault(value)
+            if fault is not None:
+                raise ValueError(f"{name}: {fault}")
         if not isinstance(self.label, int) or isinstance(self.label, bool):
             raise TypeError(f"label: expected int, got {type(self.label).__name__}")
         if self.label < 0:
@@ -88,12 +96,14 @@ class Examples(Sequence[Example]):
         split: str | None = None,
         labels: Sequence[str] | None = None,
         limit: int | None = None,
+        quoting: bool | None = None,
     ) -> Examples:
         """Reads and checks labelled texts.
 
         Labels may be whole numbers from 0, or names. Without ``labels``, numbers name themselves, and names
         are numbered in alphabetical order: give ``labels`` in the order of the model's outputs where that
-        differs.
+        differs. Where the source names its numbers (``ClassLabel``, :class:`Examples`), the names count, not
+        the numbers, unless one side only counts ("LABEL_0").
 
         Args:
             source: a path to a file (CSV and TSV with a header line, JSONL with one object a line; plain or
@@ -103,29 +113,54 @@ class Examples(Sequence[Example]):
             split: keep the rows whose column ``split`` has this value; of a ``DatasetDict``, this member.
             labels: names of the labels, in order.
             limit: keep the first ``limit`` rows.
+            quoting: of CSV and TSV: whether a field may stand in double quotes, and then run over line breaks;
+                False: quotes are text. None: it may, but not over line breaks in TSV.
 
         Raises:
-            ValueError: a missing column, a missing or non-text text, a label out of range, no rows; the
-                message has the number of the row, counted from 1. `files.FileError` for a damaged file.
+            ValueError: a missing column, a missing or non-text text, text that is not valid Unicode, a label out
+                of range, names that do not match those of the source, no rows; the message has the file and the
+                number of the row, counted from 1. `files.FileError` for a damaged file.
             TypeError: a source of another kind.
             OSError: the file cannot be read.
         """
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"limit: need at least 1 row, got {limit!r}")
         columns = {"text": text, "label": label, "pair": pair, "group": group}
-        found: list[tuple[int, Example | dict[str, Any]]] = [  # an Example's label needs no reading
-            (number, row if isinstance(row, Example) else read_fields(row, columns, number))
-            for number, row in chosen_rows(source, split, limit)
-        ]
-        values = [row.label if isinstance(row, Example) else read_label(row["label"], number) for number, row in found]
-        if labels is None:
-            labels = source.labels if isinstance(source, Examples) else dataset_labels(source, label)
-        names = infer_names(values) if labels is None else check_names(labels)
+        label_names, group_names = (class_names(source, column, split) for column in (label, group))
+        found: list[tuple[int, Example | dict[str, Any]]] = []
+        with of_file(source):
+            for number, row in chosen_rows(source, split, limit, quoting):
+                if not isinstance(row, Example):  # an Example needs no reading
+                    if group_names is not None:
+                        row = {**row, group: class_name(read_column(row, str(group), number), group_names, number)}
+                    row = read_fields(row, columns, number)
+                    row["label"] = read_label(row["label"], number)
+                found.append((number, row))
+            known = source.labels if isinstance(source, Examples) else label_names
+            return cls._numbered(found, known, None if labels is None else check_names(labels))
+
+    @classmethod
+    def _numbered(
+        cls,
+        found: Sequence[tuple[int, Example | dict[str, Any]]],
+        known: tuple[str, ...] | None,
+        names: tuple[str, ...] | None,
+    ) -> Examples:
+        """Examples of numbered rows. ``known``: what the source calls its numbers, ``names``: what they are to be."""
+        values = [row.label if isinstance(row, Example) else row["label"] for _, row in found]
+        if names is None:
+            names = infer_names(values) if known is None else known
+        places = None if known is None else renumbered(known, names)
         rows = []
-        for (number, row), raw in zip(found, values, strict=True):
-            if not isinstance(row, Example):
-                row = Example(**{**row, "label": label_index(raw, names, number)})
-            rows.append(row)
+        for (number, row), value in zip(found, values, strict=True):
+            if known is not None and places is not None:
+                name = class_name(value, known, number)
+                place = places[value]
+                if place is None:
+                    raise ValueError(f"row {number}: label {name!r:.60} is none of {names}")
+            elif isinstance(row, Example):
+                place = row.label
+            else:
+                place = label_index(value, names, number)
+            rows.append(replace(row, label=place) if isinstance(row, Example) else Example(**{**row, "label": place}))
         return cls(rows, names)
 
     def __len__(self) -> int:
@@ -227,6 +262,12 @@ class Inputs(dict[str, Tensor]):
 
     encodings: Sequence[Any] | None = None
 
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same on a device."""
+        moved = Inputs({name: value.to(device) for name, value in self.items()})
+        moved.encodings = self.encodings
+        return moved
+
 
 def encode(
     tokenizer: Any,
@@ -243,19 +284,12 @@ def encode(
         ``input_ids``, ``attention_mask`` and what else the tokenizer makes, int64 ``[B, T]``, on ``device``.
 
     Raises:
-        ValueError: no examples, a limit below 1, or a tokenizer without a padding token where one is needed.
+        ValueError: no examples, pairs among single texts, text that is not valid Unicode, a limit that special tokens
+            fill, or a tokenizer without a padding token where one is needed.
         TypeError: rows of another kind.
     """
-    texts: list[Any] = []
-    for row in examples:
-        row = (row.text if row.pair is None else (row.text, row.pair)) if isinstance(row, Example) else row
-        if not isinstance(row, str) and not (isinstance(row, tuple) and len(row) == 2):
-            raise TypeError(f"examples: expected Example, str or a pair of str, got {type(row).__name__}")
-        texts.append(row)
-    if not texts:
-        raise ValueError("examples: need at least 1, got 0")
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length: need at least 1, got {max_length}")
+    texts = _encodable(examples)
+    pairs = not isinstance(texts[0], str)
     if len(texts) > 1 and tokenizer.pad_token is None:
         raise ValueError(
             "tokenizer: has no padding token, so texts of different length cannot share a batch; set "
@@ -263,7 +297,8 @@ def encode(
         )
     limit = max_length if max_length is not None else getattr(tokenizer, "model_max_length", None)
     known = limit is not None and limit < 1_000_000  # transformers writes 1e30 for "no limit"
-    pairs = not isinstance(texts[0], str)
+    if limit is not None and known:
+        _check_room(tokenizer, limit, pairs)
     made = tokenizer(
         [text[0] for text in texts] if pairs else texts,
         [text[1] for text in texts] if pairs else None,
@@ -272,9 +307,41 @@ def encode(
         max_length=limit if known else None,
         return_tensors="pt",
     )
-    inputs = Inputs({key: value if device is None else value.to(device) for key, value in made.items()})
+    inputs = Inputs(made)
     inputs.encodings = made.encodings
-    return inputs
+    return inputs if device is None else inputs.to(device)
+
+
+def _encodable(examples: Sequence[Any]) -> list[Any]:
+    """What :func:`encode` is given as texts or as pairs, checked row by row, from 0."""
+    texts: list[Any] = []
+    for number, row in enumerate(examples):
+        row = (row.text if row.pair is None else (row.text, row.pair)) if isinstance(row, Example) else row
+        parts = row if isinstance(row, tuple) and len(row) == 2 else (row,)
+        for part in parts:
+            if not isinstance(part, str):
+                raise TypeError(f"examples: expected Example, str or a pair of str, got {type(part).__name__}")
+            fault = text_fault(part)
+            if fault is not None:
+                raise ValueError(f"examples: text {number} (from 0) {fault}")
+        if texts and isinstance(texts[0], str) != isinstance(row, str):
+            raise ValueError(f"examples: either all rows are pairs or none is, row {number} (from 0) differs")
+        texts.append(row)
+    if not texts:
+        raise ValueError("examples: need at least 1, got 0")
+    return texts
+
+
+def _check_room(tokenizer: Any, limit: int, pairs: bool) -> None:
+    """Refuses a limit that leaves no room for a text: a tokenizer would then not cut at all, or keep no word."""
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if limit <= special:
+        why = (
+            f"; {special} special tokens around {'a pair' if pairs else 'a text'} leave no room for it"
+            if special
+            else ""
+        )
+        raise ValueError(f"max_length: need at least {special + 1}, got {limit}{why}")
 
 
 def checked_texts(name: str, texts: Any) -> list[str]:
@@ -282,7 +349,7 @@ def checked_texts(name: str, texts: Any) -> list[str]:
 
     Raises:
         TypeError: one text instead of several, or a row that is no str.
-        ValueError: no texts.
+        ValueError: no texts, or one that is not valid Unicode.
     """
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise TypeError(f"{name}: expected a sequence of str, got {type(texts).__name__}")
@@ -290,6 +357,9 @@ def checked_texts(name: str, texts: Any) -> list[str]:
     for row, text in enumerate(found):
         if not isinstance(text, str):
             raise TypeError(f"{name}: expected str, got {type(text).__name__} at row {row}")
+        fault = text_fault(text)
+        if fault is not None:
+            raise ValueError(f"{name}: {fault} at row {row}")
     if not found:
         raise ValueError(f"{name}: need at least 1, got 0")
     return found

@@ -2,91 +2,23 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
-import json
-import lzma
+import difflib
+import math
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import FileError
+from spurge.engine.data.table_files import read_records
 
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"
 _MOST_LABELS = 100_000
 _WHOLE = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
-
-
-def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV or TSV file with a header line, or of a JSONL file, plain or compressed; one dict each.
-
-    Raises:
-        FileError: a format that is not known, or a damaged file; the message has the line.
-        OSError: the file cannot be read.
-    """
-    path = Path(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    opener = _OPENERS.get(suffixes[-1]) if suffixes else None
-    kind = (suffixes[:-1] if opener else suffixes)[-1:]
-    if kind not in ([".csv"], [".tsv"], [".jsonl"]):
-        raise FileError(f"{path}: format not known, expected {_FORMATS}")
-    line = 0
-    try:
-        with (opener or open)(path, "rb") as stream:
-            data = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            if kind == [".jsonl"]:
-                for line, content in enumerate(data, 1):
-                    if content.strip():
-                        yield _json_row(path, line, content)
-            else:
-                yield from _table(path, data, "," if kind == [".csv"] else "\t")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: not UTF-8, near line {line + 1}") from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise FileError(f"{path}: the compressed file is truncated or damaged: {error}") from error
-
-
-def _json_row(path: Path, line: int, content: str) -> dict[str, Any]:
-    try:
-        row = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: line {line} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise FileError(f"{path}: line {line}: expected a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _table(path: Path, data: Iterable[str], delimiter: str) -> Iterator[dict[str, Any]]:
-    """Rows of a table whose first line names the columns."""
-    # The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here.
-    old = csv.field_size_limit(2**31 - 1)
-    try:
-        reader = csv.reader(data, delimiter=delimiter, strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) != len(header):
-            raise FileError(f"{path}: line 1: two columns have the same name: {header}")
-        for row in reader:
-            if row and len(row) != len(header):
-                raise FileError(f"{path}: line {reader.line_num}: {len(row)} fields, but {len(header)} columns")
-            if row:
-                yield dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        advice = f"{error} (a quote inside a quoted field is written twice)"
-        raise FileError(f"{path}: line {reader.line_num}: {advice}") from error
-    finally:
-        csv.field_size_limit(old)
+_COUNTED = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
 
 
 def _module(source: Any) -> str:
@@ -99,10 +31,21 @@ def is_dataset_dict(source: Any) -> bool:
     return _module(source) == "datasets" and isinstance(source, Mapping)
 
 
-def each_row(source: Any, split: str | None) -> Iterator[Any]:
-    """Every row of any kind of source."""
+@contextmanager
+def of_file(source: Any) -> Iterator[None]:
+    """Errors inside that name a row also name the file, where the source is one."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(source, (str, os.PathLike)) or not str(error).startswith("row "):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+def each_row(source: Any, split: str | None, quoting: bool | None = None) -> Iterator[Any]:
+    """Every row of any kind of source; of files as :func:`read_records` reads them."""
     if isinstance(source, (str, os.PathLike)):
-        yield from read_records(source)
+        yield from read_records(source, quoting)
     elif is_dataset_dict(source):
         choice("split", split, sorted(source))
         yield from source[split]
@@ -115,20 +58,26 @@ def each_row(source: Any, split: str | None) -> Iterator[Any]:
         raise TypeError(f"source: expected {kinds}, got {type(source).__name__}")
 
 
-def chosen_rows(source: Any, split: str | None, limit: int | None) -> Iterator[tuple[int, Any]]:
+def chosen_rows(
+    source: Any, split: str | None, limit: int | None, quoting: bool | None = None
+) -> Iterator[tuple[int, Any]]:
     """Rows of one split, at most ``limit`` of them, each with its number in the source, from 1.
 
     Args:
         split: keep the rows whose column ``split`` has this value; of a ``DatasetDict``, this member.
+        quoting: as :func:`read_records` takes it.
 
     Raises:
-        ValueError: a row without the column ``split``, or no rows.
+        ValueError: a row without the column ``split``, no rows, or a limit below 1.
     """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit: need at least 1 row, got {limit!r}")
     splits: set[str] = set()
-    count = 0
-    for number, row in enumerate(each_row(source, split), 1):
+    count, split_names = 0, class_names(source, "split")
+    for number, row in enumerate(each_row(source, split, quoting), 1):
         if split is not None and not is_dataset_dict(source):
-            value = str(read_column(row, "split", number))
+            value = read_column(row, "split", number)
+            value = str(value) if split_names is None else class_name(value, split_names, number)
             splits.add(value)
             if value != split:
                 continue
@@ -158,8 +107,63 @@ def read_column(row: Any, name: str, number: int) -> Any:
     if not isinstance(row, Mapping):
         raise ValueError(f"row {number}: has no column {name!r}, being a {type(row).__name__}")
     if name not in row:
-        raise ValueError(f"row {number}: no column {name!r}, the columns are {sorted(map(str, row))}")
+        columns = sorted(map(str, row))
+        folded = {column.casefold(): column for column in columns}
+        close = difflib.get_close_matches(name.casefold(), folded, n=1)
+        meant = f"; did you mean {folded[close[0]]!r}?" if close else ""
+        raise ValueError(f"row {number}: no column {name!r}, the columns are {columns}{meant}")
     return row[name]
+
+
+def text_fault(value: str) -> str | None:
+    """What makes a str unfit as text for a tokenizer or a file, None where nothing does."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"is not valid Unicode: {value[error.start : error.start + 1]!r} at character {error.start}"
+    return None
+
+
+def read_text(value: Any, name: str, number: int) -> str:
+    """A value that has to be text.
+
+    Raises:
+        ValueError: missing, not a str, without a visible character, or not valid Unicode.
+    """
+    if is_missing(value):
+        raise ValueError(f"row {number}: its {name} is missing")
+    if not isinstance(value, str):
+        raise ValueError(f"row {number}: its {name} must be text, got {type(value).__name__} {value!r:.40}")
+    if not value.strip():
+        raise ValueError(f"row {number}: its {name} is empty")
+    fault = text_fault(value)
+    if fault is not None:
+        raise ValueError(f"row {number}: its {name} {fault}")
+    return str(value)
+
+
+def read_name(value: Any, name: str, number: int) -> str:
+    """A value that names something, such as a group: text, or a whole number, which names itself.
+
+    Raises:
+        ValueError: as :func:`read_text`.
+    """
+    return str(int(value)) if isinstance(value, Integral) else read_text(value, name, number)
+
+
+def read_number(value: Any, name: str, number: int) -> float:
+    """A finite number, which may come as text.
+
+    Raises:
+        ValueError: missing, no number, or not finite.
+    """
+    try:
+        found = math.nan if is_missing(value) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"row {number}: its {name} must be a finite number, got {value!r:.40}")
+    return found
 
 
 def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dic
         columns: where to find ``text``, ``label``, ``pair`` and ``group``; None leaves a field out.
 
     Raises:
-        ValueError: a missing column, or a text that is missing, empty or not text.
+        ValueError: a missing column, or a text that is missing, empty, not text or not valid Unicode.
         TypeError: a row of another type.
     """
     if isinstance(row, tuple) and len(row) in (2, 3):
@@ -179,17 +183,9 @@ def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dic
         out = {name: read_column(row, key, number) for name, key in columns.items() if key is not None}
     else:
         raise TypeError(f"row {number}: expected dict, Example or (text, label), got {type(row).__name__}")
-    if isinstance(out.get("group"), Integral):
-        out["group"] = str(int(out["group"]))
     for name in out.keys() - {"label"}:
-        value = out[name]
-        if is_missing(value):
-            raise ValueError(f"row {number}: its {name} is missing")
-        if not isinstance(value, str):
-            raise ValueError(f"row {number}: its {name} must be text, got {type(value).__name__} {value!r:.40}")
-        if not value.strip():
-            raise ValueError(f"row {number}: its {name} is empty")
-        out[name] = str(value)
+        read = read_name if name == "group" else read_text
+        out[name] = read(out[name], name, number)
     return out
 
 
@@ -214,11 +210,13 @@ def check_names(labels: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         TypeError: not a sequence of str.
-        ValueError: none, or one twice.
+        ValueError: none, an empty one, or one twice.
     """
-    if isinstance(labels, str) or not all(isinstance(name, str) and name.strip() for name in labels):
+    if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
         raise TypeError(f"labels: expected a sequence of names (str), got {labels!r:.60}")
     names = tuple(labels)
+    if not all(name.strip() for name in names):
+        raise ValueError(f"labels: a name is empty, got {names}")
     if not names:
         raise ValueError("labels: need at least 1 name, got 0")
     if len(set(names)) != len(names):
@@ -226,14 +224,52 @@ def check_names(labels: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def dataset_labels(source: Any, label: str) -> tuple[str, ...] | None:
-    """Names that a Hugging Face ``Dataset`` or ``DatasetDict`` gives the labels in this column."""
+def class_names(source: Any, column: str | None, split: str | None = None) -> tuple[str, ...] | None:
+    """Names that a Hugging Face ``Dataset`` or ``DatasetDict`` gives the numbers of a column (``ClassLabel``)."""
     if is_dataset_dict(source):
-        source = next(iter(source.values()), None)
-    if _module(source) != "datasets":
+        source = source.get(split)
+    if column is None or _module(source) != "datasets":
         return None
-    names = getattr((source.features or {}).get(label), "names", None)
+    names = getattr((source.features or {}).get(column), "names", None)
     return check_names(names) if names else None
+
+
+def class_name(value: Any, names: Sequence[str], number: int) -> str:
+    """The name of a number that counts ``names`` from 0.
+
+    Raises:
+        ValueError: no such number.
+    """
+    if not isinstance(value, Integral) or not 0 <= int(value) < len(names):
+        raise ValueError(f"row {number}: {value!r:.40} is out of range, the {len(names)} names are {tuple(names)}")
+    return names[int(value)]
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names of labels are equal but for case, or one abbreviates the other by 3 letters or more."""
+    short, long = sorted((one.casefold(), other.casefold()), key=len)
+    return short == long or (len(short) >= 3 and long.startswith(short))
+
+
+def counted(names: Sequence[str]) -> bool:
+    """Whether names only count, as ``"0"`` or ``"LABEL_1"``: then they say nothing but their order."""
+    return all(_COUNTED.fullmatch(name) for name in names)
+
+
+def renumbered(own: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """For each name that a source has for its labels, its place among ``names``; None for one that is not there.
+
+    Names are matched whatever their case, and by abbreviations of 3 letters or more ("neg"). Where either side only
+    counts, its order is all that is known of it, and stays.
+    """
+    if set(own) != set(names) and (counted(own) or counted(names)):
+        return list(range(len(own)))
+    found: list[int | None] = []
+    for name in own:
+        exact = [i for i, other in enumerate(names) if other == name]
+        alike = exact or [i for i, other in enumerate(names) if same_name(name, other) and other not in own]
+        found.append(alike[0] if len(alike) == 1 and alike[0] not in found else None)
+    return found
 
 
 def infer_names(labels: Sequence[int | str]) -> tuple[str, ...]:

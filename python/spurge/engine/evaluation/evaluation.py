@@ -90,7 +90,8 @@ def evaluate(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: no set, a label the model has no output for, logits that are not finite (both name the set),
+        ValueError: no set, labels in another order than the model's outputs, a label the model has no output for,
+            logits that are not finite (all three name the set),
             golden sets that do not fit, a number out of range, an ``edit`` given while another is applied, or gates
             and new weights applied at once.
         EditMismatch: the edit does not fit the model.

@@ -92,6 +92,10 @@ class Prepared:
         golden: with it, passes also measure proximity to its spurious sets, from the ``top_k`` units that the last
             layer's attention ranks highest.
         memory: bytes that a batch's activations may take; None asks only for ``batch_size``.
+
+    Raises:
+        TypeError: ``examples`` is no :class:`Examples`.
+        ValueError: labels in another order than the model's outputs, or what `Handle.encode` refuses.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Prepared:
         if not isinstance(examples, Examples):
             raise TypeError(f"examples: expected Examples (see Examples.load), got {type(examples).__name__}")
         self.name, self.handle, self.examples = name, handle, examples
+        handle.check_labels(f"set {name!r}", examples.labels)
         self.rows = integer("batch_size", batch_size, 1)
         self.proximity = None if golden is None else _Proximity(handle, golden, top_k)
         texts = examples.texts

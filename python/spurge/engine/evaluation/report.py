@@ -115,7 +115,8 @@ class Report:
         return "\n".join(aligned(lines))
 
     def _head(self, method: str) -> str:
-        return f"random ({self.settings['draws']} draws)" if method == "random" else method
+        drawn = method == "random" and "draws" in self.settings  # last layers may be called so, too
+        return f"random ({self.settings['draws']} draws)" if drawn else method
 
 
 def _cell(m: Measure) -> str:

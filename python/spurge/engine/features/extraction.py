@@ -17,6 +17,7 @@ from spurge.engine.features.cache import FeatureCache, open_cache
 from spurge.engine.features.features import Features
 from spurge.engine.features.reader import Reader, Token
 from spurge.engine.features.sources import DataBlock, data_blocks, length
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.heads import Head, find_head
 from spurge.engine.models.hooks import frozen
 
@@ -72,8 +73,8 @@ def extract(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: no rows, a label without an output, a head that is not called once for a batch or does not make
-            the model's logits, or features that are not finite.
+        ValueError: no rows, a label without an output, labels in another order than the model's outputs, a head that is
+            not called once for a batch or does not make the model's logits, or features that are not finite.
         OSError: the cache cannot be written.
     """
     path, layer = find_head(model, head)
@@ -83,6 +84,8 @@ def extract(
     settings = {"head": path, "token": token, "autocast": _text(dtype), "storage": _text(storage)}
     source = data_blocks(data, batch_size=batch_size, block=block, tokenizer=tokenizer, max_length=max_length)
     names = _names(data, names, found.outputs)
+    if head is None:
+        Handle.of(model).check_labels("data" if isinstance(data, Examples) else "names", names)
     with frozen(model), _placed(model, device), torch.no_grad():
         check = head is None
         reader = Reader(model, found, layer, check=check, token=token, dtype=dtype, storage=storage, memory=memory)

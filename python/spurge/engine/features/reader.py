@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.budgets import in_parts, parse_bytes
 from spurge.engine.features.sources import Batch
+from spurge.engine.models.call_arguments import Limits
 from spurge.engine.models.heads import Head
 from spurge.engine.models.hooks import hook, hook_before
 from spurge.engine.models.probes import probed_token
@@ -52,6 +53,7 @@ class Reader:
         memory: str | int | None,
     ) -> None:
         self.model, self.head, self.layer, self.check = model, head, layer, check
+        self.limits = Limits.of(model)
         self.token, self.autocast, self.storage = token, dtype, storage
         self.each: float | None = None  # bytes of activations for each number of input
         floating = [p for p in model.parameters() if p.is_floating_point()]
@@ -67,9 +69,10 @@ class Reader:
         """Features ``[B, M]`` of one batch; where memory runs out, in parts, which changes them by rounding only.
 
         Raises:
-            ValueError: the head is not called once with one vector for each row or token, or (with ``check``) its
-                logits are not the model's.
+            ValueError: tokens or positions that the model lacks, the head is not called once with one vector for each
+                row or token, or (with ``check``) its logits are not the model's.
         """
+        self.limits.check(batch.named())
         batch = batch.to(self.device, self.dtype)
         return in_parts(len(batch), self._rows(batch), lambda part: self._read(batch.rows(part)))[0]
 

@@ -1,12 +1,15 @@
-"""The arguments and results of a block's call, per row."""
+"""The arguments and results of a call of a model or a block, per row, and what a model can be given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from spurge.engine.base.device_checks import require
 
 
 def first(output: Any) -> Tensor:
@@ -83,14 +86,102 @@ def main_input(inputs: Mapping[str, Any]) -> Tensor:
 
     Raises:
         ValueError: when there is none, or it has no example.
+        TypeError: no mapping, such as a text, or lists instead of tensors.
     """
+    if not isinstance(inputs, Mapping):
+        advice = "; tokenize it: tokenizer(text, return_tensors='pt')" if isinstance(inputs, str) else ""
+        raise TypeError(
+            f"inputs: expected keyword arguments of the model, tensors [B, ...], got {type(inputs).__name__}{advice}"
+        )
     for name in ("input_ids", "inputs_embeds", "pixel_values"):
         value = inputs.get(name)
+        if isinstance(value, (list, tuple)):
+            raise TypeError(f"inputs: {name} is a {type(value).__name__}, expected a tensor; use return_tensors='pt'")
         if torch.is_tensor(value):
             if not len(value):
                 raise ValueError(f"inputs: {name} has no example, got shape {tuple(value.shape)}")
             return value
     raise ValueError(f"inputs: expected input_ids, inputs_embeds or pixel_values, got {sorted(inputs)}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of a model's input embeddings; None for one that it lacks, or that does not say.
+
+    Attributes:
+        ids: tokens it has a vector for.
+        positions: tokens of a text that it has positions for; None also where positions are computed (rotary).
+        segments: values of ``token_type_ids``.
+    """
+
+    ids: int | None = None
+    positions: int | None = None
+    segments: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Limits:
+        """Those of a model of ``transformers``; its position and segment embeddings stand beside those of its words."""
+        try:
+            words = model.get_input_embeddings()  # type: ignore[operator]
+        except (AttributeError, NotImplementedError):
+            return cls()
+        if not isinstance(words, nn.Embedding):
+            return cls()
+        beside: dict[str, nn.Embedding] = {}
+        for module in model.modules():
+            children = dict(module.named_children())
+            if any(child is words for child in children.values()):
+                beside = {name: child for name, child in children.items() if isinstance(child, nn.Embedding)}
+                break
+        positions = [_positions(part) for name, part in beside.items() if "position" in name or name == "wpe"]
+        segments = [part.num_embeddings for name, part in beside.items() if "token_type" in name]
+        return cls(words.num_embeddings, min(positions, default=None), min(segments, default=None))
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Refuses what would read beyond an embedding.
+
+        Raises:
+            ValueError: more tokens than positions, or an id out of range.
+        """
+        tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+        if torch.is_tensor(tokens) and tokens.dim() >= 2:
+            self.check_length(tokens.shape[1])
+        for name, limit in (("input_ids", self.ids), ("token_type_ids", self.segments)):
+            values = inputs.get(name)
+            if limit is not None and torch.is_tensor(values) and values.numel() and not values.is_floating_point():
+                _check_range(name, values, limit)
+
+    def check_length(self, tokens: int, new: int = 0) -> None:
+        """Refuses texts of so many tokens, with ``new`` ones to be generated behind.
+
+        Raises:
+            ValueError: there are more of them than positions.
+        """
+        if self.positions is not None and tokens + new > self.positions:
+            behind = f" and {new} new ones" if new else ""
+            raise ValueError(
+                f"max_length: a text has {tokens} tokens{behind}, the model {self.positions} positions; "
+                f"cut texts with max_length={self.positions - new}"
+            )
+
+
+def _positions(table: nn.Embedding) -> int:
+    """Tokens that a table of positions is for: some begin to count behind rows of another use (RoBERTa, OPT)."""
+    padding = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - int(getattr(table, "offset", padding))
+
+
+def _check_range(name: str, values: Tensor, limit: int) -> None:
+    outside = (values < 0) | (values >= limit)
+
+    def complaint() -> str:
+        row = int(outside.nonzero()[0, 0])
+        return (
+            f"inputs: {name} has {int(values[outside][0])} in row {row} (from 0), expected 0 to {limit - 1}, which is "
+            "what the model has embeddings for; is this the model's own tokenizer?"
+        )
+
+    require(~outside.any(), complaint)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,16 @@ from spurge.engine.base.budgets import budget
 from spurge.engine.base.files import fingerprint
 from spurge.engine.base.tensor_parallel import agreed, mesh_of
 from spurge.engine.data.examples import Example, Inputs, encode
-from spurge.engine.models.call_arguments import logits_of
+from spurge.engine.data.rows import renumbered
+from spurge.engine.models.call_arguments import Limits, logits_of
 from spurge.engine.models.readout import first_token, is_decoder, language_head, last_real_token
 from spurge.engine.models.sites import Site, find_sites
 from spurge.engine.models.verbalizers import Verbalized
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_NUMBERED = re.compile(r"label_\d+", re.IGNORECASE)  # the names that transformers gives outputs that have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,11 @@ class Handle:
         return language_head(self.model)
 
     @cached_property
+    def limits(self) -> Limits:
+        """What its inputs may be."""
+        return Limits.of(self.model)
+
+    @cached_property
     def decoder(self) -> bool:
         """Whether its tokens see only what came before them."""
         try:
@@ -81,6 +90,31 @@ class Handle:
         template = getattr(self.tokenizer, "template", None)
         return {"tokens": self.model.tokens, "pool": self.model.pool, "template": template}
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of its outputs in order; None where it has none, or they only count."""
+        if isinstance(self.model, Verbalized):
+            return tuple(self.model.tokens)
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        ordered = tuple(str(names[index]) for index in sorted(names))
+        return None if not ordered or any(_NUMBERED.fullmatch(name) for name in ordered) else ordered
+
+    def check_labels(self, argument: str, labels: Sequence[str]) -> None:
+        """Refuses labels that have the names of the model's outputs in another order: numbers would mean another one.
+
+        Raises:
+            ValueError: so they are.
+        """
+        own = self.labels
+        if own is None or len(own) != len(labels):
+            return
+        places = renumbered(labels, own)
+        if None not in places and places != sorted(places):  # type: ignore[type-var]
+            raise ValueError(
+                f"{argument}: labels {', '.join(labels)} are in another order than the model's outputs, "
+                f"{', '.join(own)}; load them with labels={list(own)}"
+            )
+
     def probed(self, inputs: Mapping[str, Any]) -> Tensor:
         """The token whose state the head reads, ``[B]`` int64 (`spurge.engine.models.probes.probed_token`)."""
         if not self.decoder:
@@ -91,8 +125,14 @@ class Handle:
     def encode(
         self, examples: Sequence[Example] | Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None
     ) -> Inputs:
-        """Texts as the model takes them, where it takes them (`spurge.engine.data.examples.encode`)."""
-        return encode(self.tokenizer, examples, max_length=max_length, device=self.device)
+        """Texts as the model takes them, where it takes them (`spurge.engine.data.examples.encode`).
+
+        Raises:
+            TypeError, ValueError: as `encode`, and for tokens or positions that the model lacks.
+        """
+        inputs = encode(self.tokenizer, examples, max_length=max_length)
+        self.limits.check(inputs)
+        return inputs.to(self.device)
 
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """A classifier's logits, ``[B, Y]``.

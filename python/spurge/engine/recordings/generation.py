@@ -69,6 +69,7 @@ def continuations(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = handle.encode([texts[row] for row in rows], max_length)
+            handle.limits.check_length(main_input(inputs).shape[1], generate)
             # generate() refuses arguments that the model does not use, such as segment ids.
             taken = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
             tokens = handle.model.generate(**taken, generation_config=settings)  # type: ignore[operator]

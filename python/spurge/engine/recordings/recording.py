@@ -248,10 +248,6 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
     for row, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"prompts: is empty at row {row}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"prompts: is not valid Unicode at row {row}, {text[:40]!r}") from error
     return texts
 
 

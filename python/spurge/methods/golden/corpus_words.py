@@ -7,14 +7,15 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spurge.engine.base import files
 from spurge.engine.base.checks import integer
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.rows import read_column, read_records
+from spurge.engine.data.rows import is_missing, of_file, read_column, read_name, read_text
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import split_words
 
 COLUMNS = ("word", "label", "count", "log_odds", "z", "role", "keep")
@@ -151,21 +152,27 @@ def read_review(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: a missing column, an unknown role or ``keep``, or a causal word without label; with its row.
     """
-    rows = []
-    for number, raw in enumerate(read_records(path), 1):
-        names = ("word", "label", "role", "keep")
-        row = {name: str(read_column(raw, name, number) or "").strip() for name in names}
-        role, keep = row["role"].lower(), row["keep"].lower()
-        if role not in ROLES:
-            raise ValueError(f"{path}: row {number}: role is one of {ROLES}, got {row['role']!r:.40}")
-        if keep not in _KEEP:
-            raise ValueError(f"{path}: row {number}: keep is yes or no, got {row['keep']!r:.40}")
-        if role == "causal" and _KEEP[keep] and not row["label"]:
-            raise ValueError(f"{path}: row {number}: the causal word {row['word']!r:.40} needs a label")
-        rows.append({**row, "role": role, "keep": "yes" if _KEEP[keep] else "no"})
+    with of_file(path):
+        rows = [_review_row(raw, number) for number, raw in enumerate(read_records(path), 1)]
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
+
+
+def _review_row(raw: Mapping[str, Any], number: int) -> dict[str, Any]:
+    row = {"word": read_text(read_column(raw, "word", number), "word", number).strip()}
+    for name in ("label", "role", "keep"):
+        value = read_column(raw, name, number)
+        blank = is_missing(value) or (isinstance(value, str) and not value.strip())
+        row[name] = "" if blank else read_name(value, name, number).strip()
+    role, keep = row["role"].lower(), row["keep"].lower()
+    if role not in ROLES:
+        raise ValueError(f"row {number}: role is one of {ROLES}, got {row['role']!r:.40}")
+    if keep not in _KEEP:
+        raise ValueError(f"row {number}: keep is yes or no, got {row['keep']!r:.40}")
+    if role == "causal" and _KEEP[keep] and not row["label"]:
+        raise ValueError(f"row {number}: the causal word {row['word']!r:.40} needs a label")
+    return {**row, "role": role, "keep": "yes" if _KEEP[keep] else "no"}
 
 
 def kept(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:

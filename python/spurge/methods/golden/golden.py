@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,14 @@ from torch import Tensor
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.rows import check_names, read_records
+from spurge.engine.data.rows import check_names, counted, same_name
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import Phrase, Vocabulary, as_phrase, split_words
 from spurge.methods.golden import ask_words, corpus_words, lexicons
 
 KIND = "golden tokens"
 SCHEMA = 1
 _KEYS = {"kind", "schema", "labels", "causal", "irrelevant", "info"}
-_NUMBERED = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,10 @@ class GoldenTokens:
         labels = check_names(labels)
         if len(labels) != len(self.labels):
             raise ValueError(f"labels: the golden tokens have {len(self.labels)} {self.labels}, got {labels}")
-        matches = [[own for own in self.labels if _same(name, own)] for name in labels]
+        matches = [[own for own in self.labels if same_name(name, own)] for name in labels]
         if all(len(own) == 1 for own in matches) and len({own[0] for own in matches}) == len(labels):
             source = [own[0] for own in matches]
-        elif all(_NUMBERED.fullmatch(name) for name in labels):
+        elif counted(labels):
             source = list(self.labels)
         else:
             raise ValueError(f"labels: {labels} do not match those of the golden tokens, {self.labels}; rename them")
@@ -373,12 +372,6 @@ class GoldenTokens:
         clear, counts = lexicons.without_conflicts(causal)
         rest = [word for word in irrelevant if as_phrase(word)]
         return cls(labels, clear, rest, {**info, **counts})
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two names of labels are equal but for case, or one abbreviates the other."""
-    short, long = sorted((one.casefold(), other.casefold()), key=len)
-    return short == long or (len(short) >= 3 and long.startswith(short))
 
 
 def _words(entries: Iterable[str], name: str) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
-from spurge.engine.data.rows import check_names, read_column, read_label, read_records
+from spurge.engine.data.rows import check_names, of_file, read_column, read_label, read_text
+from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import as_phrase
 
 # name -> module, file in it (word, tab, score, ...), what pip calls it
@@ -55,11 +56,10 @@ def from_table(
     if isinstance(irrelevant, str):
         raise TypeError(f"irrelevant: expected a list of names, got one str {irrelevant!r}")
     found: dict[str, list[str]] = {}
-    for number, row in enumerate(read_records(path), 1):
-        value = read_column(row, word, number)
-        if not isinstance(value, str):
-            raise ValueError(f"{path}: row {number}: its {word} must be text, got {type(value).__name__}")
-        found.setdefault(str(read_label(read_column(row, label, number), number)), []).append(value)
+    with of_file(path):
+        for number, row in enumerate(read_records(path), 1):
+            value = read_text(read_column(row, word, number), word, number)
+            found.setdefault(str(read_label(read_column(row, label, number), number)), []).append(value)
     if not found:
         raise ValueError(f"{path}: no rows")
     rest = [entry for name in irrelevant for entry in found.pop(name, ()) if as_phrase(entry)]

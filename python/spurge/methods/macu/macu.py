@@ -6,6 +6,7 @@ Models". Section and equation numbers are that paper's; what it leaves open is a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,6 +39,8 @@ from spurge.methods.macu.settings import LOCATING, Settings
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.weighted_examples import WeightedExamples
 
+_ORIGINS = {"data": "other texts", "golden": "other golden words", "model": "other weights of the model"}
+
 
 class MacU(Settings):
     """Locate and edit: :meth:`locate` scores and selects neurons, :meth:`edit` finds gates for them.
@@ -57,7 +60,7 @@ class MacU(Settings):
         hard one knows only its second term; ``proximity="hard"`` is that literal reading. The fitness is measured on
         64 texts: the paper does not say how many it uses, and each costs 800 forward passes.
         """
-        return cls(**{"swarm": Swarm.paper(seed=changes.get("seed", 0)), "edit_texts": 64, **changes})
+        return cls._preset({"swarm": Swarm.paper(seed=changes.get("seed", 0)), "edit_texts": 64}, changes)
 
     @classmethod
     def best(cls, **changes: Any) -> MacU:
@@ -66,7 +69,15 @@ class MacU(Settings):
         The threshold is low and the cap decides: a shortcut is spread over more neurons than 0.2 of the maximum shows.
         """
         settings = {"objective": "counterfactual", "search": "gradient", "nodes": 2, "fraction": 0.02, "share": 0.3}
-        return cls(**{**settings, "texts": 128, "climb": Climb(seed=changes.get("seed", 0)), **changes})
+        return cls._preset({**settings, "texts": 128, "climb": Climb(seed=changes.get("seed", 0))}, changes)
+
+    @classmethod
+    def _preset(cls, settings: dict[str, Any], changes: dict[str, Any]) -> MacU:
+        """A preset with changes; where these bring a gradient to proximity, the search climbs the soft one."""
+        settings = settings | changes
+        if settings.get("search") == "gradient" and settings.get("objective", "proximity") == "proximity":
+            settings.setdefault("fitness", "soft")
+        return cls(**settings)
 
     def locate(
         self,
@@ -191,7 +202,7 @@ class MacU(Settings):
 
         Args:
             model, tokenizer, train, golden: as for :meth:`locate`.
-            located: what it found.
+            located: what it found; a warning says where it was found with other texts, golden words or weights.
             resume: a file for the swarm after each iteration; a second call with the same arguments goes on from it.
                 All ranks must see it, the first writes it. The gradient search is short and begins anew.
 
@@ -216,6 +227,9 @@ class MacU(Settings):
         _check_labels(handle, golden.labels)
         if located.causal.widths != widths(handle.sites):
             raise ValueError("located: its sites are not those of this model")
+        _warn_of_other_origin(
+            located, data=train.fingerprint(), golden=golden.fingerprint(), model=handle.fingerprints()
+        )
         free, erased = self._split(located)
         if len(free) or self.search == "gradient":
             found = self._search(ranks, handle, train, golden, free, erased, resume)
@@ -391,3 +405,12 @@ def _check_labels(handle: Handle, labels: Sequence[str]) -> None:
     outputs = getattr(getattr(handle.model, "config", None), "num_labels", None)
     if outputs is not None and outputs != len(labels):
         raise ValueError(f"golden: has {len(labels)} labels {tuple(labels)}, the model predicts {outputs}")
+    handle.check_labels("train", labels)
+
+
+def _warn_of_other_origin(located: Located, **given: Any) -> None:
+    """Warns where neurons were located with something else than what is given now."""
+    for name, value in given.items():
+        before = located.info.get(name)
+        if before is not None and before != value:
+            warnings.warn(f"located: was found with {_ORIGINS[name]} than given now", stacklevel=5)

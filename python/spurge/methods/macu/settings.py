@@ -127,7 +127,8 @@ class Settings:
             )
         if self.search == "gradient" and self.guard is not None:
             raise ValueError(
-                "guard: only the particle swarm refuses settings; weigh kept texts higher in kind_weights instead"
+                "guard: only the particle swarm refuses settings; use search='pso', or weigh kept texts higher in "
+                "kind_weights"
             )
 
 

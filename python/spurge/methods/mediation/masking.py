@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from spurge.engine.base.checks import integer, number
 from spurge.engine.base.statistics import resampled_sums
+from spurge.engine.data.examples import checked_texts
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
@@ -159,9 +160,7 @@ def mask(
         raise TypeError(f"neurons: expected a NeuronSet, got {type(neurons).__name__}")
     if not len(neurons):
         raise ValueError("neurons: need at least 1, got none")
-    prompts = list(prompts)
-    if not prompts:
-        raise ValueError("prompts: need at least 1, got 0")
+    prompts = checked_texts("prompts", prompts)
     gate, draws, seed = number("gate", gate), integer("draws", draws, 0), integer("seed", seed, 0)
     handle = Handle(model, tokenizer)
     sizes = widths(find_sites(model, list(neurons.sites)))

@@ -1,0 +1,127 @@
+"""Tables in files, CSV, TSV and JSONL, as one dict a row; a file that cannot be read is refused by its line."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spurge.engine.base.files import FileError
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"
+
+
+def read_records(path: str | os.PathLike[str], quoting: bool | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a CSV or TSV file with a header line, or of a JSONL file, plain or compressed; one dict each.
+
+    Args:
+        quoting: whether a field may stand in double quotes, and then hold delimiters and line breaks (RFC 4180). False:
+            quotes are text like any other. None: they enclose, but a TSV field that begins with a quote and runs over
+            a line break is refused, and in CSV lines that would be whole rows without their quotes bring a warning.
+
+    Raises:
+        FileError: a format that is not known, or a damaged file; the message has the line.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    opener = _OPENERS.get(suffixes[-1]) if suffixes else None
+    kind = (suffixes[:-1] if opener else suffixes)[-1:]
+    if kind not in ([".csv"], [".tsv"], [".jsonl"]):
+        raise FileError(f"{path}: format not known, expected {_FORMATS}")
+    line = 0
+    try:
+        with (opener or open)(path, "rb") as stream:
+            data = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            if kind == [".jsonl"]:
+                for line, content in enumerate(data, 1):
+                    if content.strip():
+                        yield _json_row(path, line, content)
+            else:
+                yield from _table(path, data, "," if kind == [".csv"] else "\t", quoting)
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: not UTF-8, near line {line + 1}") from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(f"{path}: the compressed file is truncated or damaged: {error}") from error
+
+
+def _json_row(path: Path, line: int, content: str) -> dict[str, Any]:
+    try:
+        row = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: line {line} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise FileError(f"{path}: line {line}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+class _Lines:
+    """The lines of a file, of which those since the last :meth:`taken` are remembered."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._since = iter(lines), list[str]()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self._since.append(next(self._lines))
+        return self._since[-1]
+
+    def taken(self) -> list[str]:
+        found, self._since = self._since, []
+        return found
+
+
+def _table(path: Path, data: Iterable[str], delimiter: str, quoting: bool | None) -> Iterator[dict[str, Any]]:
+    """Rows of a table whose first line names the columns."""
+    # The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here.
+    old = csv.field_size_limit(2**31 - 1)
+    lines, ambiguous = _Lines(data), list[int]()
+    try:
+        reader = csv.reader(
+            lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if quoting is False else csv.QUOTE_MINIMAL
+        )
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            raise FileError(f"{path}: line 1: two columns have the same name: {header}")
+        lines.taken()
+        for number, row in enumerate(reader, 1):
+            own = lines.taken()
+            first = reader.line_num - len(own) + 1
+            if quoting is None and len(own) > 1:
+                if delimiter == "\t":
+                    raise FileError(
+                        f"{path}: row {number}: a field that begins with a quote on line {first} runs on to line "
+                        f"{reader.line_num}; quoting=False takes quotes as text, quoting=True joins these lines"
+                    )
+                if all(len(fields) == len(header) for fields in csv.reader(own, quoting=csv.QUOTE_NONE)):
+                    ambiguous.append(first)
+            if row and len(row) != len(header):
+                raise FileError(f"{path}: line {reader.line_num}: {len(row)} fields, but {len(header)} columns")
+            if row:
+                yield dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        advice = "a quote inside a quoted field is written twice; where quotes are text: quoting=False"
+        raise FileError(f"{path}: line {reader.line_num}: {error} ({advice})") from error
+    finally:
+        csv.field_size_limit(old)
+        if ambiguous:
+            warnings.warn(
+                f"{path}: {len(ambiguous)} rows have a quoted field that runs over line breaks, the first on line "
+                f"{ambiguous[0]}, and each of their lines would be a row by itself; where quotes are text: "
+                "quoting=False, where they are not: quoting=True",
+                stacklevel=2,
+            )
