@@ -184,9 +184,18 @@ def test_the_paper_erases_and_swarms(located: Located) -> None:
     assert torch.equal(edit.vector(), again.vector())
     # an empty overlap leaves nothing to search
     apart = Located(located.causal, located.spurious, NeuronSet(), found.spurious_set)
-    erased = macu.edit(model, tiny_tokenizer(), planted_texts.train(), apart, planted_texts.GOLDEN)
+    with pytest.warns(UserWarning, match=f"no neuron is in both sets.* all {len(found.spurious_set)} spurious neurons"):
+        erased = macu.edit(model, tiny_tokenizer(), planted_texts.train(), apart, planted_texts.GOLDEN)
+    assert (edit.info["search"], erased.info["search"], erased.info["searched"]) == ("pso", "none", 0)
     assert erased.neurons == found.spurious_set
     assert not erased.vector().any()
+
+
+def test_the_swarm_is_the_papers_unless_another_is_given() -> None:
+    for macu in (MacU(), MacU(search="pso"), MacU.paper(), MacU.best(search="pso")):
+        assert macu.swarm == Swarm.paper()
+    assert MacU.paper(seed=3).swarm == Swarm.paper(seed=3)
+    assert MacU(swarm=SWARM).swarm == SWARM
 
 
 @pytest.mark.parametrize(

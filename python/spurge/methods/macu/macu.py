@@ -6,6 +6,7 @@ Models". Section and equation numbers are that paper's; what it leaves open is a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -186,8 +187,9 @@ class MacU(Settings):
     ) -> NeuronEdit:
         """Find gates for the located neurons (section 3.2); the model comes back as it was.
 
-        With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search. The
-        edit's ``info`` has the settings, the history of the search and the number of erased neurons.
+        With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search: it
+        warns, and the edit's ``info`` has the search ``"none"``. There are the settings, the history of the search and
+        the number of erased neurons, too.
 
         Args:
             model, tokenizer, train, golden: as for :meth:`locate`.
@@ -217,10 +219,16 @@ class MacU(Settings):
         if located.causal.widths != widths(handle.sites):
             raise ValueError("located: its sites are not those of this model")
         free, erased = self._split(located)
-        if len(free) or self.search == "gradient":
+        searched = len(free) > 0
+        if searched:
             found = self._search(ranks, handle, train, golden, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
+            warnings.warn(
+                f"located: no neuron is in both sets, the swarm has nothing to search: all {len(erased)} spurious "
+                "neurons are erased",
+                stacklevel=3,
+            )
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
             neurons, gates = erased, found.gates
         keep = [abs(gate - 1) > (self.climb.drop if self.search == "gradient" else 0) for gate in gates.tolist()]
@@ -228,7 +236,7 @@ class MacU(Settings):
         info = {
             "method": "MacU",
             "objective": self.objective,
-            "search": self.search,
+            "search": self.search if searched else "none",
             "settings": {name: value for name, value in asdict(self).items() if name != "progress"},
             "data": train.fingerprint(),
             "golden": golden.fingerprint(),

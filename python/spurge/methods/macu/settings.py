@@ -52,14 +52,14 @@ class Settings:
         held_out: share of them that only decides which gates of the gradient search are kept.
         batch_size: texts in a batch.
         max_length: tokens a text is cut to; None: the tokenizer's own limit.
-        swarm: settings of the particle swarm.
+        swarm: settings of the particle swarm; by default the paper's.
         climb: settings of the gradient search.
         kind_weights: of the three kinds of counterfactual texts.
         guard: percentage points of accuracy on the search's texts that a particle may lose; None: any.
         certify: so many neurons of highest score of each side are also ablated exactly; 0: none.
         certify_texts: on so many texts.
         memory: budget of the cascade, ``"256MiB"`` or bytes; None: a share of what is free.
-        seed: of samples, counterfactual texts and searches.
+        seed: of samples and counterfactual texts; the searches have one of their own, which the presets set to this.
         progress: show progress bars; of several ranks the first does.
 
     Raises:
@@ -87,7 +87,7 @@ class Settings:
     held_out: float = 0.25
     batch_size: int = 32
     max_length: int | None = None
-    swarm: Swarm = field(default_factory=Swarm)
+    swarm: Swarm = field(default_factory=Swarm.paper)
     climb: Climb = field(default_factory=Climb)
     kind_weights: KindWeights = field(default_factory=KindWeights)
     guard: float | None = None
