@@ -23,6 +23,7 @@ from spurge.engine.data.examples import Example, Examples, encode
 from spurge.engine.data.words import Vocabulary, split_units, unit_scores
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.attention import AttentionRow
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import hook_before
 from spurge.engine.models.neurons import NeuronSet, frequent
 from spurge.engine.models.probes import probed_token, token_scores
@@ -31,13 +32,20 @@ from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.proximity import Proximity
-from spurge.methods.macu.screening import Block, Screened
+from spurge.methods.macu.questions import Questions
+from spurge.methods.macu.screening import Block, Question, Screened
 from spurge.methods.macu.search import Climb
 from spurge.methods.macu.swarm import Swarm
-from spurge.methods.macu.weighted_examples import Weighed
+from spurge.methods.macu.weighted_examples import WeightedExamples
 
 QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}
 SWARM = Swarm(particles=4, iterations=3)
+
+
+def question(macu: MacU, model: torch.nn.Module, few: Examples) -> Question:
+    """The only one that localisation asks about a few texts."""
+    handle = Handle(model, tiny_tokenizer())
+    return Questions(handle, planted_texts.train(), WeightedExamples.of(few), planted_texts.GOLDEN, macu)[0]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +160,7 @@ def test_the_certificate_is_an_exact_ablation(located: Located) -> None:
     """Proximity is read again with a neuron switched off by an edit, in the certificate's own terms."""
     model, few = planted_texts.model(), planted_texts.train().sample(48, 0).sample(8, 0)
     macu = MacU(**QUICK)
-    ask = macu._questions(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN, Weighed.of(few))[0][0]()
+    ask = question(macu, model, few)
     cascade = Cascade(model, attention=True)
     record = located.certificate["neurons"][0]
     ref = next(ref for ref in located.causal.top(4) | located.spurious.top(4) if str(ref) == record["neuron"])
@@ -236,7 +244,7 @@ def test_other_token_scores(kind: str, located: Located) -> None:
     macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
     found = macu.locate(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
     assert any(vector.any() for vector in found.spurious.values.values())
-    ask = macu._questions(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN, Weighed.of(few))[0][0]()
+    ask = question(macu, model, few)
     one = NeuronSet({next(iter(located.causal.widths)): [0]})
     got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
     vocabulary = Vocabulary()

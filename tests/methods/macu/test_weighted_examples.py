@@ -19,7 +19,7 @@ from spurge.engine.models.handle import Handle
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.objectives import KindWeights, counterfactual_set
-from spurge.methods.macu.weighted_examples import Weighed
+from spurge.methods.macu.weighted_examples import WeightedExamples
 
 QUICK: dict[str, Any] = {"batch_size": 8, "certify": 2, "certify_texts": 6, "nodes": 2, "progress": False}
 TRAIN = planted_texts.train()[:40]
@@ -190,7 +190,7 @@ def test_bad_weights(weights: Any, error: type[Exception], message: str) -> None
 
 @given(st.lists(st.floats(0, 1e308), min_size=1, max_size=8).filter(any), st.integers(1, 9), st.integers(0, 3))
 def test_weights_have_mean_1(weights: list[float], count: int, seed: int) -> None:
-    texts = Weighed.of(TRAIN[: len(weights)], weights)
+    texts = WeightedExamples.of(TRAIN[: len(weights)], weights)
     assert len(texts) == sum(weight / max(weights) > 0 for weight in weights)
     for found in (texts, texts.sample(count, seed)):
         assert float(found.weights.mean()) == pytest.approx(1)
