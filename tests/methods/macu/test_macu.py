@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer, tokenizer_for
-from spurge import ops
 from spurge.engine.base.files import FileError
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.cascade.quadrature import gauss_legendre
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.words import Vocabulary, split_units, unit_scores
+from spurge.engine.data.words import Vocabulary, split_units
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.handle import Handle
@@ -30,11 +29,12 @@ from spurge.engine.models.probes import probed_token, token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
-from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.macu import MacU, _as_first_written
 from spurge.methods.macu.proximity import Proximity
 from spurge.methods.macu.questions import Questions
 from spurge.methods.macu.screening import Block, Question, Screened
 from spurge.methods.macu.search import Climb
+from spurge.methods.macu.settings import LOCATING
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.weighted_examples import WeightedExamples
 
@@ -238,22 +238,64 @@ def test_model_families(family: str, objective: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["attention_norm", "gradient_x_input", "ablation"])
-def test_other_token_scores(kind: str, located: Located) -> None:
-    """The unedited model's proximity is that of the token scores asked for."""
-    model, few = planted_texts.model(), planted_texts.train().sample(6, 3)
-    macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
-    found = macu.locate(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
-    assert any(vector.any() for vector in found.spurious.values.values())
+def test_token_scores_whose_response_to_gates_is_unknown_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=f"token_score: how gates move '{kind}' is not followed, only 'attention' is"):
+        MacU(token_score=kind)
+
+
+def proximity_of(settings: dict[str, Any], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hard proximity ``[B, 2]`` that a localisation with these settings asks about texts, and their attention."""
+    model, macu = planted_texts.model(), MacU(proximity="hard", **settings)
+    few = Examples([Example(text, 0) for text in texts], planted_texts.LABELS)
     ask = question(macu, model, few)
-    one = NeuronSet({next(iter(located.causal.widths)): [0]})
+    one = NeuronSet({find_sites(model)[0].name: [0]})
     got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
-    vocabulary = Vocabulary()
-    units = split_units(tiny_tokenizer(), encode(tiny_tokenizer(), few), few.texts, vocabulary)
-    scores = unit_scores(token_scores(model, ask.inputs, kind=kind), units)
-    with torch.no_grad():
-        labels = model(**ask.inputs).logits.argmax(1)
-    hard, _, _ = ops.proximity(scores, units.ids, planted_texts.GOLDEN.bitmap(vocabulary), labels, 5)
-    torch.testing.assert_close(got, hard, atol=1e-4, rtol=1e-4)
+    return got, token_scores(model, ask.inputs)
+
+
+def test_a_repeated_word_is_one_element_of_a_set_and_two_occurrences() -> None:
+    """Eq. 6 by hand: of a text of one golden word that stands three times and one other, C is half golden or 3/4."""
+    text = ["good chair good good"]
+    for correlation_set, share in (("words", 1 / 2), ("occurrences", 3 / 4)):
+        found, attention = proximity_of({"top_k": 4, "correlation_set": correlation_set}, text)
+        golden = attention[0, [1, 3, 4]] / attention[0, 1:5].sum()
+        mean = golden.sum() if correlation_set == "words" else golden.mean()
+        positive = share + float(mean)
+        assert sorted(found[0].tolist()) == pytest.approx(sorted([positive, 0.0]), abs=1e-5)
+
+
+def test_punctuation_takes_the_place_of_words_where_it_is_kept() -> None:
+    text = ["good, chair! good?"]
+    apart, attention = proximity_of({"top_k": 9}, text)
+    kept, _ = proximity_of({"top_k": 9, "keep_punctuation": True}, text)
+    golden = float(attention[0, [1, 5]].mean())
+    assert float(apart.max()) == pytest.approx(2 / 3 + golden / float(attention[0, [1, 3, 5]].sum()), abs=1e-5)
+    assert float(kept.max()) == pytest.approx(2 / 6 + golden / float(attention[0, 1:7].sum()), abs=1e-5)
+
+
+def test_settings_of_correlation_tokens_do_not_change_earlier_marks() -> None:
+    """A resume folder of a time before a setting goes on where the setting has its default."""
+    first = {"top_k": 5, "kind_weights": {"kept": 1.0}}
+    later = {"keep_punctuation": False, "correlation_set": "occurrences"}
+    written = {"top_k": 5, "weights": {"kept": 1.0}}
+    assert _as_first_written(first | later) == _as_first_written(first) == written
+    for change in ({"keep_punctuation": True}, {"correlation_set": "words"}):
+        assert _as_first_written(first | later | change) == written | change
+    assert MacU.paper().correlation_set == "words"
+    assert set(later) <= LOCATING
+
+
+def test_the_short_list_is_ranked_as_neurons_are() -> None:
+    """With scores of either sign, the certificate holds those of largest size."""
+    model, tokenizer, train = planted_texts.model(), tiny_tokenizer(), planted_texts.train()
+    macu = MacU(**{**QUICK, "certify": 24, "certify_texts": 2}, sign="absolute")
+    found = macu.locate(model, tokenizer, train, planted_texts.GOLDEN)
+    listed = {row["neuron"] for row in found.certificate["neurons"]}
+    largest = []
+    for scores in (found.causal, found.spurious):
+        largest += sorted(scores.ranking(), key=lambda pair: -abs(pair[1]))[:24]
+    assert min(value for _, value in largest) < 0  # some of them lower proximity
+    assert {str(ref) for ref, _ in largest} == listed
 
 
 @pytest.mark.parametrize("form", ["soft", "hard"])

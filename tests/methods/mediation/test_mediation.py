@@ -5,7 +5,8 @@ import torch
 
 import spurge.methods.mediation.mediation as module
 from spurge.demo.oracle import NIE, TE, oracle
-from spurge.engine.base.files import FileError, canonical_json, fingerprint, read_tensors
+from spurge.engine.base.files import FileError, canonical_json, fingerprint
+from spurge.engine.base.tensor_files import read_tensors
 from spurge.engine.causal.balancing import Unbalanced
 from spurge.engine.causal.confounders import Confounders
 from spurge.methods.mediation.mediation import Mediation
