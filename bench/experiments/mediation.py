@@ -43,7 +43,7 @@ from spurge.report.tables import grid
 LEAST_ARM = 20  # prompts of each arm that a topic needs: with fewer, most resamples lose the overlap of some unit
 LEADING = 5  # MLPs whose neurons are looked at
 MASKED = (50,)  # neurons switched off
-ESTIMATORS = ("binary_mediator", "continuous_unit")  # beside the balancing one
+ESTIMATORS = ("dichotomised_mediator", "continuous_unit")  # beside the balancing one
 
 
 def realtoxicity(args: argparse.Namespace, results: Results) -> None:

@@ -71,9 +71,19 @@ def test_locate_then_edit(
     common = ("--model", desk / "model", "--data", desk / "rows.jsonl", "--golden", desk / "golden.json", "--quiet")
     paper = ("--preset", "paper", "--batch-size", 12, "--fraction", 0.05, "--share", 0.1)
     train = ("--split", "train")
-    small = ("--texts", 24, "--certify", 2, "--nodes", 3, "--cap", 20, "--memory", "256MiB")
+    small = ("--texts", 24, "--certify", 2, "--nodes", 3, "--cap", 20, "--memory", "256MiB", "--top-k", 3)
     code, out, err = spurge(
-        capsys, "locate", *common, *train, *paper, *small, "--out", "located.safetensors", "--json", "locate.json"
+        capsys,
+        "locate",
+        *common,
+        *train,
+        *paper,
+        *small,
+        "--keep-punctuation",
+        "--out",
+        "located.safetensors",
+        "--json",
+        "locate.json",
     )
     assert (code, err) == (0, "")
     assert "causal" in out
@@ -99,7 +109,15 @@ def test_locate_then_edit(
     assert (code, err) == (0, "")
     edit = NeuronEdit.load("e.safetensors")
     assert edit.info["search"] == "gradient"
+    tokens = {"top_k": 3, "merge": "sum", "keep_punctuation": True, "correlation_set": "words"}
+    assert {name: edit.info["settings"][name] for name in tokens} == tokens  # as they were located
     assert Results.load("e.json").select(case="all", metric="neurons")[0]["value"] == len(edit)
+
+    test = (*common, "--edit", "e.safetensors", "--located", "located.safetensors", "--no-controls", "--json", "t.json")
+    for given, top_k in (((), 3), (("--top-k", 2), 2)):
+        code, _, err = spurge(capsys, "evaluate", *test, *given)
+        assert (code, err) == (0, "")
+        assert Results.load("t.json").head["settings"]["correlation_tokens"] == tokens | {"top_k": top_k}
 
     other = json.loads((desk / "golden.json").read_text())
     other["causal"]["positive"].append("clearly")

@@ -16,7 +16,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_model(parser, verbalizer=True)
     add_data(parser, several=True)
     parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
-    parser.add_argument("--located", metavar="FILE", help="erase its spurious neurons as a control, not the edit's own")
+    located = "erase its spurious neurons as a control, not the edit's own; eta reads texts as its settings do"
+    parser.add_argument("--located", metavar="FILE", help=located)
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="correlation tokens of a text, for eta (as located, or 5)"
+    )
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
     parser.add_argument("--no-controls", action="store_true", help="leave out erased and random neurons")
     parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")

@@ -64,7 +64,7 @@ def add_fcr(parser: argparse.ArgumentParser) -> None:
     settings = parser.add_argument_group("settings", "those not given are the preset's")
     settings.add_argument("--preset", choices=("best", "paper"), help="settings to start from (best)")
     settings.add_argument("--score", choices=("sca", "product"), help="rank edges by SCA, or by G times A alone (sca)")
-    settings.add_argument("--reduction", choices=("mean", "sum"), help="class means, or the literal sums (mean)")
+    settings.add_argument("--reduction", choices=("mean", "sum"), help="class means, or the paper's sums")
     settings.add_argument(
         "--activation", choices=("magnitude", "relu"), help="what negative features count (magnitude)"
     )

@@ -9,7 +9,8 @@ from spurge.cli.arguments import Container, add_data, add_golden, add_model, pos
 #: Options of ``locate`` and ``edit`` that `MacU` takes.
 MACU_SETTINGS = (
     *("objective", "batch_size", "max_length", "memory"),
-    *("path", "nodes", "tolerance", "top_k", "fraction", "share", "cap", "texts", "certify"),
+    *("path", "nodes", "tolerance", "top_k", "correlation_set", "keep_punctuation"),
+    *("fraction", "share", "cap", "texts", "certify"),
     *("search", "neurons", "edit_texts", "guard"),
 )
 #: Options of ``plan`` that `Cascade` takes.
@@ -47,6 +48,14 @@ def add_locate(parser: argparse.ArgumentParser) -> None:
     settings = _add_preset(parser)
     _add_integral(settings)
     settings.add_argument("--top-k", type=int, metavar="K", help="correlation tokens of a text")
+    settings.add_argument(
+        "--correlation-set",
+        choices=("occurrences", "words"),
+        help="a word that stands twice in a text is two of its correlation tokens, or one",
+    )
+    settings.add_argument(
+        "--keep-punctuation", action="store_true", default=None, help="punctuation can be a correlation token"
+    )
     settings.add_argument("--fraction", type=float, metavar="X", help="select neurons with this share of the maximum")
     settings.add_argument("--share", type=float, metavar="X", help="keep neurons that this share of batches selects")
     settings.add_argument("--cap", type=int, metavar="N", help="select at most N neurons for each set")

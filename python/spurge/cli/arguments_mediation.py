@@ -50,7 +50,9 @@ def add_mediate(parser: argparse.ArgumentParser) -> None:
     recording.add_argument("--max-length", type=int, metavar="N", help="tokens a prompt is cut to")
     settings = parser.add_argument_group("settings")
     settings.add_argument(
-        "--estimator", choices=("balancing", "binary_mediator", "continuous_unit"), help="of the effects (balancing)"
+        "--estimator",
+        choices=("balancing", "dichotomised_mediator", "continuous_unit", "binary_mediator"),
+        help="of the effects (balancing); binary_mediator is the earlier name of dichotomised_mediator",
     )
     settings.add_argument(
         "--reduction",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
+from typing import Any
 
 from spurge.cli.inputs import prepare, read_data, read_golden, read_macu, read_model, write_results
 from spurge.engine.base.distributed import Ranks
+from spurge.engine.data.words import CorrelationTokens
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.methods.macu.located import Located
 from spurge.report.results import Results
@@ -14,11 +17,15 @@ from spurge.report.tables import seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with."""
+    """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with.
+
+    Correlation tokens are read as `locate` read them.
+    """
     with Ranks.from_environment(arguments.device) as ranks:
         prepare(arguments, "out")
         located = Located.load(arguments.located)
-        macu = read_macu(arguments, "paper" if located.info.get("objective") == "proximity" else "best")
+        preset = "paper" if located.info.get("objective") == "proximity" else "best"
+        macu = read_macu(arguments, preset, **tokens_of(located))
         model, tokenizer = read_model(arguments, device=str(ranks.device))
         train = read_data(arguments, arguments.data, model)
         golden = read_golden(arguments, train.labels)
@@ -28,6 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
         if ranks.rank == 0:
             _write(arguments, edit, time.perf_counter() - start)
     return 0
+
+
+def tokens_of(located: Located) -> dict[str, Any]:
+    """Settings of MacU that say how the texts' correlation tokens were read when these neurons were located."""
+    return asdict(CorrelationTokens.of(located.info.get("settings", {})))
 
 
 def _write(arguments: argparse.Namespace, edit: NeuronEdit, elapsed: float) -> None:

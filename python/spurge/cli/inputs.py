@@ -142,14 +142,14 @@ def read_golden(arguments: argparse.Namespace, labels: tuple[str, ...]) -> Golde
     return GoldenTokens.from_lexicon(arguments.lexicon).for_labels(labels)
 
 
-def read_macu(arguments: argparse.Namespace, preset: str = "best") -> MacU:
-    """MacU by ``--preset`` (default `preset`) with what else was given.
+def read_macu(arguments: argparse.Namespace, preset: str = "best", **settings: Any) -> MacU:
+    """MacU by ``--preset`` (default `preset`) with ``settings`` and, before these, what else was given.
 
     Raises:
         ValueError: a setting out of range, or two that do not go together.
     """
     start = getattr(MacU, arguments.preset or preset)
-    return start(**given(arguments, MACU_SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
+    return start(**settings | given(arguments, MACU_SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
 
 
 def write_results(arguments: argparse.Namespace, results: Results) -> None:

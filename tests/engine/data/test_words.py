@@ -132,6 +132,22 @@ def test_pairs_have_the_units_of_both_and_no_phrase_across_the_border(kind: str)
     assert words == [["it", "is", "not", "good", "film"], ["a", "not good"]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_occurrences_of_a_word_can_be_one_unit(kind: str, side: str) -> None:
+    texts = [("a not good film", "Not good, a really GOOD film"), ("good", "film")]
+    words, units, _ = units_of(tokenizer(kind, side), texts, {("not", "good")}, correlation_set="words")
+    assert words == [["a", "not good", "film", "really", "good"], ["good", "film"]]
+    each, apart, _ = units_of(tokenizer(kind, side), texts, {("not", "good")})
+    assert len(each[0]) == 8
+    row = torch.rand(units.token_unit.shape)
+    merged, single = unit_scores(row, units), unit_scores(row, apart)
+    for text in range(2):
+        for column, word in enumerate(words[text]):
+            places = [i for i, other in enumerate(each[text]) if other == word]
+            torch.testing.assert_close(merged[text, column], single[text, places].sum())
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "byte-level"])
 def test_punctuation_can_be_kept(kind: str) -> None:
     words, _, _ = units_of(tokenizer(kind), ["well-made, not good!"], {("well", "made")}, keep_punctuation=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,6 +317,53 @@ def test_eta_against_the_reference():
     assert 0 < report.value("test", "none", "eta") < 2
     assert report.value("test", "random", "eta") > 0
     assert "eta" in str(report)
+
+
+@dataclass
+class Found:
+    """What evaluation reads of a localisation."""
+
+    spurious_set: NeuronSet
+    info: dict[str, Any]
+
+
+def test_eta_reads_correlation_tokens_as_neurons_were_located():
+    rows, golden, edit = (
+        Examples([Example(f"{row.text}, the the film!", row.label) for row in examples(8, 4)], LABELS),
+        Words(),
+        edit_of(MODEL),
+    )
+
+    def eta(**given):
+        report = evaluate(
+            MODEL,
+            TOKENIZER,
+            rows,
+            golden=golden,
+            **{"edit": edit, "controls": False, "bootstrap": 0} | given,
+            progress=False,
+        )
+        return report.value("test", "none", "eta"), report.settings["correlation_tokens"]
+
+    located = {"top_k": 2, "merge": "max", "keep_punctuation": True, "correlation_set": "words", "seed": 0}
+    asked = {name: located[name] for name in ("top_k", "merge", "keep_punctuation", "correlation_set")}
+    usual = {"top_k": 5, "merge": "sum", "keep_punctuation": False, "correlation_set": "occurrences"}
+    value, said = eta(located=Found(edit.neurons, {"settings": located}))
+    assert (said, eta()[1], eta(located=edit.neurons)[1]) == (asked, usual, usual)
+    assert value != eta()[0]
+    for name, setting in asked.items():  # each of them counts
+        assert eta(located=Found(edit.neurons, {"settings": located | {name: usual[name]}}))[0] != value, (
+            name,
+            setting,
+        )
+    own = NeuronEdit.build(MODEL, edit.neurons, edit.vector(), {"method": "MacU", "settings": located})
+    assert eta(edit=own) == (value, asked)
+    assert eta(edit=own, top_k=3)[1] == asked | {"top_k": 3}
+    assert eta(located=Found(edit.neurons, {}))[1] == usual  # a file without settings
+    with pytest.raises(ValueError, match="token_score: neurons were located by tokens that 'ablation' ranks"):
+        eta(located=Found(edit.neurons, {"settings": {"token_score": "ablation"}}))
+    with pytest.raises(TypeError, match="located: expected a NeuronSet or Located, got dict"):
+        eta(located={})
 
 
 def test_eta_of_a_decoder_and_of_texts_without_words():

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer, tokenizer_for
-from spurge import ops
 from spurge.engine.base.files import FileError
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.cascade.quadrature import gauss_legendre
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.words import Vocabulary, split_units, unit_scores
+from spurge.engine.data.words import Vocabulary, split_units
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.handle import Handle
@@ -31,11 +30,12 @@ from spurge.engine.models.probes import probed_token, token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
-from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.macu import MacU, _as_first_written
 from spurge.methods.macu.proximity import Proximity
 from spurge.methods.macu.questions import Questions
 from spurge.methods.macu.screening import Block, Question, Screened
 from spurge.methods.macu.search import Climb
+from spurge.methods.macu.settings import LOCATING
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.weighted_examples import WeightedExamples
 
@@ -43,15 +43,15 @@ QUICK: dict[str, Any] = {"texts": 48, "batch_size": 16, "certify": 4, "certify_t
 SWARM = Swarm(particles=4, iterations=3)
 
 
+def question(macu: MacU, model: torch.nn.Module, few: Examples) -> Question:
+    """The only one that localisation asks about a few texts."""
+    handle = Handle(model, tiny_tokenizer())
+    return Questions(handle, planted_texts.train(), WeightedExamples.of(few), planted_texts.GOLDEN, macu)[0]
+
+
 @pytest.fixture(scope="module")
 def located() -> Located:
     return MacU(**QUICK).locate(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
-
-
-def question_of(macu: MacU, model: Any, few: Examples) -> Question:
-    """What the only batch of some texts is asked."""
-    texts = WeightedExamples.of(few)
-    return Questions(Handle(model, tiny_tokenizer()), planted_texts.train(), texts, planted_texts.GOLDEN, macu)[0]
 
 
 def test_the_best_setting_cuts_the_planted_shortcut() -> None:
@@ -161,15 +161,15 @@ def test_the_certificate_is_an_exact_ablation(located: Located) -> None:
     """Proximity is read again with a neuron switched off by an edit, in the certificate's own terms."""
     model, few = planted_texts.model(), planted_texts.train().sample(48, 0).sample(8, 0)
     macu = MacU(**QUICK)
-    question = question_of(macu, model, few)
+    ask = question(macu, model, few)
     cascade = Cascade(model, attention=True)
     record = located.certificate["neurons"][0]
     ref = next(ref for ref in located.causal.top(4) | located.spurious.top(4) if str(ref) == record["neuron"])
     one = NeuronSet.from_refs([ref])
-    both = cascade.gated(question.inputs, question.exact, one, torch.tensor([[1.0], [0.0]])).mean(1)
-    for i, name in enumerate(question.names):
+    both = cascade.gated(ask.inputs, ask.exact, one, torch.tensor([[1.0], [0.0]])).mean(1)
+    for i, name in enumerate(ask.names):
         assert record[f"{name} exact"] == pytest.approx(float(both[0, i] - both[1, i]), abs=1e-5)
-    assert set(located.certificate["agreement"]) == set(question.names)
+    assert set(located.certificate["agreement"]) == set(ask.names)
     assert located.certificate["texts"] == 8
 
 
@@ -193,9 +193,18 @@ def test_the_paper_erases_and_swarms(located: Located) -> None:
     assert torch.equal(edit.vector(), again.vector())
     # an empty overlap leaves nothing to search
     apart = Located(located.causal, located.spurious, NeuronSet(), found.spurious_set)
-    erased = macu.edit(model, tiny_tokenizer(), planted_texts.train(), apart, planted_texts.GOLDEN)
+    with pytest.warns(UserWarning, match=f"no neuron is in both sets.* all {len(found.spurious_set)} spurious neurons"):
+        erased = macu.edit(model, tiny_tokenizer(), planted_texts.train(), apart, planted_texts.GOLDEN)
+    assert (edit.info["search"], erased.info["search"], erased.info["searched"]) == ("pso", "none", 0)
     assert erased.neurons == found.spurious_set
     assert not erased.vector().any()
+
+
+def test_the_swarm_is_the_papers_unless_another_is_given() -> None:
+    for macu in (MacU(), MacU(search="pso"), MacU.paper(), MacU.best(search="pso")):
+        assert macu.swarm == Swarm.paper()
+    assert MacU.paper(seed=3).swarm == Swarm.paper(seed=3)
+    assert MacU(swarm=SWARM).swarm == SWARM
 
 
 @pytest.mark.parametrize(
@@ -230,22 +239,64 @@ def test_model_families(family: str, objective: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["attention_norm", "gradient_x_input", "ablation"])
-def test_other_token_scores(kind: str, located: Located) -> None:
-    """The unedited model's proximity is that of the token scores asked for."""
-    model, few = planted_texts.model(), planted_texts.train().sample(6, 3)
-    macu = MacU(token_score=kind, proximity="hard", **{**QUICK, "texts": 6, "certify": 0})
-    found = macu.locate(model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
-    assert any(vector.any() for vector in found.spurious.values.values())
-    question = question_of(macu, model, few)
-    one = NeuronSet({next(iter(located.causal.widths)): [0]})
-    got = Cascade(model, attention=True).gated(question.inputs, question.exact, one, torch.ones(1, 1))[0, :, 2:]
-    vocabulary = Vocabulary()
-    units = split_units(tiny_tokenizer(), encode(tiny_tokenizer(), few), few.texts, vocabulary)
-    scores = unit_scores(token_scores(model, question.inputs, kind=kind), units)
-    with torch.no_grad():
-        labels = model(**question.inputs).logits.argmax(1)
-    hard, _, _ = ops.proximity(scores, units.ids, planted_texts.GOLDEN.bitmap(vocabulary), labels, 5)
-    torch.testing.assert_close(got, hard, atol=1e-4, rtol=1e-4)
+def test_token_scores_whose_response_to_gates_is_unknown_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=f"token_score: how gates move '{kind}' is not followed, only 'attention' is"):
+        MacU(token_score=kind)
+
+
+def proximity_of(settings: dict[str, Any], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hard proximity ``[B, 2]`` that a localisation with these settings asks about texts, and their attention."""
+    model, macu = planted_texts.model(), MacU(proximity="hard", **settings)
+    few = Examples([Example(text, 0) for text in texts], planted_texts.LABELS)
+    ask = question(macu, model, few)
+    one = NeuronSet({find_sites(model)[0].name: [0]})
+    got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
+    return got, token_scores(model, ask.inputs)
+
+
+def test_a_repeated_word_is_one_element_of_a_set_and_two_occurrences() -> None:
+    """Eq. 6 by hand: of a text of one golden word that stands three times and one other, C is half golden or 3/4."""
+    text = ["good chair good good"]
+    for correlation_set, share in (("words", 1 / 2), ("occurrences", 3 / 4)):
+        found, attention = proximity_of({"top_k": 4, "correlation_set": correlation_set}, text)
+        golden = attention[0, [1, 3, 4]] / attention[0, 1:5].sum()
+        mean = golden.sum() if correlation_set == "words" else golden.mean()
+        positive = share + float(mean)
+        assert sorted(found[0].tolist()) == pytest.approx(sorted([positive, 0.0]), abs=1e-5)
+
+
+def test_punctuation_takes_the_place_of_words_where_it_is_kept() -> None:
+    text = ["good, chair! good?"]
+    apart, attention = proximity_of({"top_k": 9}, text)
+    kept, _ = proximity_of({"top_k": 9, "keep_punctuation": True}, text)
+    golden = float(attention[0, [1, 5]].mean())
+    assert float(apart.max()) == pytest.approx(2 / 3 + golden / float(attention[0, [1, 3, 5]].sum()), abs=1e-5)
+    assert float(kept.max()) == pytest.approx(2 / 6 + golden / float(attention[0, 1:7].sum()), abs=1e-5)
+
+
+def test_settings_of_correlation_tokens_do_not_change_earlier_marks() -> None:
+    """A resume folder of a time before a setting goes on where the setting has its default."""
+    first = {"top_k": 5, "kind_weights": {"kept": 1.0}}
+    later = {"keep_punctuation": False, "correlation_set": "occurrences"}
+    written = {"top_k": 5, "weights": {"kept": 1.0}}
+    assert _as_first_written(first | later) == _as_first_written(first) == written
+    for change in ({"keep_punctuation": True}, {"correlation_set": "words"}):
+        assert _as_first_written(first | later | change) == written | change
+    assert MacU.paper().correlation_set == "words"
+    assert set(later) <= LOCATING
+
+
+def test_the_short_list_is_ranked_as_neurons_are() -> None:
+    """With scores of either sign, the certificate holds those of largest size."""
+    model, tokenizer, train = planted_texts.model(), tiny_tokenizer(), planted_texts.train()
+    macu = MacU(**{**QUICK, "certify": 24, "certify_texts": 2}, sign="absolute")
+    found = macu.locate(model, tokenizer, train, planted_texts.GOLDEN)
+    listed = {row["neuron"] for row in found.certificate["neurons"]}
+    largest = []
+    for scores in (found.causal, found.spurious):
+        largest += sorted(scores.ranking(), key=lambda pair: -abs(pair[1]))[:24]
+    assert min(value for _, value in largest) < 0  # some of them lower proximity
+    assert {str(ref) for ref, _ in largest} == listed
 
 
 @pytest.mark.parametrize("form", ["soft", "hard"])

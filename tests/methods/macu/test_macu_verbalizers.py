@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.data.examples import Examples, encode
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.evaluation.evaluation import accuracy, evaluate
-from spurge.engine.models.probes import Score, probed_token, token_scores
+from spurge.engine.models.probes import probed_token, token_scores
 from spurge.engine.models.prompt_template import Prompted
 from spurge.engine.models.verbalizers import Verbalized, Verbalizer
 from spurge.methods.macu.macu import MacU
@@ -102,14 +102,6 @@ def test_gates_of_soft_proximity_are_climbed() -> None:
     found = macu.locate(model, tokenizer, planted_texts.train(), planted_texts.GOLDEN)
     edit = macu.edit(model, tokenizer, planted_texts.train(), found, planted_texts.GOLDEN)
     assert edit.info["value"] >= edit.info["start"]
-
-
-@pytest.mark.parametrize("kind", get_args(Score))
-def test_every_token_score_locates(kind: Any) -> None:
-    model, tokenizer = speaker()
-    macu = MacU(**{**QUICK, "texts": 8, "certify": 2}, token_score=kind)
-    found = macu.locate(model, tokenizer, planted_texts.train(), planted_texts.GOLDEN)
-    assert any(bool(values.any()) for values in found.causal.values.values())
 
 
 def test_the_side_of_the_padding_changes_no_score() -> None:

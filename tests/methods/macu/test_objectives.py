@@ -15,7 +15,7 @@ from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge import ops
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.words import Units, Vocabulary, split_units
+from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, split_units
 from spurge.engine.models.handle import Handle
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.objectives import KindWeights, Likelihood, counterfactual_set
@@ -139,9 +139,8 @@ def test_proximity_jobs_share_one_vocabulary() -> None:
         Handle(tiny("bert"), tiny_tokenizer()),
         examples,
         planted_texts.GOLDEN,
-        token_score="attention",
+        correlation_tokens=CorrelationTokens(top_k=3),
         batch_size=2,
-        top_k=3,
     )
     assert [len(job.labels) for job in jobs] == [2, 1]
     for job in jobs:

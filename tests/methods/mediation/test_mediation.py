@@ -5,7 +5,8 @@ import torch
 
 import spurge.methods.mediation.mediation as module
 from spurge.demo.oracle import NIE, TE, oracle
-from spurge.engine.base.files import FileError
+from spurge.engine.base.files import FileError, canonical_json, fingerprint
+from spurge.engine.base.tensor_files import read_tensors
 from spurge.engine.causal.balancing import Unbalanced
 from spurge.engine.causal.confounders import Confounders
 from spurge.methods.mediation.mediation import Mediation
@@ -72,6 +73,54 @@ def test_the_continuous_unit_agrees():
     assert float(only.unadjusted.aie[0]) == pytest.approx(2.0, abs=0.2)
 
 
+@pytest.mark.parametrize(("direct", "slope"), [(1.0, 0.0), (3.0, 0.0), (1.0, 1.0), (2.0, 1.0)])
+def test_the_continuous_unit_leaves_the_direct_effect_out(direct, slope):
+    """q moves the unit by 1, so that NIE is the slope, and the outcome by ``direct``."""
+    found = []
+    for seed in range(6):
+        made = oracle(seed)
+        rest = made.outcome - 0.3 * made.treatment - 0.5 * made.units[0]
+        answer = rest + direct * made.treatment + slope * made.units[0]
+        settings = mediation(estimator="continuous_unit", interact=False)
+        found.append(settings.effects(made.units[:1], made.treatment, answer, made.topics).adjusted.aie)
+    assert float(torch.stack(found).mean()) == pytest.approx(slope, abs=0.1)
+
+
+def test_a_constant_unit_has_no_effect():
+    made = oracle(7, rows=400)
+    units = torch.stack([made.units[0], torch.full_like(made.units[0], 3.0)])
+    for estimator in ("balancing", "dichotomised_mediator", "continuous_unit"):
+        found = mediation(estimator=estimator).effects(units, made.treatment, made.outcome, made.topics)
+        assert float(found.adjusted.aie[1]) == pytest.approx(0, abs=1e-9)
+        assert found.adjusted.flags(0.1)[1] == ("constant",)
+
+
+def test_effects_say_what_they_estimate():
+    made = oracle(8, rows=400)
+    said = {
+        "balancing": "the mean of NIE(1) and NIE(0)",
+        "dichotomised_mediator": "through the unit cut at its median",
+        "continuous_unit": "without an interaction of unit and treatment",
+    }
+    for estimator, words in said.items():
+        found = effects(made, estimator=estimator)
+        assert words in found.estimand
+        assert found.estimand in str(found)
+    del found.info["slope"]  # as a file of the time when the slope was taken across arms
+    assert "estimate again" in str(found)
+
+
+@pytest.mark.parametrize("name", ["binary_mediator", "dichotomised_mediator"])
+def test_the_earlier_name_of_the_dichotomised_mediator_is_taken(name, tmp_path):
+    made = oracle(9, rows=400)
+    found = mediation(estimator=name).effects(made.units, made.treatment, made.outcome, made.topics, resume=tmp_path)
+    assert found.info["settings"]["estimator"] == "dichotomised_mediator"
+    first = {key: value for key, value in found.info.items() if key != "spurge"}
+    first["settings"] = first["settings"] | {"estimator": "binary_mediator"}  # as resume files have always been marked
+    (path,) = tmp_path.iterdir()
+    assert read_tensors(path, "mediation block")[1]["fingerprint"] == fingerprint(canonical_json(first))
+
+
 def test_columns_find_what_topics_find():
     made = oracle(1)
     marks = torch.nn.functional.one_hot(made.topics)[:, :-1].double()
@@ -91,9 +140,9 @@ def test_units_of_several_numbers():
     assert float(found.adjusted.aie) == pytest.approx(NIE, abs=0.1)
 
 
-def test_the_binary_mediator_is_the_stratified_formula():
+def test_the_dichotomised_mediator_is_the_stratified_formula():
     made = oracle(3, rows=600)
-    found = effects(made, estimator="binary_mediator", least_arm=1)
+    found = effects(made, estimator="dichotomised_mediator", least_arm=1)
     high = made.units > made.units.median(1, keepdim=True).values
     q, x, y = made.treatment, made.topics, made.outcome
     for unit in range(2):
@@ -129,10 +178,10 @@ def test_a_low_effective_sample_size_is_flagged():
     assert 0 < float(found.adjusted.ess) < 0.1
 
 
-def test_without_overlap_the_binary_mediator_has_no_estimate():
+def test_without_overlap_the_dichotomised_mediator_has_no_estimate():
     made = oracle(6)
     apart = made.treatment.double()[None] + 0.01 * torch.rand(1, len(made.treatment))
-    found = mediation(estimator="binary_mediator").effects(apart, made.treatment, made.outcome, made.topics)
+    found = mediation(estimator="dichotomised_mediator").effects(apart, made.treatment, made.outcome, made.topics)
     assert found.adjusted.flags(0.1) == [("overlap",)]
     assert found.adjusted.aie.isnan().all()
 
@@ -319,8 +368,8 @@ def test_bad_settings_are_named(settings, error, message):
 def test_estimators_refuse_what_they_cannot_use():
     made = oracle(18, rows=200)
     columns = Confounders.of(columns=torch.randn(200))
-    with pytest.raises(ValueError, match="the binary mediator knows topics and single numbers only, got columns"):
-        effects(made, columns, estimator="binary_mediator")
+    with pytest.raises(ValueError, match="the dichotomised mediator knows topics and single numbers only, got columns"):
+        effects(made, columns, estimator="dichotomised_mediator")
     pair = units_of(made.units.t()[None].contiguous())
     with pytest.raises(ValueError, match="the continuous unit is one number, got 2"):
         mediation(estimator="continuous_unit").effects(pair, made.treatment, made.outcome, made.topics)

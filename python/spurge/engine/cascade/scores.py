@@ -73,6 +73,10 @@ class NeuronScores(Saved, kind="scores", what="a file of neuron scores"):
         """The ``n`` neurons with the highest scores (all, where there are fewer)."""
         return NeuronSet.from_refs(ref for ref, _ in self.ranking(n))
 
+    def magnitudes(self) -> NeuronScores:
+        """The same scores without their signs."""
+        return NeuronScores({site: v.abs() for site, v in self.values.items()}, self.info)
+
     def select(
         self,
         fraction: float = 0.2,
@@ -98,7 +102,7 @@ class NeuronScores(Saved, kind="scores", what="a file of neuron scores"):
         if cap is not None:
             cap = integer("cap", cap, 1)
         choice("sign", sign, ("positive", "absolute"))
-        scores = {site: v.abs() if sign == "absolute" else v for site, v in self.values.items()}
+        scores = self.magnitudes().values if sign == "absolute" else self.values
         # float64: a product rounded to float32 could drop a neuron that lies exactly on the threshold
         threshold = fraction * max(float(vector.max()) for vector in scores.values())
         chosen = {site: ((v > 0) & (v.double() >= threshold)).nonzero()[:, 0] for site, v in scores.items()}

@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import choice
+from spurge.engine.base.checks import choice, integer
 
 Phrase = tuple[str, ...]
 Text = str | tuple[str, str]
@@ -225,6 +225,65 @@ def word_spans(text: str, phrases: Mapping[str, list[Phrase]], punctuation: bool
     return units
 
 
+CorrelationSet = Literal["occurrences", "words"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationTokens:
+    """Which units of a text are its correlation tokens C (MacU section 3.1.2): the ``top_k`` of highest score.
+
+    Attributes:
+        top_k: K.
+        merge: the score of a unit of several tokens, see :func:`unit_scores`.
+        keep_punctuation, correlation_set: what is a unit, see :func:`split_units`.
+    """
+
+    top_k: int = 5
+    merge: Literal["sum", "max"] = "sum"
+    keep_punctuation: bool = False
+    correlation_set: CorrelationSet = "occurrences"
+
+    def __post_init__(self) -> None:
+        integer("top_k", self.top_k, 1)
+        choice("merge", self.merge, ("sum", "max"))
+        if not isinstance(self.keep_punctuation, bool):
+            raise TypeError(f"keep_punctuation: expected True or False, got {self.keep_punctuation!r}")
+        choice("correlation_set", self.correlation_set, get_args(CorrelationSet))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> CorrelationTokens:
+        """As the settings of a localisation have it, for example those of a file; what they do not name is default.
+
+        Raises:
+            ValueError: tokens were not ranked by attention.
+        """
+        if settings.get("token_score", "attention") != "attention":
+            raise ValueError(
+                f"token_score: neurons were located by tokens that {settings['token_score']!r} ranks, which only "
+                "attention does now; locate again"
+            )
+        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
+
+    def units(
+        self,
+        tokenizer: Any,
+        encoding: Mapping[str, Tensor],
+        texts: Sequence[Text],
+        vocabulary: Vocabulary,
+        phrases: Collection[Phrase] = (),
+    ) -> Units:
+        """The units of a tokenized batch, as :func:`split_units`."""
+        return split_units(
+            tokenizer,
+            encoding,
+            texts,
+            vocabulary,
+            phrases,
+            keep_punctuation=self.keep_punctuation,
+            correlation_set=self.correlation_set,
+        )
+
+
 def split_units(
     tokenizer: Any,
     encoding: Mapping[str, Tensor],
@@ -233,12 +292,13 @@ def split_units(
     phrases: Collection[Phrase] = (),
     *,
     keep_punctuation: bool = False,
+    correlation_set: CorrelationSet = "occurrences",
 ) -> Units:
     """Words and phrases of a tokenized batch.
 
     Consecutive words that make up one of ``phrases`` become one unit, the longest phrase first; a phrase never crosses
     a comma, a full stop, or the border between the two sentences of a pair. A word cut off by truncation is a unit
-    without the tokens cut off, and is left out when none remain. Each occurrence of a word is a unit of its own.
+    without the tokens cut off, and is left out when none remain.
 
     Args:
         tokenizer: a fast `transformers` tokenizer.
@@ -247,6 +307,8 @@ def split_units(
         vocabulary: numbers of the words; new words are added.
         phrases: folded words of each multi-word unit; single words need not be named.
         keep_punctuation: runs of punctuation are units too.
+        correlation_set: of a text; each occurrence of a word is a unit of its own, or (``"words"``) all of them are one
+            unit, in the place of the first.
 
     Raises:
         ValueError: a slow tokenizer, or texts that do not belong to the encoding.
@@ -273,6 +335,7 @@ def split_units(
         row: list[int] = []
         column = [-1] * len(record.ids)
         last: tuple[int, int] | None = None  # sentence and index of the unit that was opened last
+        at, first = -1, dict[int, int]()  # its column, and that of each word's first occurrence
         cursor = [0] * len(parts)
         for t, (sentence, (start, end)) in enumerate(zip(record.sequence_ids, record.offsets, strict=True)):
             if sentence is None or start == end:
@@ -285,8 +348,12 @@ def split_units(
                 continue  # punctuation or blanks
             if last != (sentence, i):
                 last = (sentence, i)
-                row.append(vocabulary.id(units[i][2]))
-            column[t] = len(row) - 1
+                number, at = vocabulary.id(units[i][2]), len(row)
+                if correlation_set == "words":
+                    at = first.setdefault(number, at)
+                if at == len(row):
+                    row.append(number)
+            column[t] = at
         rows.append(row)
         columns.append(column)
 

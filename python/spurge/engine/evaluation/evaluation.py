@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.data.examples import Examples
+from spurge.engine.data.words import CorrelationTokens
 from spurge.engine.edits.gates import attached, gates_on, is_gated, suspended
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on, overwritten
@@ -34,18 +36,28 @@ from spurge.engine.models.sites import Site
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
 
 
+class LocatedNeurons(Protocol):
+    """What evaluation needs of `spurge.Located`: the spurious neurons, and the settings they were located with."""
+
+    @property
+    def spurious_set(self) -> NeuronSet: ...
+
+    @property
+    def info(self) -> Mapping[str, Any]: ...
+
+
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
     tests: Examples | Mapping[str, Examples],
     *,
     edit: NeuronEdit | WeightEdit | None = None,
-    located: NeuronSet | None = None,
+    located: NeuronSet | LocatedNeurons | None = None,
     name: str = "edit",
     controls: bool = True,
     draws: int = 20,
     golden: Golden | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
     batch_size: int = 32,
@@ -65,9 +77,9 @@ def evaluate(
 
     .. math:: \eta = \frac1N \sum_i \mathrm{prox}(C_i, G_\mathrm{spu}^{\hat y_i})
 
-    the hard proximity (MacU Eq. 6) of example i's ``top_k`` units under the last layer's attention to the spurious set
-    of the label the (edited) model predicts. ``average`` is the mean over sets, each with the same weight. Intervals
-    are 95 % percentile bootstrap intervals over examples, the same resamples for all methods.
+    the hard proximity (MacU Eq. 6) of example i's correlation tokens under the last layer's attention to the spurious
+    set of the label the (edited) model predicts. ``average`` is the mean over sets, each with the same weight.
+    Intervals are 95 % percentile bootstrap intervals over examples, the same resamples for all methods.
 
     Args:
         model: a ``transformers`` sequence classifier; comes back as it was.
@@ -75,11 +87,13 @@ def evaluate(
         tests: one set, or sets by name.
         edit: what to measure; by default what is applied to the model now, if anything is.
         located: the neurons an edit of neurons was chosen from, which ``zero-all`` erases; by default the edit's own.
+            Of a whole `spurge.Located` the spurious ones, and eta reads correlation tokens as its settings do.
         name: what to call it in the report.
         controls: with ``zero-all`` and ``random``.
         draws: of random neurons; below 20 their spread says little.
         golden: sets of tokens for eta.
-        top_k: correlation units of an example.
+        top_k: correlation tokens of an example; by default as many as ``located`` has in its settings, or those of
+            MacU's edit, or 5.
         seed: of draws and resamples; the same seed gives the same report.
         bootstrap: resamples, 0 for no intervals.
         batch_size: rows of a batch; halved while memory runs out.
@@ -101,22 +115,23 @@ def evaluate(
     bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
     if edit is not None and not isinstance(edit, (NeuronEdit, WeightEdit)):
         raise TypeError(f"edit: expected a NeuronEdit or WeightEdit, got {type(edit).__name__}")
-    if located is not None and not isinstance(located, NeuronSet):
-        raise TypeError(f"located: expected a NeuronSet, got {type(located).__name__}")
+    neurons = located if isinstance(located, NeuronSet) else getattr(located, "spurious_set", located)
+    if neurons is not None and not isinstance(neurons, NeuronSet):
+        raise TypeError(f"located: expected a NeuronSet or Located, got {type(located).__name__}")
     if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
         raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
     if is_gated(model) or is_overwritten(model):
         if edit is not None:
             raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
         edit = _applied(model)
-    if located is not None and not isinstance(edit, NeuronEdit):
+    if neurons is not None and not isinstance(edit, NeuronEdit):
         raise ValueError("located: is a control of an edit of neurons, and there is none")
     with suspended(model), lifted(model):
         return _evaluate(
             Handle(model, tokenizer),
             sets,
             edit,
-            located,
+            neurons,
             name,
             draws if controls else 0,
             seed,
@@ -126,9 +141,21 @@ def evaluate(
             batch_size=batch_size,
             max_length=max_length,
             golden=golden,
-            top_k=top_k,
+            correlation_tokens=None if golden is None else _correlation_tokens(located, edit, top_k),
             memory=memory,
         )
+
+
+def _correlation_tokens(
+    located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | WeightEdit | None, top_k: int | None
+) -> CorrelationTokens:
+    """As the neurons were located, by what was found or else by what the edit says of it; ``top_k`` overrides."""
+    settings: Mapping[str, Any] = {}
+    if located is not None and not isinstance(located, NeuronSet):
+        settings = located.info.get("settings", {})
+    elif edit is not None and edit.info.get("method") == "MacU":
+        settings = edit.info.get("settings", {})
+    return CorrelationTokens.of({**settings} | ({} if top_k is None else {"top_k": top_k}))
 
 
 def _applied(model: nn.Module) -> NeuronEdit | WeightEdit:
@@ -201,7 +228,7 @@ def _evaluate(
         "sets": {case: {"n": len(examples), "data": examples.fingerprint()} for case, examples in sets.items()},
         "edit": None if edit is None else edit.info,
         "draws": len(random),
-        "top_k": reading["top_k"] if golden is not None else None,
+        "correlation_tokens": None if golden is None else asdict(reading["correlation_tokens"]),
         "seed": seed,
         "bootstrap": bootstrap,
         "max_length": reading["max_length"],

@@ -15,7 +15,7 @@ from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import integer
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.data.examples import Examples, Inputs
-from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
+from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, unit_scores
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import take
 from spurge.engine.models.handle import Handle
@@ -57,22 +57,24 @@ class _Batch:
 class _Proximity:
     """Hard proximity (MacU Eq. 6) of each example's top units to the spurious set of the label it is given."""
 
-    def __init__(self, handle: Handle, golden: Golden, top_k: int) -> None:
+    def __init__(self, handle: Handle, golden: Golden, tokens: CorrelationTokens) -> None:
         site = handle.sites[-1]
         if site.attention is None:
             raise ValueError(f"golden: the attention of {site.block_name} was not found, needed for proximity")
-        self.attention, self.golden, self.top_k = site.attention, golden, integer("top_k", top_k, 1)
+        self.attention, self.golden, self.tokens = site.attention, golden, tokens
         self.vocabulary, self.phrases = Vocabulary(), golden.phrases()
         self._bitmap: Tensor | None = None
 
     def prepare(self, handle: Handle, inputs: Inputs, texts: Any) -> tuple[Tensor, Units]:
-        return handle.probed(inputs), split_units(handle.tokenizer, inputs, texts, self.vocabulary, self.phrases)
+        units = self.tokens.units(handle.tokenizer, inputs, texts, self.vocabulary, self.phrases)
+        return handle.probed(inputs), units
 
     def measure(self, row: Tensor, units: Units, predicted: Tensor) -> Tensor:
         """``[B]`` from token scores ``[B, T]`` and predicted labels ``[B]``; all batches are prepared by now."""
         if self._bitmap is None:
             self._bitmap = self.golden.bitmap(self.vocabulary).to(row.device)
-        hard, _, _ = ops.proximity(unit_scores(row, units), units.ids, self._bitmap, predicted, self.top_k)
+        scores = unit_scores(row, units, self.tokens.merge)
+        hard, _, _ = ops.proximity(scores, units.ids, self._bitmap, predicted, self.tokens.top_k)
         return hard[:, SPURIOUS].cpu()
 
     def check(self, name: str, labels: Sequence[str], outputs: int) -> None:
@@ -89,8 +91,8 @@ class Prepared:
     Args:
         name: the set's name, for errors.
         batch_size: rows of a batch; halved while the device runs out of memory.
-        golden: with it, passes also measure proximity to its spurious sets, from the ``top_k`` units that the last
-            layer's attention ranks highest.
+        golden: with it, passes also measure proximity to its spurious sets, of the correlation tokens.
+        correlation_tokens: the units of a text that the last layer's attention ranks highest.
         memory: bytes that a batch's activations may take; None asks only for ``batch_size``.
 
     Raises:
@@ -107,7 +109,7 @@ class Prepared:
         batch_size: int = 32,
         max_length: int | None = None,
         golden: Golden | None = None,
-        top_k: int = 5,
+        correlation_tokens: CorrelationTokens | None = None,
         memory: str | int | None = None,
     ) -> None:
         if not isinstance(examples, Examples):
@@ -115,7 +117,9 @@ class Prepared:
         self.name, self.handle, self.examples = name, handle, examples
         handle.check_labels(f"set {name!r}", examples.labels)
         self.rows = integer("batch_size", batch_size, 1)
-        self.proximity = None if golden is None else _Proximity(handle, golden, top_k)
+        self.proximity = None
+        if golden is not None:
+            self.proximity = _Proximity(handle, golden, correlation_tokens or CorrelationTokens())
         texts = examples.texts
         order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
         self.batches = []

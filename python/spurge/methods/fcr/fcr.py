@@ -34,7 +34,7 @@ class FCR:
 
     Attributes:
         score: edges are ranked by Eq. 6, or (``"product"``) by :math:`G_c A_c` without the entropies.
-        reduction: accumulate class means, or the paper's literal sums, which class sizes sway.
+        reduction: accumulate class means, or the sums of Eq. 3 and 4, which class sizes sway: :meth:`paper`.
         activation: of a negative feature counts its size, or nothing.
         sign: only positive weights, so that the edit lowers the output; ``"any"`` is literal Eq. 7, which raises it
             where the weight is negative.
@@ -86,17 +86,20 @@ class FCR:
 
     @classmethod
     def paper(cls, **changes: Any) -> FCR:
-        """One weight for each class, the one of highest SCA, and one rate for all: the defaults."""
-        return cls(**changes)
+        """One weight for each class, the one of highest SCA by the sums of Eq. 3 and 4, and one rate for all.
+
+        Where classes are of equal size, sums and means choose the same.
+        """
+        return cls(**{"reduction": "sum", **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> FCR:
-        """What did best where it was measured: five candidates for each edge, and a rate for each.
+        """What did best where it was measured: class means, five candidates for each edge, and a rate for each.
 
         On frozen features a shortcut is spread over many units and no shared rate may help; a criterion that is free to
         balance the rates does. It needs enough selection data: the choice is among more.
         """
-        return cls(**{"rates": "each", "candidates": 5, **changes})
+        return cls(**{"reduction": "mean", "rates": "each", "candidates": 5, **changes})
 
     def remove_class(
         self, features: Features, label: int, *, rate: float | None = None, angle: float | None = None

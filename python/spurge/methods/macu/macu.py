@@ -60,7 +60,8 @@ class MacU(Settings):
         hard one knows only its second term; ``proximity="hard"`` is that literal reading. The fitness is measured on
         64 texts: the paper does not say how many it uses, and each costs 800 forward passes.
         """
-        return cls._preset({"swarm": Swarm.paper(seed=changes.get("seed", 0)), "edit_texts": 64}, changes)
+        swarm = Swarm.paper(seed=changes.get("seed", 0))
+        return cls._preset({"swarm": swarm, "edit_texts": 64, "correlation_set": "words"}, changes)
 
     @classmethod
     def best(cls, **changes: Any) -> MacU:
@@ -176,7 +177,8 @@ class MacU(Settings):
         info |= {"nodes": found.nodes, "completeness": found.gaps()}
         certificate: dict[str, Any] = {}
         if self.certify:
-            short = scores["causal"].top(self.certify) | scores["spurious"].top(self.certify)
+            ranked = [self._ranked(own) for own in scores.values()]
+            short = ranked[0].top(self.certify) | ranked[1].top(self.certify)
             few = chosen.sample(self.certify_texts, self.seed)
             with frozen(handle.model):
                 questions = Questions(handle, counting.examples, few, golden, self)
@@ -197,8 +199,9 @@ class MacU(Settings):
     ) -> NeuronEdit:
         """Find gates for the located neurons (section 3.2); the model comes back as it was.
 
-        With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search. The
-        edit's ``info`` has the settings, the history of the search and the number of erased neurons.
+        With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search: it
+        warns, and the edit's ``info`` has the search ``"none"``. There are the settings, the history of the search and
+        the number of erased neurons, too.
 
         Args:
             model, tokenizer, train, golden: as for :meth:`locate`.
@@ -231,10 +234,16 @@ class MacU(Settings):
             located, data=train.fingerprint(), golden=golden.fingerprint(), model=handle.fingerprints()
         )
         free, erased = self._split(located)
-        if len(free) or self.search == "gradient":
+        searched = len(free) > 0
+        if searched:
             found = self._search(ranks, handle, train, golden, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
+            warnings.warn(
+                f"located: no neuron is in both sets, the swarm has nothing to search: all {len(erased)} spurious "
+                "neurons are erased",
+                stacklevel=3,
+            )
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
             neurons, gates = erased, found.gates
         keep = [abs(gate - 1) > (self.climb.drop if self.search == "gradient" else 0) for gate in gates.tolist()]
@@ -242,7 +251,7 @@ class MacU(Settings):
         info = {
             "method": "MacU",
             "objective": self.objective,
-            "search": self.search,
+            "search": self.search if searched else "none",
             "settings": {name: value for name, value in asdict(self).items() if name != "progress"},
             "data": train.fingerprint(),
             "golden": golden.fingerprint(),
@@ -264,10 +273,13 @@ class MacU(Settings):
         """Neurons that enough batches select; of too many, those of highest score."""
         if len(often) <= self.cap:
             return often
-        if self.sign == "absolute":
-            whole = NeuronScores({site: v.abs() for site, v in whole.values.items()})
         members = set(often)
-        return NeuronSet.from_refs(islice((ref for ref, _ in whole.ranking() if ref in members), self.cap))
+        ranking = self._ranked(whole).ranking()
+        return NeuronSet.from_refs(islice((ref for ref, _ in ranking if ref in members), self.cap))
+
+    def _ranked(self, scores: NeuronScores) -> NeuronScores:
+        """Scores as neurons are ranked by them."""
+        return scores.magnitudes() if self.sign == "absolute" else scores
 
     def _split(self, located: Located) -> tuple[NeuronSet, NeuronSet]:
         """Neurons that the search moves, and neurons that are erased."""
@@ -336,13 +348,8 @@ class MacU(Settings):
         if self.objective == "counterfactual":
             made = counterfactual_set(handle, train, golden, chosen, seed=self.seed, **size)
             return made.jobs(handle, weights=self.kind_weights, **size)
-        settings: dict[str, Any] = {
-            "top_k": self.top_k,
-            "form": self.fitness,
-            "merge": self.merge,
-            "sharpness": self.sharpness,
-        }
-        return proximity_jobs(handle, chosen, golden, token_score=self.token_score, **size, **settings)
+        form: dict[str, Any] = {"form": self.fitness, "sharpness": self.sharpness}
+        return proximity_jobs(handle, chosen, golden, correlation_tokens=self.correlation_tokens, **size, **form)
 
     def _memory(self, device: torch.device, ranks: Ranks) -> str | int | None:
         """The budget of a cascade: ranks on one machine's CPUs share what is free there."""
@@ -366,8 +373,10 @@ def _with_ranks(model: nn.Module, tokenizer: Any, resume: PathLike | None) -> It
 
 
 def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by the names that resume files have been told apart by since the first of them."""
-    return {"weights" if name == "kind_weights" else name: value for name, value in settings.items()}
+    """Settings as resume files have been told apart by them since the first: by their names, without later ones."""
+    later = {"keep_punctuation": False, "correlation_set": "occurrences"}
+    names = {"kind_weights": "weights"}
+    return {names.get(k, k): value for k, value in settings.items() if k not in later or value != later[k]}
 
 
 def _verbalizer(handle: Handle) -> list[Any]:

@@ -11,9 +11,8 @@ from torch import Tensor
 from spurge import ops
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
+from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, unit_scores
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.probes import Score, token_scores
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.objectives import Job
 
@@ -35,7 +34,6 @@ class Proximity:
         units: of the B texts.
         bitmap: int32 ``[2, Y, W]``, causal and spurious sets by label.
         labels: int64 ``[B]``, what the unedited model predicts; None: the rows say it.
-        scale: ``[B, T]``, by which attention is multiplied to give another kind of token score; None: attention itself.
     """
 
     units: Units
@@ -45,7 +43,6 @@ class Proximity:
     merge: Literal["sum", "max"] = "sum"
     sharpness: float = 0.25
     labels: Tensor | None = None
-    scale: Tensor | None = None
     _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Rows) -> Tensor:
@@ -56,10 +53,7 @@ class Proximity:
             )
         units, device = self._units(rows.example), self.units.ids.device  # attention may be read on another one
         predicted = rows.predicted.to(device) if self.labels is None else self.labels[rows.example]
-        attention = _attention(rows).to(device)
-        if self.scale is not None:
-            attention = attention * self.scale.to(device)[rows.example]
-        scores = unit_scores(attention, units, self.merge)
+        scores = unit_scores(_attention(rows).to(device), units, self.merge)
         labels = predicted[: len(units.ids)]
         hard, soft, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
         if not scores.requires_grad:
@@ -149,24 +143,12 @@ def _attention(rows: Rows) -> Tensor:
     return rows.attention
 
 
-def attention_scale(handle: Handle, inputs: dict[str, Tensor], kind: Score) -> Tensor | None:
-    """Token scores of another kind over attention, ``[B, T]``, at the model as it is; None for attention itself.
-
-    Only attention is followed through an integral or a search; what another kind adds to it (the length of the
-    values, say) is held at the unedited model's.
-    """
-    if kind == "attention":
-        return None
-    attention = token_scores(handle, inputs, kind="attention")
-    return torch.where(attention > 0, token_scores(handle, inputs, kind=kind) / attention, 0.0)
-
-
 def proximity_jobs(
     handle: Handle,
     examples: Examples,
     golden: GoldenTokens,
     *,
-    token_score: Score,
+    correlation_tokens: CorrelationTokens,
     batch_size: int,
     max_length: int | None = None,
     **settings: Any,
@@ -175,22 +157,22 @@ def proximity_jobs(
 
     The model says now what it predicts, so that a search cannot win by turning predictions.
     """
-    jobs: list[tuple[Any, Units, dict[str, Any], Tensor]] = []
+    jobs: list[tuple[Any, Units, Tensor, Tensor]] = []
     vocabulary = Vocabulary()
     for batch in examples.batches(batch_size):
         inputs = handle.encode(batch, max_length)
-        units = split_units(handle.tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(handle.device)
+        units = correlation_tokens.units(handle.tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
         with torch.no_grad():
             predicted = handle.logits(inputs).argmax(1)
-        scale = attention_scale(handle, inputs, token_score)
-        jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(handle.device)))
+        jobs.append((inputs, units.to(handle.device), predicted, batch.targets.to(handle.device)))
     bitmap = golden.bitmap(vocabulary).to(handle.device)  # once all words are known
+    settings |= {"top_k": correlation_tokens.top_k, "merge": correlation_tokens.merge}
     return [
         Job(
             dict(inputs),
-            ProximityGap(Proximity(units, bitmap, **held, **settings)),
+            ProximityGap(Proximity(units, bitmap, labels=predicted, **settings)),
             labels,
             torch.ones(len(labels), device=labels.device),
         )
-        for inputs, units, held, labels in jobs
+        for inputs, units, predicted, labels in jobs
     ]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Examples
-from spurge.engine.data.words import Vocabulary, split_units
+from spurge.engine.data.words import Vocabulary
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.objectives import CounterfactualSet, counterfactual_set
-from spurge.methods.macu.proximity import Proximity, attention_scale
+from spurge.methods.macu.proximity import Proximity
 from spurge.methods.macu.screening import Question
 from spurge.methods.macu.settings import Settings
 from spurge.methods.macu.weighted_examples import WeightedExamples
@@ -58,14 +58,10 @@ class Questions:
         """
         settings, vocabulary, device = self.settings, Vocabulary(), self.handle.device
         inputs = self.handle.encode(part.examples, settings.max_length)
-        units = split_units(self.handle.tokenizer, inputs, part.examples.texts, vocabulary, self.golden.phrases())
+        tokens = settings.correlation_tokens
+        units = tokens.units(self.handle.tokenizer, inputs, part.examples.texts, vocabulary, self.golden.phrases())
         bitmap = self.golden.bitmap(vocabulary).to(device)
-        reading: dict[str, Any] = {
-            "top_k": settings.top_k,
-            "merge": settings.merge,
-            "sharpness": settings.sharpness,
-            "scale": attention_scale(self.handle, inputs, settings.token_score),
-        }
+        reading: dict[str, Any] = {"top_k": tokens.top_k, "merge": tokens.merge, "sharpness": settings.sharpness}
         soft, hard = Proximity(units, bitmap, form="soft", **reading), Proximity(units, bitmap, form="hard", **reading)
 
         def both(rows: Rows) -> Tensor:

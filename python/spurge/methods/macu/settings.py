@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import choice, integer, share_of
 from spurge.engine.cascade.cascade import Path
+from spurge.engine.data.words import CorrelationSet, CorrelationTokens
 from spurge.engine.models.probes import Score
 from spurge.methods.macu.objectives import KindWeights
 from spurge.methods.macu.proximity import Form
@@ -36,12 +37,15 @@ class Settings:
             Proximity bends more than a logit: on MiniLM and 8 texts of SST-2 the scores of 2, 4 and 8 nodes are 17, 8
             and 5 % off, and correlate 0.99, 0.998 and 0.999 with those of 48.
         top_k: correlation tokens per text, K of section 3.1.2; not given in the paper.
-        token_score: what ranks tokens in section 3.1.2, see `spurge.engine.models.probes.token_scores`; the paper's is
-            ``"attention"``. Others are followed as attention times what they add to it in the unedited model.
+        token_score: what ranks tokens in section 3.1.2: ``"attention"``, the paper's. How gates move the other scores
+            of `spurge.engine.models.probes.token_scores` is not known here, and they are refused.
         proximity: Eq. 6 as it is located with. ``"hard"``: as written; its gradient knows the second term alone.
             ``"soft"``: with a differentiable membership.
         fitness: Eq. 6 as Eq. 7 reads it during the search.
         merge: attention of a word's sub-words, ``"sum"`` or ``"max"``; not given in the paper.
+        keep_punctuation: runs of punctuation can be correlation tokens too.
+        correlation_set: what C of Eq. 6 is a set of. ``"words"``: a word that stands twice in a text is one element
+            (the paper's), its attention merged over all its places. ``"occurrences"``: it is two.
         sharpness: temperature of the soft membership, in standard deviations of a text's scores.
         fraction: a batch selects the neurons with at least this share of its greatest score (knowledge neurons: 0.2).
         share: a neuron is located if at least this share of the batches selects it (knowledge neurons: refining, 0.5).
@@ -52,14 +56,14 @@ class Settings:
         held_out: share of them that only decides which gates of the gradient search are kept.
         batch_size: texts in a batch.
         max_length: tokens a text is cut to; None: the tokenizer's own limit.
-        swarm: settings of the particle swarm.
+        swarm: settings of the particle swarm; by default the paper's.
         climb: settings of the gradient search.
         kind_weights: of the three kinds of counterfactual texts.
         guard: percentage points of accuracy on the search's texts that a particle may lose; None: any.
         certify: so many neurons of highest score of each side are also ablated exactly; 0: none.
         certify_texts: on so many texts.
         memory: budget of the cascade, ``"256MiB"`` or bytes; None: a share of what is free.
-        seed: of samples, counterfactual texts and searches.
+        seed: of samples and counterfactual texts; the searches have one of their own, which the presets set to this.
         progress: show progress bars; of several ranks the first does.
 
     Raises:
@@ -77,6 +81,8 @@ class Settings:
     proximity: Form = "soft"
     fitness: Form = "hard"
     merge: Literal["sum", "max"] = "sum"
+    keep_punctuation: bool = False
+    correlation_set: CorrelationSet = "occurrences"
     sharpness: float = 0.25
     fraction: float = 0.2
     share: float = 0.5
@@ -87,7 +93,7 @@ class Settings:
     held_out: float = 0.25
     batch_size: int = 32
     max_length: int | None = None
-    swarm: Swarm = field(default_factory=Swarm)
+    swarm: Swarm = field(default_factory=Swarm.paper)
     climb: Climb = field(default_factory=Climb)
     kind_weights: KindWeights = field(default_factory=KindWeights)
     guard: float | None = None
@@ -105,6 +111,12 @@ class Settings:
         for name in ("texts", "max_length"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 1)
+        if self.token_score != "attention":
+            raise ValueError(
+                f"token_score: how gates move {self.token_score!r} is not followed, only 'attention' is; "
+                "spurge.engine.models.probes.token_scores gives the others of a model as it is"
+            )
+        _ = self.correlation_tokens  # checked where it is made
         for name in ("fraction", "share", "held_out"):
             share_of(name, getattr(self, name))
         if self.held_out == 1:
@@ -131,6 +143,16 @@ class Settings:
                 "kind_weights"
             )
 
+    @property
+    def correlation_tokens(self) -> CorrelationTokens:
+        """Which tokens of a text are C of Eq. 6."""
+        return CorrelationTokens(
+            top_k=self.top_k,
+            merge=self.merge,
+            keep_punctuation=self.keep_punctuation,
+            correlation_set=self.correlation_set,
+        )
+
 
 _CHOICES: dict[str, Any] = {
     "objective": Objective,
@@ -140,16 +162,16 @@ _CHOICES: dict[str, Any] = {
     "token_score": Score,
     "proximity": Form,
     "fitness": Form,
-    "merge": Literal["sum", "max"],
     "sign": Literal["positive", "absolute"],
 }
-_LEAST = dict.fromkeys(("nodes", "top_k", "cap", "edit_texts", "batch_size", "certify_texts"), 1)
+_LEAST = dict.fromkeys(("nodes", "cap", "edit_texts", "batch_size", "certify_texts"), 1)
 _LEAST |= {"certify": 0, "seed": 0}
 
 #: The settings that the result of localisation depends on.
 LOCATING = frozenset(
     (
         *("objective", "path", "nodes", "tolerance", "top_k", "token_score", "proximity", "merge", "sharpness"),
-        *("fraction", "share", "cap", "sign", "texts", "batch_size", "max_length", "kind_weights", "seed"),
+        *("keep_punctuation", "correlation_set", "fraction", "share", "cap", "sign", "texts", "batch_size"),
+        *("max_length", "kind_weights", "seed"),
     )
 )

@@ -25,6 +25,23 @@ from spurge.engine.models.neurons import NeuronSet
 
 SIDES = ("adjusted", "unadjusted")
 _VECTORS = ("nie1", "nie0", "aie", "ess", "worst", "status", "constant")
+EARLIER_NAMES = {"binary_mediator": "dichotomised_mediator"}
+"""Names that an estimator had before: they are still taken, and stand in files."""
+_ESTIMANDS = {
+    "balancing": "AIE: the mean of NIE(1) and NIE(0)",
+    "dichotomised_mediator": (
+        "AIE: the mean of NIE(1) and NIE(0) through the unit cut at its median; what the unit carries within the "
+        "halves counts as direct"
+    ),
+    "continuous_unit": (
+        "AIE: slope of the outcome on the unit within arms, times the shift of the unit between arms; right for an "
+        "outcome linear in unit, treatment and confounders, without an interaction of unit and treatment"
+    ),
+}
+_BIASED = (
+    "AIE: slope of the outcome on the unit across arms, as it once was taken: part of the direct effect is in it; "
+    "estimate again"
+)
 FAILED = 0.1
 """Share of resamples without an estimate beyond which a unit is flagged."""
 
@@ -35,7 +52,7 @@ class Side:
 
     Attributes:
         nie1, nie0: natural indirect effects NIE(1) and NIE(0), float64 ``[U]``; NaN where there is no estimate.
-        aie: average indirect effect, ``[U]``: the mean of both (of the continuous unit: its only one).
+        aie: average indirect effect, ``[U]``, read as the mean of both (of the continuous unit: its only one).
         ess: effective sample size as a share of the arm, the smaller of both arms', ``[U]``.
         worst: greatest standardised difference that balancing left, ``[U]``.
         status: int32 ``[U]``: 0 balanced, 1 no overlap (proved infeasible), 2 not converged, 3 not finite.
@@ -149,6 +166,14 @@ class Effects(Saved, kind="effects", what="a file of effects"):
     def least_ess(self) -> float:
         """Share of an arm below which an effective sample size is flagged."""
         return float(self.info["settings"]["least_ess"])
+
+    @property
+    def estimand(self) -> str:
+        """What ``aie`` is an estimate of, and where that is right: one sentence, by the estimator."""
+        estimator = self.info["settings"].get("estimator", "balancing")
+        if estimator == "continuous_unit" and "slope" not in self.info:
+            return _BIASED
+        return _ESTIMANDS[EARLIER_NAMES.get(estimator, estimator)]
 
     def names(self) -> list[str]:
         """Names of the units, in order."""
@@ -311,8 +336,8 @@ class Effects(Saved, kind="effects", what="a file of effects"):
         )
 
     def __str__(self) -> str:
-        """Total effects, localisation, and the units of largest adjusted effect."""
-        lines = [repr(self)]
+        """What is estimated, total effects, localisation, and the units of largest adjusted effect."""
+        lines = [repr(self), self.estimand]
         for side in SIDES:
             own: Side = getattr(self, side)
             low, high = interval(own.total_draws, own.confidence)

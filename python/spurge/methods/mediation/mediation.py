@@ -24,17 +24,12 @@ from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import bootstrap_counts
 from spurge.engine.base.tensor_files import Contents, flat
 from spurge.engine.causal.confounders import Confounders
-from spurge.methods.mediation.effects import SIDES, Effects, Side
-from spurge.methods.mediation.estimators import (
-    BalancedColumns,
-    BalancedStrata,
-    BinaryMediator,
-    ContinuousUnit,
-    Estimator,
-)
+from spurge.methods.mediation.continuous_unit import ContinuousUnit
+from spurge.methods.mediation.effects import EARLIER_NAMES, SIDES, Effects, Side
+from spurge.methods.mediation.estimators import BalancedColumns, BalancedStrata, DichotomisedMediator, Estimator
 from spurge.methods.mediation.mediators import Mediators, binary, units_of
 
-Kind = Literal["balancing", "binary_mediator", "continuous_unit"]
+Kind = Literal["balancing", "dichotomised_mediator", "continuous_unit"]
 _PARTS = ("nie1", "nie0", "aie", "ess", "worst", "status")
 
 
@@ -43,8 +38,10 @@ class Mediation:
     """Settings of the mediation analysis, checked at birth; :meth:`effects` runs it.
 
     Attributes:
-        estimator: ``"balancing"``: entropy balancing with nested weights. ``"binary_mediator"``: units cut at their
-            median, an exact formula; topics only. ``"continuous_unit"``: the unit as a continuous treatment.
+        estimator: ``"balancing"``: entropy balancing with nested weights. ``"dichotomised_mediator"`` (earlier:
+            ``"binary_mediator"``): the effect through units cut at their median, not through the units; topics only.
+            ``"continuous_unit"``: the unit as a continuous treatment, right for an outcome that is linear in unit,
+            treatment and confounders, without an interaction of unit and treatment.
         interact: balance a unit's mean within each topic (with each column), not only overall.
         square: balance a unit's square.
         tolerance: greatest standardised difference that balancing may leave.
@@ -73,6 +70,7 @@ class Mediation:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "estimator", EARLIER_NAMES.get(self.estimator, self.estimator))
         choice("estimator", self.estimator, get_args(Kind))
         for name in ("interact", "square", "progress"):
             if not isinstance(getattr(self, name), bool):
@@ -99,7 +97,8 @@ class Mediation:
     ) -> Effects:
         """Average indirect effects of all units, adjusted for the confounders and not.
 
-        Both use the same prompts and the same resamples. Needs recorded numbers only, no model.
+        An average indirect effect is read as the mean of NIE(1) and NIE(0). Both sides use the same prompts and the
+        same resamples. Needs recorded numbers only, no model.
 
         Args:
             units: values of U units for N prompts (`spurge.mlp_units`, `spurge.neuron_units`), or a tensor ``[U, N]``.
@@ -135,7 +134,7 @@ class Mediation:
         )
         totals = {side: _totals(own, counts) for side, own in estimators.items()}
         info = self._info(units, kept, treated, outcomes, confounders, dropped, threshold)
-        blocks = self._blocks(units, kept, estimators, counts, resume, fingerprint(canonical_json(info)))
+        blocks = self._blocks(units, kept, estimators, counts, resume, _mark(info))
         adjusted, unadjusted = (
             Side(
                 **{name: torch.cat([block[side][name] for block in blocks]) for name in (*_PARTS, "constant")},
@@ -174,7 +173,7 @@ class Mediation:
 
     def _estimator(
         self, treated: Tensor, outcomes: Tensor, confounders: Confounders | None, numbers: int
-    ) -> BalancedStrata | BalancedColumns | BinaryMediator | ContinuousUnit:
+    ) -> BalancedStrata | BalancedColumns | DichotomisedMediator | ContinuousUnit:
         """The estimator that these confounders and units call for; None: unadjusted."""
         columns = torch.zeros(len(treated), 0, dtype=torch.float64) if confounders is None else confounders.design()
         single = confounders is None or confounders.columns is None
@@ -183,16 +182,16 @@ class Mediation:
             if numbers > 1:
                 raise ValueError(f"units: the continuous unit is one number, got {numbers}; reduce it otherwise")
             return ContinuousUnit(treated, outcomes, columns, tolerance=self.tolerance)
-        if self.estimator == "binary_mediator" and (numbers > 1 or not single):
+        if self.estimator == "dichotomised_mediator" and (numbers > 1 or not single):
             what = f"units of {numbers} numbers" if numbers > 1 else "columns"
-            raise ValueError(f"estimator: the binary mediator knows topics and single numbers only, got {what}")
+            raise ValueError(f"estimator: the dichotomised mediator knows topics and single numbers only, got {what}")
         if numbers > 1 or not single:
             return BalancedColumns(treated, outcomes, columns, numbers=numbers, **how)
         topics = torch.zeros(len(treated), dtype=torch.int64) if confounders is None else confounders.topics
         assert topics is not None
         strata, count = topics.unique(return_inverse=True)[1], len(topics.unique())
-        if self.estimator == "binary_mediator":
-            return BinaryMediator(treated, outcomes, strata, count)
+        if self.estimator == "dichotomised_mediator":
+            return DichotomisedMediator(treated, outcomes, strata, count)
         return BalancedStrata(treated, outcomes, strata, count, **how)
 
     def _info(
@@ -236,7 +235,7 @@ class Mediation:
                 canonical_json([*(fingerprint(x) for x in (kept, treated, outcomes)), confounders.fingerprint()])
             ),
             "seed": self.seed,
-        }
+        } | ({"slope": "within arms"} if self.estimator == "continuous_unit" else {})
 
     def _blocks(
         self,
@@ -265,6 +264,14 @@ class Mediation:
                     bar.update((span.stop - span.start) * len(counts) * len(SIDES))
                 found.append(block)
         return found
+
+
+def _mark(info: dict[str, Any]) -> str:
+    """What tells resume files apart, with the names that the first of them were written under."""
+    settings = dict(info["settings"])
+    first = {name: earlier for earlier, name in EARLIER_NAMES.items()}
+    settings["estimator"] = first.get(settings["estimator"], settings["estimator"])
+    return fingerprint(canonical_json(info | {"settings": settings}))
 
 
 def _outcome(outcome: Any, rows: int) -> Tensor:
