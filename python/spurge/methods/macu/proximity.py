@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.temporary import grad_mode
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores
@@ -180,7 +181,7 @@ def proximity_jobs(
     for batch in examples.batches(batch_size):
         inputs = handle.encode(batch, max_length)
         units = split_units(handle.tokenizer, inputs, batch.texts, vocabulary, golden.phrases()).to(handle.device)
-        with torch.no_grad():
+        with grad_mode(False):
             predicted = handle.logits(inputs).argmax(1)
         scale = attention_scale(handle, inputs, token_score)
         jobs.append((inputs, units, {"labels": predicted, "scale": scale}, batch.targets.to(handle.device)))
