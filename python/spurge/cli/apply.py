@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from spurge.cli.inputs import edit_dtype, load_model, prepare, write_results
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
@@ -29,15 +30,14 @@ def run(arguments: argparse.Namespace) -> int:
     edit.fold(model, force=arguments.force)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    try:
+    with Temporaries() as changes:
+        changes.callback(shutil.rmtree, draft, ignore_errors=True)
         shutil.copytree(source, draft, ignore=shutil.ignore_patterns(*_WEIGHTS))
         model.save_pretrained(draft)
         _sync(draft)
         if target.exists():
             raise ValueError(f"out: {str(target)!r} has appeared meanwhile; give a new folder")
         os.rename(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     source_dtype = config.get("dtype") or config.get("torch_dtype") or dtype
     note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"

@@ -24,8 +24,6 @@ from contextlib import AbstractContextManager, ExitStack
 from types import CodeType, FrameType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
-import torch
-
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
@@ -177,26 +175,6 @@ def within(context: AbstractContextManager[Result]) -> Iterator[Result]:
         yield value
 
 
-@temporary
-def grad_mode(enabled: bool) -> Iterator[None]:
-    """Whether torch computes gradients, as ``torch.set_grad_enabled``."""
-    before = torch.is_grad_enabled()
-    torch.set_grad_enabled(enabled)
-    yield
-    torch.set_grad_enabled(before)
-
-
-def without_gradients(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function in a block without gradients, as under ``@torch.no_grad()``."""
-
-    @functools.wraps(function)
-    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with grad_mode(False):
-            return function(*args, **kwargs)
-
-    return called
-
-
 class Temporaries(ExitStack):
     """Several temporary changes, undone in reverse order.
 
@@ -276,7 +254,7 @@ def handler_of(which: int) -> Any:
 
 def replace_handler(which: int, handler: Any) -> None:
     """As ``signal.signal``, inside a block that holds back the new handler, too."""
-    set_handler(which, _Deferring(handler) if callable(handler) and which in _SIGNALS else handler)
+    signal.signal(which, _Deferring(handler) if callable(handler) and which in _SIGNALS else handler)
 
 
 _shielded |= {

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.temporary import Temporaries, grad_mode
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.models.call_arguments import first, same, split_call
 from spurge.engine.models.hooks import hook, hook_before
 from spurge.engine.models.sites import Site

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.temporary import Temporaries, grad_mode, within
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, layer_anatomy
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
 from spurge.engine.cascade.memory_model import Footprint
 from spurge.engine.cascade.partial_forward import PartialForward, Target, Trace

@@ -20,6 +20,7 @@ import numpy as np
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError
+from spurge.engine.base.temporary import temporary
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"
@@ -49,7 +50,8 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
                     if content.strip():
                         yield _json_row(path, line, content)
             else:
-                yield from _table(path, data, "," if kind == [".csv"] else "\t")
+                with _long_fields():
+                    yield from _table(path, data, "," if kind == [".csv"] else "\t")
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: not UTF-8, near line {line + 1}") from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
@@ -68,8 +70,6 @@ def _json_row(path: Path, line: int, content: str) -> dict[str, Any]:
 
 def _table(path: Path, data: Iterable[str], delimiter: str) -> Iterator[dict[str, Any]]:
     """Rows of a table whose first line names the columns."""
-    # The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here.
-    old = csv.field_size_limit(2**31 - 1)
     try:
         reader = csv.reader(data, delimiter=delimiter, strict=True)
         header = next(reader, None)
@@ -85,8 +85,14 @@ def _table(path: Path, data: Iterable[str], delimiter: str) -> Iterator[dict[str
     except csv.Error as error:
         advice = f"{error} (a quote inside a quoted field is written twice)"
         raise FileError(f"{path}: line {reader.line_num}: {advice}") from error
-    finally:
-        csv.field_size_limit(old)
+
+
+@temporary
+def _long_fields() -> Iterator[None]:
+    """The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here."""
+    before = csv.field_size_limit(2**31 - 1)
+    yield
+    csv.field_size_limit(before)
 
 
 def _module(source: Any) -> str:

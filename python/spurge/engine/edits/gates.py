@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.temporary import Temporaries, Temporary, grad_mode, temporary, uncut
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, Temporary, temporary, uncut
 from spurge.engine.models.hooks import alone
 from spurge.engine.models.parameters import oddity, same_bits, sharer
 from spurge.engine.models.projections import RowGates, hooked

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from spurge.engine.base.temporary import Temporary, without_gradients
+from spurge.engine.base.gradients import without_gradients
+from spurge.engine.base.temporary import Temporary
 from spurge.engine.models.hooks import hook
 from spurge.engine.models.parameters import oddity
 from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked

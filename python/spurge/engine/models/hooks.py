@@ -15,7 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from spurge.engine.base.temporary import Temporaries, acquire, every, grad_mode, temporary
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, acquire, every, temporary
 
 _locks: Any = WeakTensorKeyDictionary()  # a model's first parameter -> its lock: a wrapper has the same one
 _locks_guard = threading.Lock()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.temporary import grad_mode, within
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import within
 
 FLOATS = {
     torch.float16: torch.int16,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import main_input

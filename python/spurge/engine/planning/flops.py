@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.base.temporary import Temporaries, grad_mode, within
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward, Trace
 from spurge.engine.models.call_arguments import first, repeat_rows, take

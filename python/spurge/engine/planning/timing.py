@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.call_arguments import main_input, take

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from spurge.engine.base.checks import integer
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.call_arguments import logits_of
 from spurge.engine.models.handle import Handle

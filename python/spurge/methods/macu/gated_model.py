@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spurge.engine.base.temporary import Temporaries, grad_mode, temporary, without_gradients
+from spurge.engine.base.gradients import grad_mode, without_gradients
+from spurge.engine.base.temporary import Temporaries, temporary
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.handle import Handle

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spurge.engine.base.temporary import without_gradients
+from spurge.engine.base.gradients import without_gradients
 from spurge.engine.cascade.cascade import Rows, Target
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.models.handle import Handle

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import Units, Vocabulary, split_units, unit_scores

@@ -18,7 +18,7 @@ from spurge.engine.base.checks import integer
 from spurge.engine.base.distributed import ALONE, Message, Ranks
 from spurge.engine.base.files import PathLike
 from spurge.engine.base.files import fingerprint as hashed
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rows
 from spurge.engine.edits.gates import attached
 from spurge.engine.edits.neuron_edits import NeuronEdit

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from spurge import ops
 from spurge.engine.base.files import PathLike, canonical_json
-from spurge.engine.base.temporary import grad_mode
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_files import reading, write_tensors
 
 Fitness = Callable[[Tensor], Tensor]
