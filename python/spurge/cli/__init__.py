@@ -20,6 +20,7 @@ from typing import Any
 from spurge.cli.parser import build_parser
 from spurge.cli.wording import in_options
 from spurge.engine.base.ranks import ProcessRank, RankError, RankLost
+from spurge.engine.base.temporary import within
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
 #: How the package's own messages begin, and none of Python's: with the arguments that they are about.
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # nothing (measured with the demo's training on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = arguments.debug
-    with warnings.catch_warnings():
+    with within(warnings.catch_warnings()):
         warnings.showwarning = partial(_warn, arguments.command)  # type: ignore[assignment]
         try:
             command = importlib.import_module(f"spurge.cli.{arguments.command}")

@@ -15,6 +15,7 @@ from torch import nn
 from spurge.cli.inputs import edit_dtype, prepare, write_results
 from spurge.cli.model_folders import load_model
 from spurge.engine.base.files import read_json, write_json
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
@@ -40,18 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     edit.fold(model, force=arguments.force)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    try:
-        shutil.copytree(source, draft, ignore=_weights_of(source))
+    with Temporaries() as changes:
+        changes.callback(shutil.rmtree, draft, ignore_errors=True)
+        _copy_without_weights(source, draft)
         _write_weights(model, draft)
         source_dtype = _tell_dtype(draft, dtype)
         _sync(draft)
         if target.exists():
             raise ValueError(f"out: {str(target)!r} has appeared meanwhile; give a new folder")
         os.rename(draft, target)
-    except shutil.Error as error:
-        raise ValueError(f"model: {str(source)!r} cannot be copied: {error.args[0][0][2]}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"
     print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
     others = sorted({file.relative_to(target).parts[0] for name in _WEIGHTS for file in target.glob(f"*/**/{name}")})
@@ -62,6 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     results.add("all", str(edit.info.get("method", "edit")), unit, len(edit), unit=unit)
     write_results(arguments, results)
     return 0
+
+
+def _copy_without_weights(source: Path, draft: Path) -> None:
+    try:
+        shutil.copytree(source, draft, ignore=_weights_of(source))
+    except shutil.Error as error:
+        raise ValueError(f"model: {str(source)!r} cannot be copied: {error.args[0][0][2]}") from error
 
 
 def _weights_of(source: Path) -> Callable[[str, list[str]], set[str]]:

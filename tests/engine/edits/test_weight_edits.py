@@ -165,10 +165,10 @@ def test_an_interrupt_between_two_writes_leaves_all_or_nothing(monkeypatch, plac
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == place and not after:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         write(*arguments)
-        if len(calls) == place:
-            raise KeyboardInterrupt
+        if len(calls) == place and after:
+            signal.raise_signal(signal.SIGINT)
 
     def use_in_block():
         with edit.applied(model):
@@ -189,6 +189,32 @@ def test_an_interrupt_between_two_writes_leaves_all_or_nothing(monkeypatch, plac
             handle.undo()
         monkeypatch.undo()
         assert_same(model, before)
+        handle.undo()
+        assert_same(model, before)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_where_one_parameter_cannot_be_written_the_others_come_back(monkeypatch, place):
+    model = tiny("bert")
+    before = state(model)
+    edit = edit_of(model, names=(HEAD, BIAS, "bert.pooler.dense.weight"))
+    write, calls = overwrites.write, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == place:
+            raise RuntimeError("CUDA error")
+        write(*arguments)
+
+    for use in (edit.apply, edit.fold):
+        handle = use(model)
+        calls.clear()
+        monkeypatch.setattr(overwrites, "write", failing)
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            handle.undo()
+        monkeypatch.undo()
+        now = state(model)[0]
+        assert sum(not torch.equal(now[name], bits) for name, bits in before[0].items()) == 1
         handle.undo()
         assert_same(model, before)
 

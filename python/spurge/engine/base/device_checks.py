@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from torch import Tensor
+
+from spurge.engine.base.temporary import temporary
 
 Check = tuple[Tensor, Callable[[], str]]  # a bool scalar, and the message of the error where it is false
 
@@ -33,12 +34,10 @@ def settle(checks: list[Check]) -> None:
             raise ValueError(complaint())
 
 
-@contextmanager
+@temporary
 def deferred() -> Iterator[list[Check]]:
     """The checks that the block meets are kept, not looked at."""
     kept: list[Check] = []
     token = _kept.set(kept)
-    try:
-        yield kept
-    finally:
-        _kept.reset(token)
+    yield kept
+    _kept.reset(token)

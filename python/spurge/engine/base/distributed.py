@@ -15,7 +15,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import FrameType
@@ -26,8 +26,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spurge.engine.base.checks import number
-from spurge.engine.base.process_groups import own_device, process_group, side_group
+from spurge.engine.base.process_groups import join_all, join_beside, own_device
 from spurge.engine.base.ranks import ProcessRank, RankError, RankFailed, RankLost
+from spurge.engine.base.temporary import Temporaries, handler_of, replace_handler, temporary
 from spurge.engine.base.tensor_files import pack, unpack
 
 if TYPE_CHECKING:
@@ -115,16 +116,18 @@ class Ranks:
         if process.size == 1:
             yield cls(process, own)
             return
-        with ExitStack() as stack:
-            group = stack.enter_context(side_group(timeout) if foreign else process_group(own, process, timeout))
+        with Temporaries() as changes:
+            group = None
+            if foreign:
+                group = join_beside(changes, timeout)
+            else:
+                join_all(changes, own, process, timeout)
             ranks = cls(process, own, timeout=timeout, group=group)
-            stack.enter_context(ranks._deferring_signals())
-            around, Ranks._around = Ranks._around, ranks
-            try:
-                with ranks._together():
-                    yield ranks
-            finally:
-                Ranks._around = around
+            changes.enter_context(ranks._deferring_signals())
+            changes.callback(setattr, Ranks, "_around", Ranks._around)
+            Ranks._around = ranks
+            with ranks._together():
+                yield ranks
 
     @classmethod
     @contextmanager
@@ -285,7 +288,7 @@ class Ranks:
         self._shared = error
         return error
 
-    @contextmanager
+    @temporary
     def _deferring_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT raise within the block, but never in the middle of an exchange."""
         if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
@@ -297,23 +300,18 @@ class Ranks:
         def note(signum: int, frame: FrameType | None) -> None:
             self._signal = signum
             if self._shared is not None:  # an error is on its way out: not cut off, but a second signal is obeyed
-                signal.signal(signum, usual[signum])
+                replace_handler(signum, usual[signum])
             elif not self._busy:
                 raise _of_signal(signum)
 
-        mine = [signum for signum, handler in usual.items() if signal.getsignal(signum) == handler]
+        mine = [signum for signum, handler in usual.items() if handler_of(signum) == handler]
         for signum in mine:
-            signal.signal(signum, note)
-        awaited = False
-        try:
-            yield
-        except BaseException as error:
-            awaited = error is self._shared  # torchrun's SIGTERM is still to come
-            raise
-        finally:
-            for signum in mine:
-                if not awaited or signum == signal.SIGINT:
-                    signal.signal(signum, usual[signum])
+            replace_handler(signum, note)
+        yield
+        awaited = self._shared is not None  # an error that all know of: torchrun's SIGTERM is still to come
+        for signum in mine:
+            if not awaited or signum == signal.SIGINT:
+                replace_handler(signum, usual[signum])
 
     # ---- transport ---------------------------------------------------------------------------------------------
 

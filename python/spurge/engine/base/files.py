@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.base.tensor_parallel import whole
 
 PathLike = str | os.PathLike[str]
@@ -133,16 +134,14 @@ def write_parts(path: PathLike, parts: Iterable[bytes | memoryview]) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"folder {target.parent} does not exist, so {target.name} cannot be written there")
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
+    with Temporaries() as changes:
+        changes.callback(temporary.unlink, missing_ok=True)
         # Mode "x" refuses an existing name and, unlike tempfile, respects the user's umask.
         with open(temporary, "xb") as stream:
             stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:

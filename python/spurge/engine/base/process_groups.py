@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 
@@ -11,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from spurge.engine.base.ranks import ProcessRank, RankLost
+from spurge.engine.base.temporary import Temporaries
 
 _JOINED = count()  # how often this process has joined the others
 
@@ -34,17 +33,18 @@ def own_device(device: torch.device | str | None, process: ProcessRank) -> torch
     return own
 
 
-@contextmanager
-def process_group(device: torch.device, process: ProcessRank, timeout: float) -> Iterator[dist.ProcessGroup | None]:
-    """torch.distributed's default group (None), gone after the block.
+def join_all(changes: Temporaries, device: torch.device, process: ProcessRank, timeout: float) -> None:
+    """Joins torch.distributed's default group, None in its functions, until the block of ``changes`` ends.
 
     Raises:
         RankLost: not all ranks came within ``timeout`` seconds.
     """
     if device.type == "cuda":
+        changes.callback(torch.cuda.set_device, torch.cuda.current_device())
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     wait = timedelta(seconds=timeout)
+    changes.callback(_leave_all)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=wait))
         # A prefix of its own each time: what an earlier group left in the store would be taken for this one's.
@@ -52,24 +52,22 @@ def process_group(device: torch.device, process: ProcessRank, timeout: float) ->
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     except RuntimeError:
         raise RankLost(f"not all {process.size} ranks came within {timeout:g} s") from None
-    try:
-        yield None
-    finally:
+
+
+def _leave_all() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
-@contextmanager
-def side_group(timeout: float) -> Iterator[dist.ProcessGroup]:
-    """A gloo group beside the one that the caller made, gone after the block.
+def join_beside(changes: Temporaries, timeout: float) -> dist.ProcessGroup:
+    """A gloo group beside the one that the caller made, until the block of ``changes`` ends.
 
     Raises:
-        RankLost: as :func:`process_group`.
+        RankLost: as :func:`join_all`.
     """
     try:
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
     except RuntimeError:
         raise RankLost(f"not all {dist.get_world_size()} ranks came within {timeout:g} s") from None
-    try:
-        yield group
-    finally:
-        dist.destroy_process_group(group)
+    changes.callback(dist.destroy_process_group, group)
+    return group

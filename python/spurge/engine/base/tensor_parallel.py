@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from spurge.engine.base.gradients import grad_mode
+
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
@@ -38,7 +40,7 @@ def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor."""
     if not is_sharded(tensor):
         return tensor
-    with torch.no_grad():
+    with grad_mode(False):
         return tensor.to_local()  # type: ignore[attr-defined]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.device_checks import require
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.partial_forward import Rows, Target
 
 ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
@@ -64,7 +65,7 @@ def check_differentiable(target: Target, rows: Rows) -> None:
     Raises:
         ValueError: neither the rows' logits nor their attention reach the value differentiably.
     """
-    with torch.enable_grad():
+    with grad_mode(True):
         logits = rows.logits.detach().requires_grad_()
         attention = None if rows.attention is None else rows.attention.detach().requires_grad_()
         if not target(replace(rows, logits=logits, attention=attention)).requires_grad:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from spurge.engine.base.checks import choice
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
@@ -139,7 +140,7 @@ class Cascade:
             kept = self.footprint(inputs).kept(len(main_input(inputs)), differentiable=differentiable)
             fitting.append(total + kept <= KEPT_SHARE * self.budget)
             total += kept if fitting[-1] else 0
-        with frozen(self.model), torch.set_grad_enabled(differentiable):
+        with frozen(self.model, gradients=differentiable):
             return [
                 Prompt(inputs, list(self._traces(inputs, differentiable=differentiable)) if fits else [], total)
                 for inputs, fits in zip(batches, fitting, strict=True)
@@ -171,7 +172,7 @@ class Cascade:
             ValueError: a neuron the model does not have, an empty set or batch, a target not finite.
         """
         units = self.units(neurons)
-        with frozen(self.model), torch.no_grad():
+        with frozen(self.model, gradients=False):
             parts = [self._ablate(trace, target, units, self._room(inputs)) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
@@ -192,7 +193,7 @@ class Cascade:
             raise ValueError(f"gates: expected [settings, {len(units)}], got {came}")
         if not torch.isfinite(gates).all():
             raise ValueError("gates: must be finite")
-        with frozen(self.model), torch.no_grad():
+        with frozen(self.model, gradients=False):
             parts = [self._gated(trace, target, units, gates, self._room(inputs)) for trace in self._traces(inputs)]
         return torch.cat(parts, 1)
 
@@ -255,7 +256,7 @@ class Cascade:
 
     def _attribute(self, trace: Trace, target: Target, room: int, *, keep: bool) -> Attribution:
         trace, ends = end_gradients(trace, target, keep=keep)
-        with torch.no_grad():
+        with grad_mode(False):
             full = target_values(target, trace.rows)
             if self.path == "neuron":
                 return self._neuron_path(trace, target, full.t(), room)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.call_arguments import take
@@ -173,20 +174,20 @@ def measure_footprint(partial_forward: PartialForward, inputs: Mapping[str, Any]
     def end(*_: Any) -> None:
         marks[-1] = meter.live - marks[-1][0], meter.peak - meter.live
 
-    with ExitStack() as stack:
+    with Temporaries() as stack:
         stack.enter_context(frozen(partial_forward.model))
-        with meter, torch.no_grad():
+        with within(meter), grad_mode(False):
             trace = partial_forward.trace(take(inputs, slice(0, 1)))
         kept, seen = meter.live, trace.sites[0]
         leaf = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64))
-        with meter, torch.no_grad():
+        with within(meter), grad_mode(False):
             before = meter.restart()
             partial_forward.run(trace, {0: leaf})
         passing = meter.peak - before
         for block in partial_forward.blocks:
             stack.enter_context(hook_before(block, start))
             stack.enter_context(hook(block, end))
-        with meter, torch.enable_grad():
+        with within(meter), grad_mode(True):
             logits = partial_forward.run(trace, {0: leaf.requires_grad_()}).logits
             value = logits.log_softmax(-1)
         head = meter.live - before - sum(saved for saved, _ in marks)

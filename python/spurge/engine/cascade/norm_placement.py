@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -11,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.models.call_arguments import first, same, split_call
 from spurge.engine.models.hooks import hook, hook_before
 from spurge.engine.models.sites import Site
@@ -50,7 +51,7 @@ def layer_anatomy(
     outputs: list[Any] = []
     starts: list[tuple[tuple, dict]] = []
     seen: list[dict[str, Any]] = [{"leaves": []} for _ in sites]
-    with ExitStack() as stack, torch.no_grad():
+    with Temporaries() as stack, grad_mode(False):
         for block in blocks:
             stack.enter_context(hook_before(block, lambda m, args, kwargs: starts.append((args, kwargs))))
             stack.enter_context(hook(block, lambda m, args, output: outputs.append(output)))
@@ -71,7 +72,7 @@ def layer_anatomy(
             )
     order = {id(block): index for index, block in enumerate(blocks)}
     placements = []
-    with torch.no_grad():
+    with grad_mode(False):
         for site, keep in zip(sites, seen, strict=True):
             index = order[id(site.block)]
             site.projection.verify(site.name, keep["z"], keep["o"], keep["rest"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, layer_anatomy
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.hooks import WideAttention, hook, hook_before, replaced_forward
+from spurge.engine.models.hooks import (
+    WideAttention,
+    hook,
+    hook_before,
+    in_this_thread,
+    replaced_forward,
+)
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.readout import Readout
 from spurge.engine.models.sites import Site
@@ -147,14 +155,14 @@ class PartialForward:
         """Find out whether the head reads the probed token alone: the logits stay, bit for bit, when others change."""
         position = self.handle.probed(inputs)
         outputs: list[Any] = []
-        with ExitStack() as stack, torch.no_grad():
+        with Temporaries() as stack, grad_mode(False):
             for block in self.blocks:
                 stack.enter_context(hook(block, lambda module, args, output: outputs.append(output)))
             before = self._logits(inputs, position)
 
         def after(hidden: Tensor) -> Tensor:
             ends = [*outputs[:-1], like(outputs[-1], hidden)]
-            with ExitStack() as stack, torch.no_grad():
+            with Temporaries() as stack, grad_mode(False):
                 for block, output in zip(self.blocks, ends, strict=True):
                     stack.enter_context(replaced_forward(block, lambda *args, o=output, **kwargs: o))
                 return self._logits(inputs, position)
@@ -176,14 +184,14 @@ class PartialForward:
         if self._last.attention is None:
             return True
         try:
-            with AttentionRow(self._last.attention, lambda rows: position, prune=True), torch.no_grad():
+            with AttentionRow(self._last.attention, lambda rows: position, prune=True), grad_mode(False):
                 self._logits(inputs, position)
         except ValueError:
             return False
         return True
 
     def _logits(self, inputs: Mapping[str, Any], position: Tensor) -> Tensor:
-        with WideAttention() if self._half_on_cpu else nullcontext():
+        with within(WideAttention()) if self._half_on_cpu else nullcontext():
             return self.readout.logits(lambda: self.model(**inputs), position)
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
@@ -216,7 +224,7 @@ class PartialForward:
                 outputs[i] = rows if rows.requires_grad else rows.requires_grad_()
             return rows.view_as(o)
 
-        with ExitStack() as stack, torch.set_grad_enabled(differentiable):
+        with Temporaries() as stack, grad_mode(differentiable):
             row = self._last_layer(stack, lambda rows: position)
             for i, (site, placement) in enumerate(zip(self.sites, anatomy.placements, strict=True)):
                 keep = seen[i]
@@ -254,7 +262,7 @@ class PartialForward:
         if placement.kind == "post_norm":
             return SiteTrace(seen["z"], u, pick(seen["s"]))
         if placement.kind == "sandwich":
-            with torch.no_grad():
+            with grad_mode(False):
                 return SiteTrace(seen["z"], u, o, pick(out) - placement.norm(o))
         return SiteTrace(seen["z"], u, o)
 
@@ -319,10 +327,10 @@ class PartialForward:
 
             return behind
 
-        with ExitStack() as stack:
+        with Temporaries() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // batch))
             for i in gates:
-                stack.enter_context(self.sites[i].projection.gate(partial(gates.get, i)))
+                stack.enter_context(self.sites[i].projection.gate(in_this_thread(partial(gates.get, i))))
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, entered(index, block.forward)))
             repeated = {k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}
@@ -358,7 +366,7 @@ class PartialForward:
             outputs[i] = rows if rows.requires_grad or not torch.is_grad_enabled() else rows.requires_grad_()
             return outputs[i].view_as(o)
 
-        with ExitStack() as stack:
+        with Temporaries() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
             for i, site in enumerate(self.sites):
                 stack.enter_context(site.projection.watch(partial(scale, i)))
@@ -380,7 +388,7 @@ class PartialForward:
         rows = placement.norm(rows)
         return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
 
-    def _last_layer(self, stack: ExitStack, position: Callable[[int], Tensor]) -> AttentionRow | None:
+    def _last_layer(self, stack: Temporaries, position: Callable[[int], Tensor]) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""
         site = self._last
         row = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
 from spurge.engine.cascade.memory_model import Footprint
 from spurge.engine.cascade.partial_forward import PartialForward, Target, Trace
@@ -79,7 +80,7 @@ class Paths:
             members: dict[int, list[int]] = {}  # site -> its pieces in this block
             for p in group:
                 members.setdefault(sites[p], []).append(p)
-            with torch.enable_grad():
+            with grad_mode(True):
                 leaves = {
                     i: ops.open_rows(
                         trace.sites[i].anchor, trace.sites[i].u, torch.cat([rules[p].alphas[s] for p in own])
@@ -116,7 +117,7 @@ class Paths:
     def _of_all_layers(self, trace: Trace, target: Target, room: int, rule: Nodes) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for s in self.footprint(trace.inputs).node_slices(room, self.nodes, trace.batch):
-            with torch.enable_grad():
+            with grad_mode(True):
                 rows, z, scaled = self.forward.scaled(trace, rule.alphas[s])
                 value = target_values(target, rows)
             for q, grads in gradients(value, scaled):
@@ -139,7 +140,7 @@ class Paths:
         missing = [point for point in points if point not in known]
         size, batch = self.footprint(trace.inputs).rows_forward(room, trace.batch), trace.batch
         found = dict(known)
-        with torch.no_grad():
+        with grad_mode(False):
             for group in (missing[start : start + size] for start in range(0, len(missing), size)):
                 alphas = torch.tensor([alpha for _, alpha in group], dtype=torch.float64)
                 if self.joint:
@@ -167,7 +168,7 @@ def end_gradients(trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, E
     """
     if not trace.outputs:
         return trace, {}
-    with torch.enable_grad():
+    with grad_mode(True):
         value = target_values(target, trace.rows)
     ends = dict(gradients(value, trace.outputs, keep=keep))
     rows = trace.rows

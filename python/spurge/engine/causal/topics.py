@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, checked_values, integer, number
 from spurge.engine.base.files import fingerprint, spurge_version
+from spurge.engine.base.temporary import temporary
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.data.words import split_words
 
@@ -146,7 +146,7 @@ def _candidates(clusters: Any, rows: int) -> list[int]:
     return found
 
 
-@contextmanager
+@temporary
 def _one_thread() -> Iterator[None]:
     """scikit-learn on one thread: several add up their parts of a sum in the order in which they finish."""
     try:

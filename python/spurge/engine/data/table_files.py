@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spurge.engine.base.files import FileError
+from spurge.engine.base.temporary import temporary
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"
@@ -48,7 +49,8 @@ def read_records(path: str | os.PathLike[str], quoting: bool | None = None) -> I
                     if content.strip():
                         yield _json_row(path, line, content)
             else:
-                yield from _table(path, data, "," if kind == [".csv"] else "\t", quoting)
+                with _long_fields():
+                    yield from _table(path, data, "," if kind == [".csv"] else "\t", quoting)
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: not UTF-8, near line {line + 1}") from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
@@ -83,10 +85,16 @@ class _Lines:
         return found
 
 
+@temporary
+def _long_fields() -> Iterator[None]:
+    """The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here."""
+    before = csv.field_size_limit(2**31 - 1)
+    yield
+    csv.field_size_limit(before)
+
+
 def _table(path: Path, data: Iterable[str], delimiter: str, quoting: bool | None) -> Iterator[dict[str, Any]]:
     """Rows of a table whose first line names the columns."""
-    # The csv module refuses fields above a process-wide limit (128 KiB); a long document is no error here.
-    old = csv.field_size_limit(2**31 - 1)
     lines, ambiguous = _Lines(data), list[int]()
     try:
         reader = csv.reader(
@@ -117,7 +125,6 @@ def _table(path: Path, data: Iterable[str], delimiter: str, quoting: bool | None
         advice = "a quote inside a quoted field is written twice; where quotes are text: quoting=False"
         raise FileError(f"{path}: line {reader.line_num}: {error} ({advice})") from error
     finally:
-        csv.field_size_limit(old)
         if ambiguous:
             warnings.warn(
                 f"{path}: {len(ambiguous)} rows have a quoted field that runs over line breaks, the first on line "

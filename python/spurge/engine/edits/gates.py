@@ -6,50 +6,68 @@ With gates ``g`` ``[F]`` a site computes ``u = W2 (g * z) + b`` instead of ``u =
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from threading import Lock, get_ident
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, Temporary, temporary, uncut
+from spurge.engine.models.hooks import alone
 from spurge.engine.models.parameters import oddity, same_bits, sharer
 from spurge.engine.models.projections import RowGates, hooked
 from spurge.engine.models.sites import Site
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 class _Gate:
-    """Gates ``[F]`` of one site, the same at all positions, while they are active."""
+    """Gates ``[F]`` of one site, the same at all positions.
 
-    def __init__(self, gates: Tensor, info: Mapping[str, Any]) -> None:
-        self.gates, self.info, self.active = gates, info, True
+    Args:
+        thread: the only one that they act for; None: all.
+
+    Attributes:
+        blind: threads that they do not act for now.
+    """
+
+    def __init__(self, gates: Tensor, info: Mapping[str, Any], thread: int | None) -> None:
+        self.gates, self.info = gates, info
         columns = (gates != 1).nonzero()[:, 0]
-        self._rows = RowGates(columns, gates[columns][None])
+        self._rows, self._thread = RowGates(columns, gates[columns][None]), thread
+        self.blind: set[int] = set()
+
+    @property
+    def acts(self) -> bool:
+        """Whether they act for this thread."""
+        here = get_ident()
+        return self._thread in (None, here) and here not in self.blind
 
     def __call__(self) -> RowGates | None:
-        return self._rows if self.active else None
+        return self._rows if self.acts else None
 
 
 class _Eager:
-    """Makes code under ``torch.compile`` run eagerly while any gate is attached anywhere.
+    """Makes code under ``torch.compile`` run eagerly, in all threads, while any gate is attached anywhere.
 
     A compiled model does not look for hooks that came after it was compiled, and keeps those it was compiled
-    with: gates would be ignored, or stay after they were taken off, unnoticed.
+    with: gates would be ignored, or stay after they were taken off, without a word.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._holders = 0
         self._stance: Any = None
 
-    def hold(self) -> None:
+    @temporary
+    def held(self) -> Iterator[None]:
         with self._lock:
             if self._holders == 0:
                 self._stance = torch.compiler.set_stance("force_eager")
             self._holders += 1
-
-    def release(self) -> None:
+        yield
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
@@ -59,50 +77,64 @@ class _Eager:
 _EAGER = _Eager()
 
 
+@temporary
+def attached(
+    sites: Mapping[str, Site],
+    gates: Mapping[str, Tensor],
+    info: Mapping[str, Any] | None = None,
+    *,
+    everywhere: bool = False,
+) -> Iterator[None]:
+    """Gates ``[F]`` by site name, attached inside the ``with`` block and always taken off after it.
+
+    Args:
+        info: where they come from.
+        everywhere: they act for all threads, not only for this one.
+    """
+    thread = None if everywhere else get_ident()
+    with Temporaries() as changes:
+        changes.enter_context(_EAGER.held())
+        for name, vector in gates.items():
+            projection = sites[name].projection
+            weight = projection.parameter
+            place = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
+            gate = _Gate(vector.to(place, torch.float32), info if info is not None else {}, thread)
+            changes.enter_context(projection.gate(gate))
+        yield
+
+
+@temporary
+def applied(
+    model: Model, sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any]
+) -> Iterator[Model]:
+    """Gates ``[F]`` by site name for all threads, attached and taken off between two runs of Spurge on the model."""
+    change = attached(sites, gates, info, everywhere=True)
+    with alone(model):
+        change.__enter__()
+    yield model
+    with alone(model, surely=True):
+        change.__exit__()
+
+
 class Attached:
     """Gates that are attached to a model until :meth:`undo`; nothing else of the model is changed."""
 
-    def __init__(self) -> None:
-        self._handles: list[Any] = []
-        self._holding = False
+    def __init__(self, change: Temporary[Any]) -> None:
+        self._change, self._entered = change, False
+        uncut(self._enter, self.undo)
 
-    def attach(
-        self, sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any] | None = None
-    ) -> None:
-        """Attaches gates ``[F]`` to each site, all or none; ``info`` is where they come from."""
-        try:
-            _EAGER.hold()
-            self._holding = True
-            for name, vector in gates.items():
-                projection = sites[name].projection
-                weight = projection.parameter
-                device = "cpu" if weight.is_meta else weight.device  # meta: offloaded, the hook moves the gates
-                gate = _Gate(vector.to(device, torch.float32), info if info is not None else {})
-                self._handles.append(projection.gate(gate))
-        except BaseException:
-            self.undo()
-            raise
+    def _enter(self) -> None:
+        self._change.__enter__()
+        self._entered = True
 
     def undo(self) -> None:
-        """Takes the gates off; a second call does nothing."""
-        while self._handles:
-            self._handles.pop().remove()
-        if self._holding:
-            self._holding = False
-            _EAGER.release()
+        """Takes the gates off, between two runs of Spurge on the model; a second call does nothing."""
+        uncut(self._leave)
 
-
-@contextmanager
-def attached(
-    sites: Mapping[str, Site], gates: Mapping[str, Tensor], info: Mapping[str, Any] | None = None
-) -> Iterator[None]:
-    """Gates ``[F]`` by site name, attached inside the ``with`` block and always taken off after it."""
-    handle = Attached()
-    try:
-        handle.attach(sites, gates, info)
-        yield
-    finally:
-        handle.undo()
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._change.__exit__()
 
 
 def _gates(module: nn.Module) -> list[_Gate]:
@@ -110,79 +142,78 @@ def _gates(module: nn.Module) -> list[_Gate]:
 
 
 def is_gated(model: nn.Module) -> bool:
-    """Whether gates are attached to ``model`` now."""
-    return any(_gates(module) for module in model.modules())
+    """Whether gates on ``model`` act for this thread now."""
+    return any(gate.acts for module in model.modules() for gate in _gates(module))
 
 
 def gates_on(model: nn.Module) -> tuple[dict[str, Tensor], list[Mapping[str, Any]]]:
-    """The gates ``[F]`` attached to ``model`` now, by module path, and where they come from.
+    """The gates ``[F]`` on ``model`` that act for this thread now, by module path, and where they come from.
 
     Stacked gates are multiplied, as they act.
     """
     product: dict[str, Tensor] = {}
     infos: dict[int, Mapping[str, Any]] = {}
     for name, module in model.named_modules():
-        if found := _gates(module):
+        if found := [gate for gate in _gates(module) if gate.acts]:
             product[name] = torch.stack([gate.gates.cpu() for gate in found]).prod(0)
             infos |= {id(gate.info): gate.info for gate in found}
     return product, list(infos.values())
 
 
-@contextmanager
+@temporary
 def suspended(model: nn.Module) -> Iterator[None]:
-    """The model as if no gates were attached, inside the ``with`` block."""
-    found = [gate for module in model.modules() for gate in _gates(module) if gate.active]
-    try:
-        for gate in found:
-            gate.active = False
-        yield
-    finally:
-        for gate in found:
-            gate.active = True
+    """The model as if no gates were attached, for this thread, inside the ``with`` block."""
+    here = get_ident()
+    found = [gate for module in model.modules() for gate in _gates(module) if gate.acts]
+    for gate in found:
+        gate.blind.add(here)
+    yield
+    for gate in found:
+        gate.blind.discard(here)
 
 
 class Folded:
     """Columns of down projections that were multiplied by gates, and their old bits."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._columns: list[tuple[Site, Tensor, Tensor, Tensor]] = []  # site, indices, old columns, new columns
 
-    def fold(self, model: nn.Module, sites: Mapping[str, Site], gates: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """``W2[:, k] *= g_k`` in place for all sites, or for none.
+    def fold(self, sites: Mapping[str, Site], gates: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """``W2[:, k] *= g_k`` in place for all sites, or for none, between two runs of Spurge on the model.
 
         Raises:
             ValueError: a weight is on the meta device, quantised, wrapped, or shared with another module, or gates
                 are attached to it, which would then act twice.
         """
-        for name in gates:
-            _foldable(model, sites[name])
-            if _gates(sites[name].down):
-                raise ValueError(f"fold: gates are attached to {name!r} now; take them off first")
-        columns = []
-        with torch.no_grad():
+        with alone(self._model), grad_mode(False):
+            for name in gates:
+                _foldable(self._model, sites[name])
+                if _gates(sites[name].down):
+                    raise ValueError(f"fold: gates are attached to {name!r} now; take them off first")
+            columns = []
             for name, (indices, values) in gates.items():
                 projection = sites[name].projection
                 device = projection.parameter.device
                 indices, values = indices.to(device), values.to(device)
                 old = projection.columns(indices)
                 columns.append((sites[name], indices, old, (old * values).to(old.dtype)))
-            try:
+            self._columns = list(columns)
+
+            def write() -> None:
                 for site, indices, _, new in columns:
                     site.projection.write(indices, new)
-            except BaseException:
-                for site, indices, old, _ in columns:
-                    site.projection.write(indices, old)
-                raise
-        self._columns = columns
-        torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends
+                _forget_casts()
+
+            uncut(write, self._write_back)
 
     def undo(self) -> None:
-        """Puts the exact old columns back; a second call does nothing.
+        """Puts the exact old columns back, between two runs of Spurge; a second call does nothing.
 
         Raises:
             ValueError: the folded columns have changed since (another fold, training, a cast); nothing is written.
         """
-        with torch.no_grad():
+        with alone(self._model), grad_mode(False):
             for site, indices, _, new in self._columns:
                 projection = site.projection
                 weight = projection.parameter
@@ -191,11 +222,20 @@ class Folded:
                         f"undo: the folded columns of {site.name!r} have changed since the fold "
                         "(another fold, training, a cast); undo that first"
                     )
-            for site, indices, old, _ in self._columns:
-                device = site.parameter.device
-                site.projection.write(indices.to(device), old.to(device))
-        self._columns = []
-        torch.clear_autocast_cache()
+            uncut(self._write_back)
+
+    def _write_back(self) -> None:
+        """Writes the old columns, and knows after each site which are still to be written."""
+        while self._columns:
+            site, indices, old, _ = self._columns[-1]
+            device = site.parameter.device
+            site.projection.write(indices.to(device), old.to(device))
+            self._columns.pop()
+        _forget_casts()
+
+
+def _forget_casts() -> None:
+    torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends
 
 
 def _foldable(model: nn.Module, site: Site) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved_results import Saved
+from spurge.engine.base.temporary import Temporary
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of
-from spurge.engine.edits.gates import Attached, Folded, attached
+from spurge.engine.edits.gates import Attached, Folded, Model, applied
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
 
@@ -125,20 +125,24 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     def apply(self, model: nn.Module, *, force: bool = False) -> Attached:
         """Attaches the gates until ``undo()`` of the handle is called; weights are not touched. Edits stack.
 
+        They act for every thread that runs the model. Attaching and taking off wait until no other thread is in a
+        run of Spurge on the model; a plain forward that another thread has under way may see a part of the gates.
+        Ctrl-C before the handle has a name loses it: :meth:`applied` is safe there, too.
+
         Code under ``torch.compile`` runs eagerly meanwhile: compiled models do not see new hooks.
 
         Raises:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown sites and other shapes.
         """
-        handle = Attached()
-        handle.attach(self.fit(model, force=force), self.full(), self.info)
-        return handle
+        return Attached(self.applied(model, force=force))
 
-    @contextmanager
-    def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
-        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends."""
-        with attached(self.fit(model, force=force), self.full(), self.info):
-            yield model
+    def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
+        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
+
+        Raises:
+            EditMismatch: as :meth:`apply`.
+        """
+        return applied(model, self.fit(model, force=force), self.full(), self.info)
 
     def full(self) -> dict[str, Tensor]:
         """Gates of all neurons of each touched site, float32 ``[F]``: 1 where the edit has none."""
@@ -151,6 +155,8 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     def fold(self, model: nn.Module, *, force: bool = False) -> Folded:
         """Multiplies the columns of the down projections in place, in all sites or in none: a plain checkpoint.
 
+        Waits until no other thread is in a run of Spurge on the model; a plain forward under way may see a part of it.
+
         Returns:
             A handle whose ``undo()`` puts the exact old bits back.
 
@@ -159,8 +165,8 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
             ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module, or gates
                 are attached to it now.
         """
-        handle = Folded()
-        handle.fold(model, self.fit(model, force=force), self.gates)
+        handle = Folded(model)
+        handle.fold(self.fit(model, force=force), self.gates)
         return handle
 
     def combine(self, other: NeuronEdit, rule: Literal["multiply", "last"] = "multiply") -> NeuronEdit:

@@ -7,19 +7,21 @@ the model's own bits. Everything that looks at a model through here sees its own
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.temporary import Temporaries, every, temporary, uncut
+from spurge.engine.models.hooks import alone
 from spurge.engine.models.parameters import Place, cast, read, same_bits, write
 
 Changes = dict[str, tuple[Tensor, Tensor]]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(eq=False)
@@ -57,12 +59,16 @@ def original(place: Place) -> Tensor:
 class Overwritten:
     """Entries of a model's parameters that have new values until :meth:`undo`.
 
+    They are written between two runs of Spurge on the model; a plain forward that another thread has under way may
+    read a part of them.
+
     Args:
+        model: whose parameters they are.
         lasting: written below all layers, as the model's own bits from now on; such a handle is undone last.
     """
 
-    def __init__(self, *, lasting: bool = False) -> None:
-        self._lasting = lasting
+    def __init__(self, model: nn.Module, *, lasting: bool = False) -> None:
+        self._model, self._lasting = model, lasting
         self._layers: list[tuple[Place, _Layer]] = []
 
     def apply(self, places: Mapping[str, Place], changes: Changes, info: Mapping[str, Any]) -> None:
@@ -72,7 +78,7 @@ class Overwritten:
             ValueError: values that the parameter's type cannot hold, entries that others have changed since they were
                 edited, or a lasting change below what is applied now.
         """
-        with _LOCK:
+        with alone(self._model), _LOCK:
             current, layers = [], []
             for name, (indices, values) in changes.items():
                 place = places[name]
@@ -88,22 +94,25 @@ class Overwritten:
                     old = _replaced(indices, old, layer.indices, layer.old)
                 layers.append((place, _Layer(indices, values, old, info)))
             self._layers = list(layers)
-            try:
+
+            def put() -> None:
                 for place, layer in layers:
                     if not self._lasting:
                         _STACKS.setdefault(place.module, {}).setdefault(place.key, []).append(layer)
                     write(place.parameter, layer.indices, layer.values)
-            except BaseException:
-                _uninterrupted(partial(self._write_back, current))
-                raise
 
-    def undo(self) -> None:
+            uncut(put, partial(self._write_back, current))
+
+    def undo(self, *, surely: bool = False) -> None:
         """Puts the old bits back, or what layers applied since have there; a second call does nothing.
+
+        Args:
+            surely: Ctrl-C does not end the waiting for a run of Spurge in another thread.
 
         Raises:
             ValueError: the written entries have changed since (training, a cast, another fold); nothing is written.
         """
-        with _LOCK:
+        with alone(self._model, surely=surely), _LOCK:
             todo = []
             for place, layer in self._layers:
                 stack = _stack(place)
@@ -114,21 +123,23 @@ class Overwritten:
                     expected = layer.values if self._lasting else _composed(layer.indices, layer.old, stack)
                     _check_bits(place, layer.indices, expected)
                     todo.append((place, layer, _composed(layer.indices, layer.old, rest)))
-            _uninterrupted(partial(self._finish, todo))
+            uncut(partial(every, self._finish, todo))
             self.forget()
 
     def _write_back(self, current: list[Tensor]) -> None:
-        for (place, layer), before in zip(self._layers, current, strict=True):
+        def put(written: tuple[tuple[Place, _Layer], Tensor]) -> None:
+            (place, layer), before = written
+            _drop(place, layer)
             write(place.parameter, layer.indices, before)
-            _drop(place, layer)
 
-    def _finish(self, todo: list[tuple[Place, _Layer, Tensor]]) -> None:
-        while todo:
-            place, layer, values = todo[-1]
-            write(place.parameter, layer.indices, values)
-            _drop(place, layer)
-            self._layers = [(other, own) for other, own in self._layers if own is not layer]
-            todo.pop()
+        every(put, list(zip(self._layers, current, strict=True)))
+        self._layers = []
+
+    def _finish(self, undone: tuple[Place, _Layer, Tensor]) -> None:
+        place, layer, values = undone
+        write(place.parameter, layer.indices, values)
+        _drop(place, layer)
+        self._layers = [(other, own) for other, own in self._layers if own is not layer]
 
     def forget(self) -> None:
         """Leaves the weights as they are; nothing is put back any more."""
@@ -138,21 +149,18 @@ class Overwritten:
             self._layers = []
 
 
-@contextmanager
-def overwritten(places: Mapping[str, Place], changes: Changes, info: Mapping[str, Any]) -> Iterator[None]:
+@temporary
+def overwritten(
+    model: Model, places: Mapping[str, Place], changes: Changes, info: Mapping[str, Any]
+) -> Iterator[Model]:
     """Changes that are applied inside the ``with`` block and always undone after it."""
-    handle = Overwritten()
+    handle = Overwritten(model)
+    handle.apply(places, changes, info)
+    yield model
     try:
-        handle.apply(places, changes, info)
-        yield
+        handle.undo(surely=True)
     finally:
-        try:
-            handle.undo()
-        except KeyboardInterrupt:
-            handle.undo()
-            raise
-        finally:
-            handle.forget()
+        handle.forget()
 
 
 def is_overwritten(model: nn.Module) -> bool:
@@ -176,22 +184,23 @@ def overwrites_on(model: nn.Module) -> tuple[Changes, list[Mapping[str, Any]]]:
     return changes, list(infos.values())
 
 
-@contextmanager
+@temporary
 def lifted(model: nn.Module) -> Iterator[None]:
     """The model as if nothing were applied to its weights, inside the ``with`` block.
+
+    Runs of Spurge in other threads wait until it ends; a plain forward there sees the model as this thread does.
 
     Raises:
         ValueError: as :func:`original`.
     """
-    with _LOCK:
-        found = [(place, stack, *_merged(place, stack)[:2]) for place, stack in _applied(model)]
-    try:
+    with alone(model), Temporaries() as changes:
+        with _LOCK:
+            found = [(place, stack, *_merged(place, stack)[:2]) for place, stack in _applied(model)]
+        changes.callback(every, _put_back, found)
         for place, _, indices, old in found:
             write(place.parameter, indices, old)
             _STACKS[place.module].pop(place.key, None)
         yield
-    finally:
-        _uninterrupted(partial(_put_back, found))
 
 
 def _stack(place: Place) -> list[_Layer]:
@@ -209,22 +218,13 @@ def _drop(place: Place, layer: _Layer) -> None:
         keys.pop(place.key, None)
 
 
-def _put_back(found: list[tuple[Place, list[_Layer], Tensor, Tensor]]) -> None:
+def _put_back(lifted: tuple[Place, list[_Layer], Tensor, Tensor]) -> None:
     """Writes lifted layers again, those that were not undone meanwhile."""
-    for place, stack, indices, old in found:
-        rest = [layer for layer in stack if layer.wanted]
-        write(place.parameter, indices, _composed(indices, old, rest))
-        if rest:
-            _STACKS.setdefault(place.module, {})[place.key] = rest
-
-
-def _uninterrupted(step: Callable[[], None]) -> None:
-    """Runs a step that may be run again; an interrupt is raised after it has been done."""
-    try:
-        step()
-    except KeyboardInterrupt:
-        step()
-        raise
+    place, stack, indices, old = lifted
+    rest = [layer for layer in stack if layer.wanted]
+    if rest:
+        _STACKS.setdefault(place.module, {})[place.key] = rest
+    write(place.parameter, indices, _composed(indices, old, rest))
 
 
 def _applied(model: nn.Module) -> list[tuple[Place, list[_Layer]]]:

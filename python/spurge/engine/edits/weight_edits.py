@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved_results import Saved
+from spurge.engine.base.temporary import Temporary
 from spurge.engine.base.tensor_files import Contents, kind_of
 from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
-from spurge.engine.edits.overwrites import Changes, Overwritten, original, overwritten
+from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
 from spurge.engine.models.heads import Head, print_of
 from spurge.engine.models.parameters import FLOATS, Place, cast, check_writable, find_places
 
@@ -152,27 +152,28 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
         """Writes the new values in place until ``undo()`` of the handle is called, all or none; the old bits come back.
 
         Edits stack: where two meet, the one applied last counts, and they come off in any order. A copy or checkpoint
-        made meanwhile holds the edited weights. Compiled models see them too.
+        made meanwhile holds the edited weights. Compiled models see them too, and so does every thread. Writing waits
+        until no other thread is in a run of Spurge on the model; a plain forward that another thread has under way may
+        read a part of the new values. Ctrl-C before the handle has a name loses it: :meth:`applied` is safe there, too.
 
         Raises:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown names and other shapes.
             ValueError: a parameter is tied, quantised or on the meta device; with ``force``, values that its type
                 cannot hold.
         """
-        handle = Overwritten()
+        handle = Overwritten(model)
         handle.apply(self.fit(model, force=force), self.changes, self.info)
         return handle
 
-    @contextmanager
-    def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
-        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends.
+    def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
+        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
 
         Raises:
+            EditMismatch, ValueError: as :meth:`apply`.
             ValueError: at the end of the block, if the edited weights have changed in it (training, a cast); they are
                 then left as they are.
         """
-        with overwritten(self.fit(model, force=force), self.changes, self.info):
-            yield model
+        return overwritten(model, self.fit(model, force=force), self.changes, self.info)
 
     def fold(self, model: nn.Module, *, force: bool = False) -> Overwritten:
         """Writes the new values in place for good, all or none: a plain checkpoint.
@@ -183,7 +184,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
         Raises:
             EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
         """
-        handle = Overwritten(lasting=True)
+        handle = Overwritten(model, lasting=True)
         handle.apply(self.fit(model, force=force), self.changes, self.info)
         return handle
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import CorrelationTokens
@@ -30,6 +31,7 @@ from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation.prediction import Golden, Outcome, Prepared, accuracy, predict
 from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summarize
 from spurge.engine.models.handle import Handle
+from spurge.engine.models.hooks import alone
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site
 
@@ -120,13 +122,15 @@ def evaluate(
         raise TypeError(f"located: expected a NeuronSet or Located, got {type(located).__name__}")
     if not isinstance(name, str) or name in ("", NONE, "zero-all", "random"):
         raise ValueError(f"name: expected a name other than {NONE}, zero-all and random, got {name!r}")
-    if is_gated(model) or is_overwritten(model):
-        if edit is not None:
-            raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
-        edit = _applied(model)
-    if neurons is not None and not isinstance(edit, NeuronEdit):
-        raise ValueError("located: is a control of an edit of neurons, and there is none")
-    with suspended(model), lifted(model):
+    with alone(model), Temporaries() as changes:
+        if is_gated(model) or is_overwritten(model):
+            if edit is not None:
+                raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
+            edit = _applied(model)
+        if neurons is not None and not isinstance(edit, NeuronEdit):
+            raise ValueError("located: is a control of an edit of neurons, and there is none")
+        changes.enter_context(suspended(model))
+        changes.enter_context(lifted(model))
         return _evaluate(
             Handle(model, tokenizer),
             sets,
@@ -198,7 +202,9 @@ def _evaluate(
     random: list[dict[str, Tensor]] = []
     cascade = None
     if isinstance(edit, WeightEdit):
-        passes.append((name, partial(overwritten, edit.fit(handle.model, force=force), edit.changes, edit.info)))
+        passes.append(
+            (name, partial(overwritten, handle.model, edit.fit(handle.model, force=force), edit.changes, edit.info))
+        )
     elif edit is not None:
         erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(handle.model, located, 0.0)
         sites = edit.fit(handle.model, force=force) | erased.fit(handle.model, force=force)

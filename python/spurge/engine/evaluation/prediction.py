@@ -144,7 +144,7 @@ class Prepared:
         """
         logits: list[Tensor] = []
         proximity: list[Tensor] = []
-        with frozen(self.handle.model), torch.no_grad():
+        with frozen(self.handle.model, gradients=False):
             for batch in self.batches:
                 found, near = self._batch(batch)
                 logits.append(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.files import PathLike, spurge_version
+from spurge.engine.base.temporary import Temporaries, temporary
 from spurge.engine.data.examples import Examples
 from spurge.engine.features.cache import FeatureCache, open_cache
 from spurge.engine.features.features import Features
@@ -86,7 +86,7 @@ def extract(
     names = _names(data, names, found.outputs)
     if head is None:
         Handle.of(model).check_labels("data" if isinstance(data, Examples) else "names", names)
-    with frozen(model), _placed(model, device), torch.no_grad():
+    with frozen(model, gradients=False), _placed(model, device):
         check = head is None
         reader = Reader(model, found, layer, check=check, token=token, dtype=dtype, storage=storage, memory=memory)
         made = {**settings, "checked": check, "device": reader.device.type}
@@ -206,7 +206,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return whole
 
 
-@contextmanager
+@temporary
 def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
     """The model on a device, and back where it was on the way out."""
     before = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
@@ -215,11 +215,10 @@ def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[Non
         return
     if len(before) > 1:
         raise ValueError(f"device: the model is spread over {sorted(map(str, before))}, leave it there")
-    try:
+    with Temporaries() as changes:
+        changes.callback(model.to, before.pop())
         model.to(device)
         yield
-    finally:
-        model.to(before.pop())
 
 
 def _text(dtype: torch.dtype | None) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.budgets import in_parts, parse_bytes
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.call_arguments import Limits
 from spurge.engine.models.heads import Head
@@ -95,7 +95,7 @@ class Reader:
         return features.to("cpu", self.storage)
 
     def _call(self, batch: Batch) -> Any:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with within(torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)):
             if isinstance(batch.inputs, dict):
                 return self.model(**batch.inputs)
             return self.model(batch.inputs) if self.main is None else self.model(**{self.main: batch.inputs})
@@ -149,7 +149,7 @@ class Reader:
             def after(module: nn.Module, args: tuple, output: Any) -> None:
                 sizes.append(output.nbytes if isinstance(output, Tensor) else 0)
 
-            with ExitStack() as stack:
+            with Temporaries() as stack:
                 for module in self.model.modules():
                     if not any(module.children()):
                         stack.enter_context(hook(module, after))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from spurge.engine.base.temporary import temporary
+from spurge.engine.models.hooks import hook
 
 
 class Captured:
@@ -40,9 +42,9 @@ class Captured:
         return torch.cat([self._gradients[number] for number in range(len(self._inputs))])
 
 
-@contextmanager
+@temporary
 def captured(layer: nn.Linear) -> Iterator[Captured]:
-    """Keeps inputs and output gradients of ``layer`` for each pass in the block: for `association` of any loss.
+    """Keeps inputs and output gradients of ``layer`` for each pass of this thread: for `association` of any loss.
 
     The loss has to be a sum over the samples (``reduction="sum"``), so that each has its own gradient. The layer's
     hooks go when the block ends, however it ends.
@@ -60,8 +62,5 @@ def captured(layer: nn.Linear) -> Iterator[Captured]:
         if output.requires_grad:
             output.register_hook(lambda gradient: found._gradients.__setitem__(number, gradient.detach()))
 
-    handle = layer.register_forward_hook(keep)
-    try:
+    with hook(layer, keep):
         yield found
-    finally:
-        handle.remove()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number
+from spurge.engine.base.gradients import without_gradients
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
 from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, deviations, minimise
@@ -22,7 +23,7 @@ __all__ = ["Sgd", "Solver", "balanced", "fit_head"]
 Solver = Literal["lbfgs", "sgd"]
 
 
-@torch.no_grad()
+@without_gradients
 def fit_head(
     features: Tensor,
     labels: Tensor,

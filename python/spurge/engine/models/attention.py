@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
+from spurge.engine.base.temporary import Temporaries, Temporary, temporary, within
 from spurge.engine.base.tensor_parallel import added, mesh_of
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 
@@ -29,8 +30,8 @@ _VALUES = ("value", "value_proj", "v_proj", "v_lin")
 _open_rows: weakref.WeakKeyDictionary[nn.Module, AttentionRow] = weakref.WeakKeyDictionary()
 
 
-class AttentionRow:
-    r"""Attention of one query row, captured during each forward of one attention module while open.
+class AttentionRow(Temporary["AttentionRow"]):
+    r"""Attention of one query row, captured during each forward of one attention module in this thread while open.
 
     .. math:: p_{r,h,j} = \operatorname{softmax}_j\bigl(c\, q_{r,h,i(r)} \cdot k_{r,h,j} + m_{r,h,i(r),j}\bigr)
 
@@ -74,7 +75,8 @@ class AttentionRow:
         self.keep_values = keep_values
         self.probabilities: Tensor | None = None
         self.values: Tensor | None = None
-        self._stack = ExitStack()
+        self._thread = threading.get_ident()
+        super().__init__()
 
     def row(self) -> Tensor:
         """Mean over heads of the last forward's probabilities, ``[R, T]`` float32.
@@ -90,22 +92,22 @@ class AttentionRow:
             return self.probabilities.mean(1).float()
         return added(self.probabilities.sum(1) / heads, mesh).float()  # each rank shows its own heads
 
-    def __enter__(self) -> AttentionRow:
+    def _begin(self) -> Iterator[AttentionRow]:
         if self.attention in _open_rows:
             raise RuntimeError(f"a row of this {type(self.attention).__name__} is already being captured")
-        with ExitStack() as stack:
-            _open_rows[self.attention] = self
-            stack.callback(_open_rows.pop, self.attention, None)
-            if _uses_table(self.attention):
-                stack.enter_context(_private_config(self.attention))
-            else:
-                stack.enter_context(self._own_code())
-            self._stack = stack.pop_all()
+        self._thread = threading.get_ident()
         self.probabilities = self.values = None
-        return self
+        with Temporaries() as changes:
+            changes.callback(_open_rows.pop, self.attention, None)
+            _open_rows[self.attention] = self
+            private = _private_config if _uses_table(self.attention) else self._own_code
+            changes.enter_context(private(self.attention))
+            yield self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    @property
+    def here(self) -> bool:
+        """Whether this thread opened the row."""
+        return self._thread == threading.get_ident()
 
     def take(
         self,
@@ -177,16 +179,16 @@ class AttentionRow:
             raise ValueError(f"position: expected {rows} integers for {rows} rows, got {found}")
         return position.to(device)
 
-    @contextmanager
-    def _own_code(self) -> Iterator[None]:
+    @temporary
+    def _own_code(self, attention: nn.Module) -> Iterator[None]:
         """Watch a module that does not ask transformers' table for its attention function."""
-        forward = self.attention.forward
+        forward = attention.forward
         projected: list[Tensor] = []
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             self.probabilities = self.values = None
             projected.clear()
-            with _FusedCalls(self):
+            with within(_FusedCalls(self)):
                 output = forward(*args, **kwargs)
             if self.probabilities is None:
                 raise ValueError(
@@ -205,9 +207,9 @@ class AttentionRow:
                 row = full[torch.arange(len(full), device=full.device), :, position]
                 self.probabilities = row.to(torch.promote_types(row.dtype, torch.float32))
 
-        with ExitStack() as stack:
-            stack.enter_context(replaced_forward(self.attention, watched))
-            for name, child in self.attention.named_children():
+        with Temporaries() as stack:
+            stack.enter_context(replaced_forward(attention, watched))
+            for name, child in attention.named_children():
                 if name in _PROBABILITIES:
                     stack.enter_context(hook_before(child, from_dropout))
                 if name in _VALUES and self.keep_values:
@@ -250,7 +252,14 @@ def _attention_row(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function under our private name in transformers' table."""
-    row = _open_rows[module]
+    config: Any = module.config
+    name = getattr(config, "spurge_original", config._attn_implementation)
+    eager = name in (None, "eager")  # eager code knows no causality or window but the mask's
+    home = _table_home(module)
+    original = home.eager_attention_forward if eager else home.ALL_ATTENTION_FUNCTIONS[name]
+    row = _open_rows.get(module)
+    if row is None or not row.here:
+        return original(module, query, key, value, attention_mask, **kwargs)
     if attention_mask is not None and not torch.is_tensor(attention_mask):
         raise ValueError(
             f"attention: a mask of type {type(attention_mask).__name__} is not supported; load the model with "
@@ -258,9 +267,6 @@ def _attention_row(
         )
     if kwargs.get("head_mask") is not None:
         raise ValueError("attention: head_mask is not supported while an attention row is captured")
-    config: Any = module.config
-    name = config.spurge_original
-    eager = name in (None, "eager")  # eager code knows no causality or window but the mask's
     causal = kwargs.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
@@ -282,8 +288,6 @@ def _attention_row(
     )
     if pruned is not None:
         return pruned[:, None].expand(-1, query.shape[2], -1, -1), None
-    home = _table_home(module)
-    original = home.eager_attention_forward if eager else home.ALL_ATTENTION_FUNCTIONS[name]
     return original(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -303,7 +307,7 @@ def _uses_table(attention: nn.Module) -> bool:
     return hasattr(getattr(attention, "config", None), "_attn_implementation") and _table_home(attention) is not None
 
 
-@contextmanager
+@temporary
 def _private_config(attention: nn.Module) -> Iterator[None]:
     """Give one module a copy of the configuration that names our function; the model's masks stay as they are."""
     config: Any = attention.config
@@ -311,10 +315,8 @@ def _private_config(attention: nn.Module) -> Iterator[None]:
     private.spurge_original = config._attn_implementation
     private._attn_implementation_internal = _NAME  # the property would write through to nested configurations
     attention.config = private
-    try:
-        yield
-    finally:
-        attention.config = config
+    yield
+    attention.config = config
 
 
 def _probed(mask: Tensor, position: Tensor, keys: int) -> Tensor:

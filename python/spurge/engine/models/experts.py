@@ -20,10 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.hooks import RemovableHandle
 
+from spurge.engine.base.gradients import without_gradients
+from spurge.engine.base.temporary import Temporary
+from spurge.engine.models.hooks import hook
 from spurge.engine.models.parameters import oddity
-from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, hooked
+from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked
 
 SUPPORTED = (
     "a transformers experts module with 3-D parameters gate_up_proj (or up_proj) and down_proj, called as "
@@ -134,15 +136,15 @@ class Experts:
         expert, neuron = self._split(indices)
         self._down[expert, :, neuron] = columns.t()
 
-    def watch(self, look: Look) -> RemovableHandle:
+    def watch(self, look: Look) -> Temporary[None]:
         def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             routing = self._routing(args)
             return look(self._activations(routing), output, self._rest(routing))
 
-        return self.module.register_forward_hook(see)
+        return hook(self.module, see)
 
-    def gate(self, gates: Gating) -> RemovableHandle:
-        return self.module.register_forward_hook(_ExpertGate(gates))
+    def gate(self, gates: Gating) -> Temporary[None]:
+        return gated_after(self.module, _ExpertGate(gates))
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         width = self._down.shape[2]
@@ -206,7 +208,7 @@ class Experts:
         goes = torch.zeros(count, experts + 1, dtype=torch.bool, device=index.device).scatter(1, index, True)
         return _Routing(hidden, shares, goes[:, :experts])
 
-    @torch.no_grad()
+    @without_gradients
     def _activations(self, routing: _Routing) -> Tensor:
         """``z'`` ``[N, F]``, the gates that are on included."""
         count, (experts, _, width) = len(routing.hidden), self._down.shape

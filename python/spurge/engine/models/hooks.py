@@ -1,76 +1,134 @@
-"""Temporary changes to a model: every one is undone on the way out, whatever happens inside."""
+"""Temporary changes to a model: every one is undone on the way out, whatever happens inside.
+
+Hooks and replaced forwards act for the thread that installed them: others that run the model meanwhile run it as it is.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, acquire, every, temporary
 
 _locks: Any = WeakTensorKeyDictionary()  # a model's first parameter -> its lock: a wrapper has the same one
 _locks_guard = threading.Lock()
+_AUTOCAST = ("cpu", "cuda")  # devices that have a state of their own
 
 
-def _lock(model: nn.Module) -> Any:
+@temporary
+def alone(model: nn.Module, *, surely: bool = False) -> Iterator[None]:
+    """No other thread runs or edits ``model`` through Spurge meanwhile; those that want to wait. Blocks nest.
+
+    Args:
+        surely: Ctrl-C does not end the waiting: for what has to be undone.
+    """
     first = next(model.parameters(), None)
     if first is None:
-        return nullcontext()
+        yield
+        return
     with _locks_guard:
-        return _locks.setdefault(first, threading.RLock())
+        lock = _locks.setdefault(first, threading.RLock())
+    if surely:
+        lock.acquire()
+    else:
+        acquire(lock)
+    yield
+    lock.release()
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without parameter gradients and for one thread alone; all is put back after."""
-    with _lock(model), _frozen(model):
+@temporary
+def frozen(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
+    """The model in evaluation mode, without parameter gradients and for one thread alone; all is put back after.
+
+    Modes and flags are the model's: another thread that trains it meanwhile does so without dropout, and with
+    ``gradients`` without parameter gradients. One that only runs it in evaluation mode sees no difference.
+
+    Args:
+        gradients: whether the block wants gradients, by activations. False: torch computes none in it, and parameters
+            stay as they are.
+    """
+    with alone(model), Temporaries() as changes:
+        changes.enter_context(grad_mode(gradients))
+        changes.enter_context(_same_autocast())
+        modules = [module for module in model.modules() if module.training]
+        changes.callback(every, _train, modules)
+        for module in modules:
+            module.training = False
+        if gradients:
+            wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            changes.callback(every, torch.Tensor.requires_grad_, wanted)
+            for parameter in wanted:
+                parameter.requires_grad_(False)
         yield
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
+def _train(module: nn.Module) -> None:
+    module.training = True
 
 
-def hook(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
-    """``function(module, args, output)`` after each forward of ``module``, until the block ends."""
-    return module.register_forward_hook(function)
+@temporary
+def _same_autocast() -> Iterator[None]:
+    """Puts back what blocks of autocast in a model's own code change: Ctrl-C may cut one as it is left."""
+    states = [(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in _AUTOCAST]
+    torch.autocast_increment_nesting()
+    depth = torch.autocast_decrement_nesting()
+    yield
+    torch.autocast_increment_nesting()
+    while torch.autocast_decrement_nesting() > depth:
+        torch.clear_autocast_cache()
+    for name, enabled, dtype in states:
+        torch.set_autocast_enabled(name, enabled)
+        torch.set_autocast_dtype(name, dtype)
 
 
-def hook_before(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
-    """``function(module, args, kwargs)`` before each forward of ``module``, until the block ends."""
-    return module.register_forward_pre_hook(function, with_kwargs=True)
+@temporary
+def hook(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """``function(module, args, output)`` after each forward of ``module`` in this thread."""
+    handle = module.register_forward_hook(in_this_thread(function))
+    yield
+    handle.remove()
 
 
-@contextmanager
+@temporary
+def hook_before(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """``function(module, args, kwargs)`` before each forward of ``module`` in this thread."""
+    handle = module.register_forward_pre_hook(in_this_thread(function), with_kwargs=True)
+    yield
+    handle.remove()
+
+
+@temporary
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """``module`` runs ``forward`` instead of its own."""
+    """``module`` runs ``forward`` instead of its own in this thread."""
     before = module.__dict__.get("forward")  # a wrapper such as a device placement hook, else the class's method
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
+    module.__dict__["forward"] = in_this_thread(forward, module.forward)
+    yield
+    if before is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = before
+
+
+def in_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+    """A function that does what ``function`` does in the thread that is running now, and ``elsewhere`` in others.
+
+    By default it does nothing there: a hook that is being installed or taken off in another thread is called in either
+    of torch's ways.
+    """
+    thread = threading.get_ident()
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return (function if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
+
+    return called
 
 
 class WideAttention(TorchFunctionMode):

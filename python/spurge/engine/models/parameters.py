@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import within
+
 FLOATS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -154,7 +157,7 @@ def read(parameter: Tensor, indices: Tensor) -> Tensor:
 
 def write(parameter: Tensor, indices: Tensor, values: Tensor) -> None:
     """Writes the entries at flat ``indices`` ``[n]`` in place; autograd notices, but keeps no history."""
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+    with within(torch.inference_mode(parameter.is_inference())), grad_mode(False):
         view, where = _where(parameter, indices)
         view.index_put_(where, values.to(view.device))
     torch.clear_autocast_cache()  # which keeps the old weights in half precision until the outermost autocast ends

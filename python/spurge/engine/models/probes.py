@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import choice
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import mesh_of
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import main_input
@@ -110,7 +111,7 @@ def _by_attention(handle: Handle, inputs: Mapping[str, Any], norm: bool, rows: i
         )
     position, scores = handle.probed(inputs), []
     for index in _batches(main_input(inputs), rows):
-        with AttentionRow(site.attention, _always(position[index]), keep_values=norm) as row, torch.no_grad():
+        with AttentionRow(site.attention, _always(position[index]), keep_values=norm) as row, grad_mode(False):
             handle.model(**_pick(inputs, index))
         scores.append(_sent_length(row, site) if norm else row.row())
     return torch.cat(scores)
@@ -142,7 +143,7 @@ def _by_gradient(handle: Handle, inputs: Mapping[str, Any], target: Callable[[An
             keep.append(embedding.detach().requires_grad_())
             return keep[0]
 
-        with torch.enable_grad():
+        with grad_mode(True):
             logits = _run(handle, _pick(inputs, index), watch)
             value = _measure(target, logits, index, logits.detach().argmax(1))
             if not value.requires_grad:
@@ -161,7 +162,7 @@ def _by_ablation(
 ) -> Tensor:
     other = _replacement(handle, replace)
     main, shape, whole, predicted = main_input(inputs), [0, 0], [], []
-    with torch.no_grad():
+    with grad_mode(False):
         for index in _batches(main, rows):
 
             def look(embedding: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def _replacement(handle: Handle, replace: int | None) -> Tensor | float:
         raise ValueError(f"replace: expected the id of an entry of the model's token embedding, got {replace!r}")
     if not 0 <= replace < table.num_embeddings:
         raise ValueError(f"replace: expected an id from 0 to {table.num_embeddings - 1}, got {replace}")
-    with torch.no_grad():
+    with grad_mode(False):
         return table(torch.tensor([replace], device=handle.device))[0]  # a call, since Gemma's table scales
 
 

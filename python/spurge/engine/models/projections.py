@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from spurge import ops
+from spurge.engine.base.temporary import Temporary, temporary
+from spurge.engine.models.hooks import hook
 
 Look = Callable[[Tensor, Tensor, "Tensor | None"], "Tensor | None"]
 """What watches a projection: activations ``[..., F]``, output ``o`` ``[..., H]`` and what of ``o`` does not scale with
@@ -65,6 +66,22 @@ def hooked(module: nn.Module) -> list[GateHook]:
     return [hook for hook in hooks if isinstance(hook, GateHook)]
 
 
+@temporary
+def gated_before(module: nn.Module, gate: GateHook) -> Iterator[None]:
+    """Gates that multiply what goes into a module."""
+    handle = module.register_forward_pre_hook(gate)  # type: ignore[arg-type]
+    yield
+    handle.remove()
+
+
+@temporary
+def gated_after(module: nn.Module, gate: GateHook) -> Iterator[None]:
+    """Gates that change what comes out of a module."""
+    handle = module.register_forward_hook(gate)  # type: ignore[arg-type]
+    yield
+    handle.remove()
+
+
 class Projection(Protocol):
     """What every kind of down projection answers. F neurons in, H numbers out.
 
@@ -101,11 +118,14 @@ class Projection(Protocol):
     def write(self, indices: Tensor, columns: Tensor) -> None:
         """Puts ``columns`` ``[H, n]`` in the place of those of ``indices``, in the parameter itself."""
 
-    def watch(self, look: Look) -> RemovableHandle:
-        """Calls ``look`` after each forward of the module."""
+    def watch(self, look: Look) -> Temporary[None]:
+        """Calls ``look`` after each forward of the module in this thread."""
 
-    def gate(self, gates: Gating) -> RemovableHandle:
-        """Multiplies the activations in each forward of the module by what ``gates`` says then."""
+    def gate(self, gates: Gating) -> Temporary[None]:
+        """Multiplies the activations in each forward of the module by what ``gates`` says then.
+
+        Those act in any thread: :func:`spurge.engine.models.hooks.in_this_thread` makes gates of this one alone.
+        """
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         """Raises ValueError unless what :meth:`watch` saw fits together, ``output = z W2' + rest``."""
@@ -151,11 +171,11 @@ class Linear:
     def write(self, indices: Tensor, columns: Tensor) -> None:
         self.weight()[:, indices] = columns
 
-    def watch(self, look: Look) -> RemovableHandle:
-        return self.module.register_forward_hook(lambda module, args, output: look(args[0], output, self.bias()))
+    def watch(self, look: Look) -> Temporary[None]:
+        return hook(self.module, lambda module, args, output: look(args[0], output, self.bias()))
 
-    def gate(self, gates: Gating) -> RemovableHandle:
-        return self.module.register_forward_pre_hook(_LinearGate(gates))
+    def gate(self, gates: Gating) -> Temporary[None]:
+        return gated_before(self.module, _LinearGate(gates))
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         """Nothing to verify: ``z`` is the input of the layer itself."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from spurge.engine.base.temporary import Temporary
 from spurge.engine.base.tensor_parallel import added, is_sharded, joined, shared, whole
-from spurge.engine.models.projections import GateHook, Gating, Linear, Look, RowGates
+from spurge.engine.models.hooks import hook
+from spurge.engine.models.projections import GateHook, Gating, Linear, Look, RowGates, gated_before
 
 
 def refusal(linear: nn.Module) -> str | None:
@@ -78,14 +79,14 @@ class RowSharded(Linear):
         place, mine = self._places(indices)
         self._weight.to_local()[:, place[mine]] = columns[:, mine]
 
-    def watch(self, look: Look) -> RemovableHandle:
+    def watch(self, look: Look) -> Temporary[None]:
         def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             return look(self._joined(args[0].detach()), output, self.bias())
 
-        return self.module.register_forward_hook(see)
+        return hook(self.module, see)
 
-    def gate(self, gates: Gating) -> RemovableHandle:
-        return self.module.register_forward_pre_hook(_ShardGate(gates, self))
+    def gate(self, gates: Gating) -> Temporary[None]:
+        return gated_before(self.module, _ShardGate(gates, self))
 
     def own(self, gates: RowGates) -> RowGates | None:
         """The gates of this rank's neurons, counted from its first; None where it has none to multiply."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward, Trace
 from spurge.engine.models.call_arguments import first, repeat_rows, take
@@ -50,7 +51,7 @@ def cost_of(partial_forward: PartialForward, inputs: Mapping[str, Any]) -> Cost:
     one = take(inputs, slice(0, 1))
     unedited = []
     for times in (1, 2):
-        with Meter(operations=True) as meter, torch.no_grad():
+        with within(Meter(operations=True)) as meter, grad_mode(False):
             trace = partial_forward.trace({name: repeat_rows(value, 1, times) for name, value in one.items()})
         unedited.append(meter.flops)
     single, double = (_counted(partial_forward, one, times) for times in (1, 2))
@@ -69,7 +70,7 @@ def _line(one: int, two: int) -> Operations:
 
 def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
     """Operations of a pass with so many rows that open at each site: forwards, and back."""
-    with torch.no_grad():
+    with grad_mode(False):
         trace = partial_forward.trace(one)
     leaf, meter = opened(trace, 0, times), Meter(operations=True)
     marks: list[int] = []  # operations so far, at each block's start and end
@@ -83,12 +84,12 @@ def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int
 
         return run
 
-    with ExitStack() as stack:
+    with Temporaries() as stack:
         for number, block in enumerate(partial_forward.blocks):
             stack.enter_context(hook_before(block, lambda *_: marks.append(meter.flops)))
             stack.enter_context(hook(block, lambda *_: marks.append(meter.flops)))
             stack.enter_context(replaced_forward(block, watched(number, block.forward)))
-        with meter, torch.enable_grad():
+        with within(meter), grad_mode(True):
             value = stand_in(partial_forward.run(trace, {0: leaf}).logits)
             there = meter.flops
             torch.autograd.grad(value, leaf)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.call_arguments import main_input, take
@@ -44,7 +45,7 @@ class Sample:
         self.ends = max(before, default=0), len(block_of) - 1  # sites where the longer run begins, and the shorter
         most = _WORK.get(self.device.type, _WORK["cuda"]) / max(1, cost.forward[self.ends[0]].row)
         examples = max(1, min(rows, int(most), len(main_input(inputs))))
-        with torch.no_grad():
+        with grad_mode(False):
             self.trace = partial_forward.trace(take(inputs, slice(0, examples)))
         self.times = max(1, int(min(rows, most)) // examples)
         self.rows = self.times * examples
@@ -53,7 +54,7 @@ class Sample:
         """Of passes with gradients."""
 
         def run(site: int, leaf: Tensor) -> None:
-            with torch.enable_grad():
+            with grad_mode(True):
                 value = stand_in(self.forward.run(self.trace, {site: leaf}).logits)
             torch.autograd.grad(value, leaf)
 
@@ -64,7 +65,7 @@ class Sample:
         """Of passes without."""
 
         def run(site: int, leaf: Tensor) -> None:
-            with torch.no_grad():
+            with grad_mode(False):
                 self.forward.run(self.trace, {site: leaf})
 
         return self._rate(run, [self.cost.forward[i].of(self.rows) for i in self.ends])
@@ -117,5 +118,5 @@ def _plain(parameter: Tensor) -> bool:
 
 def _matrix(parameter: Tensor) -> Tensor:
     """A parameter as a matrix; of stacked experts, the first one's."""
-    with torch.no_grad():
+    with grad_mode(False):
         return parameter[0] if parameter.dim() == 3 else parameter.detach().flatten(1)

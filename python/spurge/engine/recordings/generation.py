@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import GenerationConfig
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.temporary import temporary
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
@@ -65,7 +64,11 @@ def continuations(
     check_generates(handle.model)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found = [""] * len(texts)
-    with frozen(handle.model), torch.no_grad(), padded(handle.tokenizer, "left"), _greedy(handle, generate) as settings:
+    with (
+        frozen(handle.model, gradients=False),
+        padded(handle.tokenizer, "left"),
+        _greedy(handle, generate) as settings,
+    ):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = handle.encode([texts[row] for row in rows], max_length)
@@ -80,7 +83,7 @@ def continuations(
     return found
 
 
-@contextmanager
+@temporary
 def _greedy(handle: Handle, generate: int) -> Iterator[GenerationConfig]:
     """Settings of greedy decoding, also in place of the model's own, whose values would fill what is left open."""
     model, tokenizer = cast("Any", handle.model), handle.tokenizer
@@ -89,8 +92,6 @@ def _greedy(handle: Handle, generate: int) -> Iterator[GenerationConfig]:
     settings = GenerationConfig(
         max_new_tokens=generate, do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
     )
-    try:
-        model.generation_config = settings
-        yield settings
-    finally:
-        model.generation_config = before
+    model.generation_config = settings
+    yield settings
+    model.generation_config = before

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.call_arguments import logits_of
 from spurge.engine.models.handle import Handle
@@ -71,7 +72,7 @@ def score_texts(
     if tokenizer is not None:
         raise TypeError(f"tokenizer: is for a sequence classifier, and scorer is {type(scorer).__name__}")
     parts: list[Tensor] = []
-    with torch.no_grad(), tqdm(total=len(found), desc="score", disable=not progress) as bar:
+    with grad_mode(False), tqdm(total=len(found), desc="score", disable=not progress) as bar:
         for start in range(0, len(found), batch_size):
             batch = found[start : start + batch_size]
             parts.append(_numbers(scorer(list(batch)), start, len(batch)))

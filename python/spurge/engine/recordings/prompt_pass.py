@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.budgets import budget
 from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.base.temporary import Temporaries
 from spurge.engine.data.examples import Inputs, encode
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
@@ -47,7 +47,7 @@ class PromptPass:
         inputs = self.handle.encode(texts, self.made["max_length"])
         mask = _mask(inputs)
         kept: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
-        with ExitStack() as stack:
+        with Temporaries() as stack:
             for site in self.sites:
                 stack.enter_context(site.projection.watch(self._keeper(kept[site.name], mask)))
             self.part(**inputs, **self.settings)

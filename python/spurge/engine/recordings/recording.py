@@ -197,7 +197,7 @@ def record(
     found = find_sites(model, sites)
     _check_model(model, generate)
     handle = Handle(model, tokenizer)
-    with frozen(model), torch.no_grad(), padded(tokenizer):
+    with frozen(model, gradients=False), padded(tokenizer):
         tokens, longest = token_print(tokenizer, texts, max_length)
         check_length(model, longest, generate)
         made |= {"model": _print(model), "tokens": tokens, "sites": list(widths(found)), "device": handle.device.type}

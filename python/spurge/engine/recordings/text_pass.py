@@ -50,7 +50,7 @@ def read_texts(
     rows = min(integer("batch_size", batch_size, 1), len(texts))
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found: list[Tensor] = []
-    with frozen(handle.model), torch.no_grad(), tqdm(total=len(texts), desc=description, disable=not progress) as bar:
+    with frozen(handle.model, gradients=False), tqdm(total=len(texts), desc=description, disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             inputs = handle.encode([texts[row] for row in numbers], max_length)

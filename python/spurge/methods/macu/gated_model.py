@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from spurge.engine.base.gradients import grad_mode, without_gradients
+from spurge.engine.base.temporary import Temporaries, temporary
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.handle import Handle
+from spurge.engine.models.hooks import in_this_thread
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.sites import Site
@@ -54,22 +56,22 @@ class GatedPass:
         if self.row is None:
             return torch.full_like(job.labels, -1)
         if id(job) not in self._predicted:
-            with torch.no_grad():
+            with grad_mode(False):
                 self._predicted[id(job)] = self.rows(job, None, job.labels).logits.argmax(1)
         return self._predicted[id(job)]
 
-    @torch.no_grad()
+    @without_gradients
     def mean(self, jobs: Sequence[Job], gates: Tensor | None) -> float:
         """Weighted mean of the target over all rows of ``jobs``, added in float64."""
         total = sum(float((job.weights * self.value(job, gates)).double().sum()) for job in jobs)
         return total / sum(float(job.weights.sum()) for job in jobs)
 
 
-@contextmanager
+@temporary
 def gated_pass(handle: Handle, neurons: NeuronSet, *, attention: bool = False) -> Iterator[GatedPass]:
     """Hooks that multiply the activations of ``neurons`` by gates that may carry gradients; gone after the block."""
     last: list[Tensor] = []
-    with ExitStack() as stack:
+    with Temporaries() as stack:
         row = None
         if attention:
             if handle.sites[-1].attention is None:
@@ -79,5 +81,5 @@ def gated_pass(handle: Handle, neurons: NeuronSet, *, attention: bool = False) -
         chosen = set(neurons.sites)
         for site in handle.sites:
             if site.name in chosen:
-                stack.enter_context(site.projection.gate(partial(run.on, site)))
+                stack.enter_context(site.projection.gate(in_this_thread(partial(run.on, site))))
         yield run

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spurge.engine.base.gradients import without_gradients
 from spurge.engine.cascade.cascade import Rows, Target
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.models.handle import Handle
@@ -213,7 +214,7 @@ def _length(example: Example) -> int:
     return len(example.text) + len(example.pair or "")
 
 
-@torch.no_grad()
+@without_gradients
 def _answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
     """The unedited model's distribution over labels for each text, ``[Y]`` float32 on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, unit_scores
@@ -162,7 +163,7 @@ def proximity_jobs(
     for batch in examples.batches(batch_size):
         inputs = handle.encode(batch, max_length)
         units = correlation_tokens.units(handle.tokenizer, inputs, batch.texts, vocabulary, golden.phrases())
-        with torch.no_grad():
+        with grad_mode(False):
             predicted = handle.logits(inputs).argmax(1)
         jobs.append((inputs, units.to(handle.device), predicted, batch.targets.to(handle.device)))
     bitmap = golden.bitmap(vocabulary).to(handle.device)  # once all words are known

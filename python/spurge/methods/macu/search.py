@@ -18,7 +18,9 @@ from spurge.engine.base.checks import integer
 from spurge.engine.base.distributed import ALONE, Message, Ranks
 from spurge.engine.base.files import PathLike
 from spurge.engine.base.files import fingerprint as hashed
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rows
+from spurge.engine.edits.gates import attached
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
@@ -153,7 +155,7 @@ class Climb:
                 adam.zero_grad(set_to_none=True)
                 loss.backward()
                 adam.step()
-                with torch.no_grad():
+                with grad_mode(False):
                     away = gates - 1
                     gates.copy_(1 + away.sign() * (away.abs() - self.rate * self.l1).clamp_min(0)).clamp_(
                         self.low, self.high
@@ -222,7 +224,8 @@ def swarm_search(
         fitness.floor = float(fitness.measure(torch.ones(1, len(free), device=device))[1]) - guard
     start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
     # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
-    with NeuronEdit.build(cascade.model, erased, 0.0).applied(cascade.model):
+    zeros = NeuronEdit.build(cascade.model, erased, 0.0)
+    with attached(zeros.fit(cascade.model), zeros.full()):
         fitness.inputs = cascade.read_all([job.inputs for job in jobs])
         result = swarm.maximise(
             fitness,

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from spurge import ops
 from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_files import reading, write_tensors
 
 Fitness = Callable[[Tensor], Tensor]
@@ -166,7 +167,7 @@ class Swarm:
         >>> [round(v, 2) for v in found.position.tolist()]
         [0.5, 0.5, 0.5]
         """
-        with torch.no_grad():
+        with grad_mode(False):
             search = _Search(self, start, dimensions, device)
             path = None if checkpoint is None else Path(checkpoint)
             if path is not None and path.exists():

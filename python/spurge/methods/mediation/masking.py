@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from spurge.engine.base.checks import integer, number
 from spurge.engine.base.statistics import resampled_sums
 from spurge.engine.data.examples import checked_texts
+from spurge.engine.edits.gates import attached
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.hooks import frozen
+from spurge.engine.models.hooks import alone, frozen
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites, widths
 from spurge.engine.recordings.generation import continuations
@@ -173,10 +174,11 @@ def mask(
         found = score_texts(scorer, texts, label=label, tokenizer=scorer_tokenizer, progress=False)
         return found, likelihood(handle, prompts, **how)
 
-    with tqdm(total=1 + len(sets), desc="mask", disable=not progress) as bar:
+    with alone(model), tqdm(total=1 + len(sets), desc="mask", disable=not progress) as bar:
         found = [measure(bar)]
         for own in sets:
-            with NeuronEdit.build(model, own, gate).applied(model):
+            edit = NeuronEdit.build(model, own, gate)
+            with attached(edit.fit(model), edit.full()):
                 found.append(measure(bar))
     outcomes = torch.stack([outcome for outcome, _ in found])
     drops = (outcomes[0] - outcomes[1])[:, None].numpy()
@@ -196,7 +198,7 @@ def mask(
 def likelihood(handle: Handle, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> float:
     """Mean negative log-likelihood per token of texts, in nats; first tokens, which nothing predicts, left out."""
     total, count = 0.0, 0
-    with frozen(handle.model), torch.no_grad(), padded(handle.tokenizer):
+    with frozen(handle.model, gradients=False), padded(handle.tokenizer):
         for start in range(0, len(texts), batch_size):
             inputs = handle.encode(texts[start : start + batch_size], max_length)
             logits = handle.model(**inputs).logits[:, :-1].float()
