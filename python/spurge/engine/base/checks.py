@@ -57,6 +57,12 @@ def number(name: str, value: Any, least: float | None = None) -> float:
     return value
 
 
+def first_not_finite(values: Tensor) -> int | None:
+    """The first row of ``[N, ...]`` that holds a number that is not finite; None where all are."""
+    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero()
+    return int(bad[0]) if len(bad) else None
+
+
 def checked_values(name: str, values: Any, width: int | None = None) -> Tensor:
     """``values`` detached, once they are finite, floating and ``[N, M]``.
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from spurge import ops
 from spurge.engine.base.budgets import parse_bytes
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import first_not_finite, integer
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.data.examples import Examples, Inputs
 from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, unit_scores
@@ -205,12 +205,11 @@ class Prepared:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
         logits = torch.cat([part for part, _ in parts])
-        bad = (~logits.isfinite().all(1)).nonzero()
-        if len(bad):
-            number = batch.indices[int(bad[0])]
+        bad = first_not_finite(logits)
+        if bad is not None:
             raise ValueError(
-                f"set {self.name!r}: the model gives logits that are not finite for example {number} "
-                f"(from 0): {logits[int(bad[0])].tolist()}"
+                f"set {self.name!r}: the model gives logits that are not finite for example {batch.indices[bad]} "
+                f"(from 0): {logits[bad].tolist()}"
             )
         return logits, [near for _, near in parts if near is not None]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.checks import first_not_finite
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import within
 
@@ -124,12 +125,11 @@ def cast(name: str, indices: Tensor, values: Tensor, dtype: torch.dtype) -> Tens
     """
     values = values.detach().cpu()
     rounded = values.to(dtype)
-    wrong = (~rounded.isfinite()).nonzero()
-    if len(wrong):
-        at = int(wrong[0])
+    bad = first_not_finite(rounded)
+    if bad is not None:
         raise ValueError(
             f"values: expected finite numbers that {str(dtype).removeprefix('torch.')} can hold, got "
-            f"{float(values[at])} at {name!r}[{int(indices[at])}]"
+            f"{float(values[bad])} at {name!r}[{int(indices[bad])}]"
         )
     return rounded
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import first_not_finite, integer
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.call_arguments import logits_of
@@ -111,9 +111,9 @@ def _numbers(values: Any, start: int, count: int) -> Tensor:
     if found.shape != (count,):
         raise ValueError(f"scorer: expected {count} numbers for {rows}, got shape {tuple(found.shape)}")
     found = found.double()
-    bad = (~found.isfinite()).nonzero()[:, 0]
-    if len(bad):
-        raise ValueError(f"scorer: expected finite numbers, got {float(found[bad[0]])} at row {start + int(bad[0])}")
+    bad = first_not_finite(found)
+    if bad is not None:
+        raise ValueError(f"scorer: expected finite numbers, got {float(found[bad])} at row {start + bad}")
     return found
 
 

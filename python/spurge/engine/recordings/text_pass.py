@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spurge.engine.base.budgets import in_parts
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import first_not_finite, integer
 from spurge.engine.data.examples import Inputs
 from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
@@ -63,9 +63,9 @@ def read_texts(
                 return read(part(**take(inputs, cut)), mask[cut])
 
             values, rows = in_parts(len(numbers), rows, run)
-            bad = (~values.reshape(len(numbers), -1).isfinite().all(1)).nonzero()[:, 0]
-            if len(bad):
-                raise ValueError(f"model: gives numbers that are not finite for the text at row {numbers[int(bad[0])]}")
+            bad = first_not_finite(values)
+            if bad is not None:
+                raise ValueError(f"model: gives numbers that are not finite for the text at row {numbers[bad]}")
             found.append(values.cpu())
             bar.update(len(numbers))
     return torch.cat(found)[torch.tensor(order).argsort()]

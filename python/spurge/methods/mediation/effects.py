@@ -22,6 +22,7 @@ from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
 from spurge.engine.causal.concentration import MEASURES, localisation
 from spurge.engine.models.neurons import NeuronSet
+from spurge.methods.mediation.estimators import UnitEffects
 
 SIDES = ("adjusted", "unadjusted")
 _VECTORS = ("nie1", "nie0", "aie", "ess", "worst", "status", "constant")
@@ -47,15 +48,10 @@ FAILED = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class Side(UnitEffects):
     """Effects of U units under one set of confounders.
 
     Attributes:
-        nie1, nie0: natural indirect effects NIE(1) and NIE(0), float64 ``[U]``; NaN where there is no estimate.
-        aie: average indirect effect, ``[U]``, read as the mean of both (of the continuous unit: its only one).
-        ess: effective sample size as a share of the arm, the smaller of both arms', ``[U]``.
-        worst: greatest standardised difference that balancing left, ``[U]``.
-        status: int32 ``[U]``: 0 balanced, 1 no overlap (proved infeasible), 2 not converged, 3 not finite.
         constant: bool ``[U]``: the unit has one value only.
         total: mu11 and mu00, float64 ``[2]``.
         draws: average indirect effects of the bootstrap resamples, float32 ``[R, U]``.
@@ -63,12 +59,6 @@ class Side:
         confidence: of the intervals.
     """
 
-    nie1: Tensor
-    nie0: Tensor
-    aie: Tensor
-    ess: Tensor
-    worst: Tensor
-    status: Tensor
     constant: Tensor
     total: Tensor
     draws: Tensor

@@ -27,16 +27,16 @@ STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """Effects of U units for one vector of counts, all float64 ``[U]`` on the CPU; NaN where there is none.
+class UnitEffects:
+    """Effects of U units, all float64 ``[U]`` on the CPU; NaN where there is none.
 
     Attributes:
-        nie1, nie0: natural indirect effects; NaN for estimators that know one number only.
-        aie: average indirect effect, read as the mean of both.
+        nie1, nie0: natural indirect effects NIE(1) and NIE(0); NaN for estimators that know one number only.
+        aie: average indirect effect, read as the mean of both (of the continuous unit: its only one).
         ess: effective sample size as a share of the arm it weighs, the smaller of both arms'.
         worst: greatest standardised difference that balancing left.
-        status: int32 ``[U]``, codes of `spurge.engine.causal.balancing`; the worse of both arms.
-        warm: where a similar estimate may begin.
+        status: int32 ``[U]``: 0 balanced, 1 no overlap (proved infeasible), 2 not converged, 3 not finite; the worse
+            of both arms.
     """
 
     nie1: Tensor
@@ -45,6 +45,16 @@ class Estimate:
     ess: Tensor
     worst: Tensor
     status: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate(UnitEffects):
+    """Effects for one vector of counts.
+
+    Attributes:
+        warm: where a similar estimate may begin.
+    """
+
     warm: Any = None
 
 
