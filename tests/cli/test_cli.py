@@ -277,7 +277,7 @@ def locate(desk: Path, tmp_path: Path, **changes: Any) -> list[object]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "/nowhere"}, "model: '/nowhere' is not a transformers folder: it has no config.json"),
+        ({"model": "/nowhere"}, "--model: '/nowhere' is not a transformers folder: there is no such folder"),
         ({"data": "/nowhere.csv"}, "/nowhere.csv: No such file or directory"),
         ({"golden": "/nowhere.json"}, "/nowhere.json"),
         ({"golden": None}, "one of the arguments --golden --lexicon is required"),

@@ -103,10 +103,10 @@ def test_settings_reach_the_extraction(desk: Path, tmp_path: Path, monkeypatch: 
         ({"head": "nowhere"}, "'nowhere' is no module of the model"),
         ({"head": "bert.pooler.dense"}, "names: the head has 32 outputs"),
         ({"token": "mean"}, "invalid choice: 'mean'"),
-        ({"batch_size": 0}, "batch_size: need at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size: need at least 1, got 0"),
         ({"group_column": "topic"}, "no column 'topic'"),
         ({"cross_groups": True}, "cross-groups: needs --group-column"),
-        ({"group_column": "part", "group_names": "film,plot"}, "group_names: 'story' of the data is none of"),
+        ({"group_column": "part", "group_names": "film,plot"}, "--group-names: 'story' of the data is none of"),
         ({"out": "/nowhere/x.safetensors"}, "out: the folder of '/nowhere/x.safetensors' does not exist"),
     ],
 )

@@ -137,7 +137,7 @@ def test_topics_are_found(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ("changes", "message"),
     [
         ({"topic_column": None}, "confounders: give --topic-column, --embedder or --columns"),
-        ({"embedder": "x"}, "topic-column, embedder: give one of them, not both"),
+        ({"embedder": "x"}, "--topic-column, --embedder: give one of them, not both"),
         ({"mask": 3}, "mask: needs --leading and --scorer"),
         ({"edit": "e.safetensors"}, "edit: needs --mask"),
         ({"neurons_out": "n.safetensors"}, "neurons-out: needs --leading"),
@@ -146,7 +146,7 @@ def test_topics_are_found(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"treatment_column": "nothing"}, "row 1: no column 'nothing'"),
         ({"split": "dev"}, "row 1: no column 'split'"),
         ({"model": "scorer"}, "model: 'scorer' is not a transformers folder"),
-        ({"threshold": 2.0}, "treatment: an arm has 0 prompts, too few for 5 folds"),
+        ({"threshold": 2.0}, "--treatment-column: an arm has 0 prompts, too few for 5 folds"),
         ({"out": "nowhere/x"}, "out: the folder of 'nowhere/x' does not exist"),
     ],
 )

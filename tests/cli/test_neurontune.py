@@ -93,7 +93,7 @@ def test_two_sets_and_settings(
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["train"], "out, tuned: give at least one"),
+        (["train"], "--out, --tuned: give at least one"),
         (["bare", "--out", "e"], "belongs to no model that could be edited; use --tuned"),
         (["plain", "--tuned", "t", "--dfr"], "dfr: needs groups"),
         (["validation", "--tuned", "t", "--threshold", "-9"], "all 96 dimensions have a score above -9.0"),

@@ -88,13 +88,13 @@ def test_long_runs_are_announced(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--tokens", 0), "tokens: "),
-        (("--examples", 0), "examples: "),
-        (("--batch-size", 0), "batch_size: "),
-        (("--nodes", 65), "nodes: "),
-        (("--rule", "radau", "--path", "joint"), "rule: radau belongs to the layer path"),
-        (("--memory", "100"), "memory: "),
-        (("--tokens", 100), "tokens: "),
+        (("--tokens", 0), "--tokens: "),
+        (("--examples", 0), "--examples: "),
+        (("--batch-size", 0), "--batch-size: "),
+        (("--nodes", 65), "--nodes: "),
+        (("--rule", "radau", "--path", "joint"), "--rule: radau belongs to the layer path"),
+        (("--memory", "100"), "--memory: "),
+        (("--tokens", 100), "--tokens: "),
     ],
 )
 def test_mistakes(desk: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], message: str) -> None:

@@ -77,6 +77,6 @@ def test_a_mistake_is_told_once(desk: Path, tmp_path: Path) -> None:
     done = torchrun(2, "-m", "spurge", "locate", *common(desk, "--out", tmp_path / "x", "--model", "/nowhere"))
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("spurge: error: ")]
-    assert errors == ["spurge: error: model: '/nowhere' is not a transformers folder: it has no config.json"]
+    assert errors == ["spurge: error: --model: '/nowhere' is not a transformers folder: there is no such folder"]
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []

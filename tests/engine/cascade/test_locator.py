@@ -181,7 +181,7 @@ def test_mistakes_are_said_at_once_on_a_cpu() -> None:
         Locator(model, bucket=0)
     with pytest.raises(ValueError, match=r"dtype: expected a floating-point type, 'fastest' or None, got torch\.int8"):
         Locator(model, dtype=torch.int8)
-    with pytest.raises(ValueError, match="read: LlamaForSequenceClassification has one vector"):
+    with pytest.raises(ValueError, match="read: a classifier has one vector"):
         Locator(tiny("llama"), read=2)
 
 

@@ -166,7 +166,7 @@ def test_zero_all_erases_what_was_located():
     assert report.value("a", "zero-all") == pytest.approx(100 * float(right.double().mean()))
     with pytest.raises(ValueError, match="located: is a control of an edit"):
         evaluate(model, TOKENIZER, tests, located=located, **QUICK)
-    with pytest.raises(TypeError, match="located: expected a NeuronSet, got list"):
+    with pytest.raises(TypeError, match="located: expected a NeuronSet or Located, got list"):
         evaluate(model, TOKENIZER, tests, edit=edit, located=[1], **QUICK)
 
 
@@ -566,7 +566,7 @@ def test_an_interrupted_evaluation_leaves_the_weights():
         ({"name": "random"}, ValueError, "name: expected a name other than"),
         ({"batch_size": 0}, ValueError, "batch_size: need at least 1"),
         ({"memory": "much"}, ValueError, "memory: expected bytes"),
-        ({"max_length": 0}, ValueError, "max_length: need at least 1"),
+        ({"max_length": 0}, ValueError, "max_length: need at least 3, got 0"),
         ({"golden": Words(), "top_k": 0}, ValueError, "top_k: need at least 1"),
         ({"golden": Words(("a", "b", "c"), ((), (), ()))}, ValueError, "golden: has labels .*, the model 2 outputs"),
         ({"golden": Words(LABELS[::-1])}, ValueError, "in another order than those of set 'test'"),

@@ -59,7 +59,8 @@ def number(name: str, value: Any, least: float | None = None) -> float:
 
 def first_not_finite(values: Tensor) -> int | None:
     """The first row of ``[N, ...]`` that holds a number that is not finite; None where all are."""
-    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero()
+    finite = values.isfinite()
+    bad = (~(finite.flatten(1).all(1) if values.dim() > 1 else finite)).nonzero()
     return int(bad[0]) if len(bad) else None
 
 
