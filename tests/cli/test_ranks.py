@@ -74,7 +74,9 @@ def test_two_ranks_locate_and_edit_as_one(desk: Path, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_a_mistake_is_told_once(desk: Path, tmp_path: Path) -> None:
-    done = torchrun(2, "-m", "spurge", "locate", *common(desk, "--out", tmp_path / "x", "--model", "/nowhere"))
+    arguments = list(common(desk, "--out", tmp_path / "x"))
+    arguments[arguments.index("--model") + 1] = "/nowhere"
+    done = torchrun(2, "-m", "spurge", "locate", *arguments)
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("spurge: error: ")]
     assert errors == ["spurge: error: --model: '/nowhere' is not a transformers folder: there is no such folder"]
