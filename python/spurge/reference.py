@@ -9,6 +9,7 @@ E edited outputs, S segments of samples. Of balancing: N rows, K covariates, P p
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -57,6 +58,35 @@ def associate(
         elif target == -1 and c < len(picked):
             picked[c] = total[c]
     return sums, logs, carry, picked, activations
+
+
+def class_association(gradients: Tensor, activations: Tensor, residuals: Tensor, floor: float = 1e-6) -> Tensor:
+    """gradients G ``[C, R, M]``, activations A ``[C, M]``, residuals r ``[C, R]``: CA ``[R, M]``.
+
+    H(G) / H(A) over classes, all with samples. Where H(A) < floor log C, a unit leaks evenly into the other classes
+    until H(A) is that, its gradient by each class's mean residual r times as much; the larger H(G) of the two is taken.
+    """
+    classes = len(activations)
+    out = gradients.new_zeros(gradients.shape[1:], dtype=torch.float64)
+    for r, m in itertools.product(*map(range, out.shape)):
+        g, a, own = gradients[:, r, m].double(), activations[:, m].double(), int(activations[:, m].argmax())
+        if not a.sum() > 0 or not g.sum() > 0:
+            continue
+        least, others = floor * math.log(classes), torch.arange(classes) != own
+        found, of_gradients = float(_entropy(a)), float(_entropy(g))
+        if found < least:
+            low, high = 0.0, classes - 1.0
+            while (middle := (low + high) / 2) not in (low, high):
+                even = torch.full_like(a, middle / (classes - 1)).where(others, 1.0)
+                low, high = (middle, high) if _entropy(even) < least else (low, middle)
+            leaked = residuals[:, r].double() * high / (classes - 1) * (a[own] / g[own])
+            found, of_gradients = least, max(of_gradients, float(_entropy(leaked.where(others, 1.0))))
+        out[r, m] = of_gradients / found
+    return out
+
+
+def _entropy(parts: Tensor) -> Tensor:
+    return torch.special.entr(parts / parts.sum()).sum()
 
 
 # ---- balance -------------------------------------------------------------------------------------

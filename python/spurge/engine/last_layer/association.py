@@ -18,6 +18,7 @@ from spurge.engine.last_layer.association_stream import (
     gradient_entropy,
     stream,
 )
+from spurge.engine.last_layer.class_association import class_association
 from spurge.engine.models.heads import Head
 
 Reduction = Literal["mean", "sum"]
@@ -31,17 +32,19 @@ class Association:
     With :math:`A_c` and :math:`G_c` the activation of an edge's unit and the magnitude of the edge's gradient, over
     the samples of class c, and H the entropy of such a vector once it is scaled to sum 1:
 
-    .. math:: \Gamma_{CA} = \frac{H(G_1 \dots G_C)}{\max(H(A_1 \dots A_C),\, \epsilon \ln K)}, \qquad
-        \Gamma_{SCA}^c = \Gamma_{CA}\; G_c\, A_c
+    .. math:: \Gamma_{CA} = \frac{H(G_1 \dots G_C)}{H(A_1 \dots A_C)}, \qquad \Gamma_{SCA}^c = \Gamma_{CA}\; G_c\, A_c
 
-    K counts the classes that have samples. A unit that never fires, and an edge without gradient, score 0. So does a
-    unit that fires for one class only: its gradients come from that class alone, and H(G) is 0 as well.
+    A unit that never fires, and an edge without gradient, score 0. Of a unit that fires for one class only both
+    entropies vanish; where H(A) lies below :math:`\epsilon \ln K`, K counting the classes that have samples,
+    :math:`\Gamma_{CA}` is the ratio of the smallest leaks into other classes: see
+    :func:`spurge.engine.last_layer.class_association.class_association`.
 
     Attributes:
         activations: A, float64 ``[C, M]``.
         picked: G of class ``targets[r]``, ``[R, M]``.
         gradient_entropy: H(G), nats, ``[R, M]``.
         activation_entropy: H(A), nats, float64 ``[M]``.
+        ca: Eq. 5, ``[R, M]``.
         rows: the output of each of the R rows, int64 ``[R]``.
         targets: the class whose G and A each row is scored for, int64 ``[R]``.
         counts: samples of each class, int64 ``[C]``.
@@ -53,19 +56,12 @@ class Association:
     picked: Tensor
     gradient_entropy: Tensor
     activation_entropy: Tensor
+    ca: Tensor
     rows: Tensor
     targets: Tensor
     counts: Tensor
     floor: float
     info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def ca(self) -> Tensor:
-        """Eq. 5, ``[R, M]``."""
-        least = self.floor * float((self.counts > 0).sum().double().log())
-        alive = self.activations.sum(0) > 0
-        inverse = self.activation_entropy.clamp_min(least).reciprocal().where(alive, 0.0)
-        return self.gradient_entropy * inverse.to(self.gradient_entropy.dtype)
 
     @property
     def product(self) -> Tensor:
@@ -118,7 +114,7 @@ def association(
         rows: only the edges of these outputs; default all.
         activation: of a negative input counts its size, or (``"relu"``) nothing.
         reduction: means over the samples of a class, which class sizes do not touch, or the paper's literal sums.
-        floor: least H(A), as a share of the greatest possible: a unit that fires for one class only has H(A) = 0.
+        floor: H(A), as a share of the greatest possible, below which a unit fires for one class only.
         memory: budget beyond the inputs, results included; default about 8 MiB beyond the accumulators.
         progress: show a bar.
 
@@ -160,11 +156,13 @@ def association(
     # NaN and infinity run through every sum; to look for them there costs nothing.
     if not bool(sums.sums.isfinite().all() & sums.activations.isfinite().all()):
         raise ValueError("features: expected finite numbers, gradients and logits too, got NaN, infinity or overflow")
+    of_gradients, of_activations = gradient_entropy(sums, dtype), activation_entropy(sums.activations)
     return Association(
         activations=sums.activations,
         picked=sums.picked,
-        gradient_entropy=gradient_entropy(sums, dtype),
-        activation_entropy=activation_entropy(sums.activations),
+        gradient_entropy=of_gradients,
+        activation_entropy=of_activations,
+        ca=class_association(of_gradients, of_activations, sums, counts, floor),
         rows=output_rows.to(features.device),
         targets=targets.to(features.device),
         counts=counts,

@@ -77,12 +77,22 @@ class EdgeInputs:
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Sums over classes of G and of G log G, both float64 ``[R, M]``, G of the wanted classes, and A ``[C, M]``."""
+    """Sums over samples, and over classes.
+
+    Attributes:
+        sums: of G over classes, float64 ``[R, M]``.
+        logs: of G log G over classes, float64 ``[R, M]``.
+        picked: G of the wanted classes, ``[R, M]``.
+        activations: A, float64 ``[C, M]``.
+        residuals: sizes of the gradient by each output, added up over each class, float64 ``[C, R]``: G over A for an
+            input that is the same for all samples of the class.
+    """
 
     sums: Tensor
     logs: Tensor
     picked: Tensor
     activations: Tensor
+    residuals: Tensor
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ def stream(inputs: EdgeInputs, memory: str | int | None, progress: bool) -> Sums
         torch.zeros(kept, units, dtype=torch.float64, device=device),
         torch.zeros(kept, units, device=device),
         torch.zeros(len(inputs.counts), units, dtype=torch.float64, device=device),
+        torch.zeros(len(inputs.counts), kept, dtype=torch.float64, device=device),
     )
     carry = torch.zeros((kept, units) if cut else (0,), dtype=torch.float64, device=device)
     numbers = _class_numbers(inputs)
@@ -144,6 +155,7 @@ def stream(inputs: EdgeInputs, memory: str | int | None, progress: bool) -> Sums
             x, g = reader.read(block)
             scales = [1 / sizes[label] if inputs.mean else 1.0 for label in block.classes]
             labels = torch.tensor(block.classes, device=device) if numbers is None else numbers[block.classes]
+            _add_residuals(found.residuals, block, g)
             if x.dim() == 3:
                 _fold_positions(inputs, block, x, g, found, carry, labels.tolist(), scales)
             else:
@@ -169,6 +181,13 @@ def stream(inputs: EdgeInputs, memory: str | int | None, progress: bool) -> Sums
     return found
 
 
+def _add_residuals(residuals: Tensor, block: ClassBlock, g: Tensor) -> None:
+    """Over positions, where a sample has several, the size of their mean."""
+    sizes = g.abs() if g.dim() == 2 else g.mean(1).abs_()
+    for label, start, stop in zip(block.classes, block.starts, block.starts[1:], strict=False):
+        residuals[label] += sizes[start:stop].sum(0)
+
+
 def _class_numbers(inputs: EdgeInputs) -> Tensor | None:
     """Other numbers for the classes, such that each kept row's own class has the row's number; None where it has."""
     if inputs.rows is None or inputs.targets is None:
@@ -188,13 +207,13 @@ def _block_rows(inputs: EdgeInputs, picked_out: bool, memory: str | int | None) 
     positions = inputs.features.shape[1] if inputs.features.dim() == 3 else 1
     units, size = inputs.features.shape[-1], torch.finfo(inputs.dtype).bits // 8
     narrow = inputs.features.dtype != inputs.dtype
-    each = positions * (units * size * (picked_out + narrow) + inputs.source.outputs * size + inputs.kept * size)
+    each = positions * (units * size * (picked_out + narrow) + inputs.source.outputs * size + 2 * inputs.kept * size)
     if inputs.features.dim() == 3:
         each += inputs.kept * units * size
     room = BLOCK
     if memory is not None:
         # Sums, logs, a carry, and the results that are made from them.
-        fixed = inputs.kept * units * (24 + 3 * size) + len(inputs.counts) * units * 8
+        fixed = inputs.kept * units * (24 + 3 * size) + len(inputs.counts) * (units + inputs.kept) * 8
         room = min(parse_bytes(memory) - fixed, BLOCK)
         least = fixed + each * min(_LEAST_ROWS, len(inputs.labels))
         if room < each * min(_LEAST_ROWS, len(inputs.labels)):
@@ -301,13 +320,18 @@ def _fold_positions(
             found.picked.copy_(edges)
 
 
+def rounding_of_entropy(dtype: torch.dtype) -> float:
+    """How far H(G) of type ``dtype`` may be from the truth, beside ``1 + |log S|``."""
+    return _ROUNDING[dtype]
+
+
 def gradient_entropy(sums: Sums, dtype: torch.dtype) -> Tensor:
     """H(G) ``[R, M]`` of type ``dtype``: with S the sum of G and T that of G log G, ``log S - T / S``; 0 where S is.
 
     What could be rounding alone counts as 0: over the floor of H(A) it would make a large score of a unit that fires
     for one class.
     """
-    rounding = _ROUNDING[dtype]
+    rounding = rounding_of_entropy(dtype)
     out = torch.empty(sums.sums.shape, dtype=dtype, device=sums.sums.device)
     step = max(1, BLOCK // 64 // max(1, out.shape[1]))
     for start in range(0, len(out), step):

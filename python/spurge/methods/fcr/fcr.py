@@ -47,7 +47,7 @@ class FCR:
         most: greatest rate; the paper's range ends at 1.
         row: which output of the classifier a feature is taken from: the one whose predictions go with the feature
             most, the same by class labels, or the one that the chosen unit supports most.
-        floor: least entropy of activations, as a share of the greatest possible.
+        floor: entropy of activations, as a share of the greatest possible, below which a unit fires for one class only.
         l2: penalty of the head that is fitted for fictitious classes.
         memory: budget of the scores beyond their inputs, e.g. "256MiB".
         progress: show bars.
