@@ -320,8 +320,8 @@ def test_fold_refuses_overlapping_storage_and_odd_weights():
     plain = site.down.weight
     site.down.weight = Quantised(plain.detach())
     with pytest.raises(ValueError, match="must be a plain float parameter, got Quantised"):
-        edit.fold(model)
-    with edit.applied(model):
+        edit.fold(model, force=True)
+    with edit.applied(model, force=True):
         logits(model, "llama")
     site.down.weight = nn.Parameter(plain.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"plain float parameter, got Parameter of torch\.int8"):

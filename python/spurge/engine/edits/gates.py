@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, Temporary, temporary, uncut
 from spurge.engine.models.hooks import alone
-from spurge.engine.models.parameters import oddity, same_bits, sharer
-from spurge.engine.models.projections import RowGates, hooked
+from spurge.engine.models.parameters import oddity, plain_name, same_bits, sharer
+from spurge.engine.models.projections import Composite, RowGates, hooked
 from spurge.engine.models.sites import Site
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -155,7 +155,7 @@ def gates_on(model: nn.Module) -> tuple[dict[str, Tensor], list[Mapping[str, Any
     infos: dict[int, Mapping[str, Any]] = {}
     for name, module in model.named_modules():
         if found := [gate for gate in _gates(module) if gate.acts]:
-            product[name] = torch.stack([gate.gates.cpu() for gate in found]).prod(0)
+            product[plain_name(name)] = torch.stack([gate.gates.cpu() for gate in found]).prod(0)
             infos |= {id(gate.info): gate.info for gate in found}
     return product, list(infos.values())
 
@@ -242,10 +242,13 @@ def _foldable(model: nn.Module, site: Site) -> None:
     """Raises ValueError unless the site's weight is a plain float tensor that nothing else uses."""
     key = site.projection.key
     weight = site.down._parameters.get(key)
-    if odd := oddity(weight):
+    odd = oddity(weight)
+    if odd is None and isinstance(site.projection, Composite):
+        odd = f"a {type(site.down).__name__} that computes with more than its weight"
+    if odd:
         raise ValueError(
             f"fold: the weight of {site.name!r} must be a plain float parameter, got {odd} "
-            "(quantised or wrapped); use applied() instead"
+            "(quantised, adapted or wrapped); use applied() instead, or merge adapters into the model first"
         )
     assert weight is not None
     if weight.is_meta:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import canonical_json, fingerprint, spurge_version
+from spurge.engine.base.files import canonical_json, spurge_version
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary
 from spurge.engine.base.tensor_files import Contents
@@ -212,10 +212,9 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
 
 
 def _sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
-    """The named sites of a model; one under ``torch.compile`` is taken by its original names."""
+    """The named sites of a model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    model = getattr(model, "_orig_mod", model)
     return {site.name: site for site in find_sites(model, list(names))} if names else {}
 
 
@@ -226,7 +225,7 @@ def _fingerprint(site: Site) -> dict[str, Any]:
     return {
         "shape": [site.hidden, site.width],
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "sha256": fingerprint(weight),
+        "sha256": site.projection.fingerprint(),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.temporary import Temporaries, every, temporary, uncut
 from spurge.engine.models.hooks import alone
-from spurge.engine.models.parameters import Place, cast, read, same_bits, write
+from spurge.engine.models.parameters import Place, cast, plain_name, read, same_bits, write
 
 Changes = dict[str, tuple[Tensor, Tensor]]
 Model = TypeVar("Model", bound=nn.Module)
@@ -228,9 +228,8 @@ def _put_back(lifted: tuple[Place, list[_Layer], Tensor, Tensor]) -> None:
 
 
 def _applied(model: nn.Module) -> list[tuple[Place, list[_Layer]]]:
-    model = getattr(model, "_orig_mod", model)
     return [
-        (Place(f"{path}.{key}" if path else key, module, key), stack)
+        (Place(plain_name(f"{path}.{key}" if path else key), module, key), stack)
         for path, module in model.named_modules()
         for key, stack in _STACKS.get(module, {}).items()
     ]

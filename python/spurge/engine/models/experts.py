@@ -21,19 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from spurge.engine.base.files import fingerprint
 from spurge.engine.base.gradients import without_gradients
 from spurge.engine.base.temporary import Temporary
 from spurge.engine.models.hooks import hook
 from spurge.engine.models.parameters import oddity
-from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked
+from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked, misfit
 
 SUPPORTED = (
     "a transformers experts module with 3-D parameters gate_up_proj (or up_proj) and down_proj, called as "
     "experts(hidden [N, H], index [N, K], weights [N, K]), all experts on one rank"
 )
-# Relative error that rounding leaves between z W2' and a module's own output; another form is off by about 1. TF32
-# leaves 1e-3 in float32, and half precision rounds activations, products and sums apart.
-_LEAST, _ROUNDINGS = 1e-2, 8
 
 
 def is_routed(path: str, module: nn.Module) -> bool:
@@ -148,14 +146,16 @@ class Experts:
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         width = self._down.shape[2]
-        made = sum(linear(part, down).float() for part, down in zip(z.split(width, -1), self._down, strict=True))
+        made: Any = sum(linear(part, down).float() for part, down in zip(z.split(width, -1), self._down, strict=True))
         made = made if rest is None else made + rest
-        error, size = (made - output).norm(), output.float().norm()
-        if not error <= max(_LEAST, _ROUNDINGS * torch.finfo(output.dtype).eps) * size:
+        if (odd := misfit(made, output)) is not None:
             raise ValueError(
                 f"model: the output of the experts {name!r} is not the weighted sum of their down projections "
-                f"(relative difference {float(error / size):.2g}); expected {SUPPORTED}"
+                f"(relative difference {odd:.2g}); expected {SUPPORTED}"
             )
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.parameter)
 
     def moved(self, args: tuple[Any, ...], output: Tensor, gates: RowGates, earlier: Sequence[RowGates] = ()) -> Tensor:
         """The output ``[N, H]`` with neurons gated: ``o + (g - 1) z' W2'``, for the experts that ``gates`` touches.

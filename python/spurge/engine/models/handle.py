@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.budgets import budget
-from spurge.engine.base.files import fingerprint
 from spurge.engine.base.tensor_parallel import agreed, mesh_of
 from spurge.engine.data.examples import Example, Inputs, encode
 from spurge.engine.data.rows import renumbered
@@ -144,7 +143,7 @@ class Handle:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the weights behind its neurons, by site."""
-        return {site.name: fingerprint(site.parameter) for site in self.sites}
+        return {site.name: site.projection.fingerprint() for site in self.sites}
 
     def budget(self, memory: str | int | None) -> int:
         """The bytes that a job on the model may take: what was asked for, else a share of what is free.

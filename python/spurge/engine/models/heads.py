@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import integer
 from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.models.parameters import plain_name
+from spurge.engine.models.projections import features, linears, plain
 
 # What transformers, torchvision and timm call a classifier's head; the layer itself, or a module it is the end of.
 _USUAL = ("classifier", "classification_head", "score", "fc", "heads", "head")
@@ -160,28 +163,50 @@ def find_head(model: nn.Module, name: str | None = None) -> tuple[str, nn.Linear
 
     Raises:
         TypeError: ``model`` is no module, ``name`` no text.
-        ValueError: no such module, one that is no ``nn.Linear``, or a model without any.
+        ValueError: no such module, one that is no ``nn.Linear`` with plain weights, or a model without any.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    model = getattr(model, "_orig_mod", model)
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = dict(_in_use(plain_name(path), layer) for path, layer in linears(model).items())
+    layers = {path: layer for path, layer in layers.items() if not isinstance(layer, Conv1D)}
     if name is not None:
         if not isinstance(name, str):
             raise TypeError(f"head: expected the path of a layer, got {type(name).__name__}")
+        name = plain_name(name)
         if name in layers:
-            return name, layers[name]
-        found = dict(model.named_modules()).get(name)
+            return name, _plain(name, layers[name])
+        found = {plain_name(path): module for path, module in model.named_modules()}.get(name)
         got = f"a {type(found).__name__}" if found is not None else "no module of the model"
         raise ValueError(f"head: expected the path of an nn.Linear such as {list(layers)[-3:]}, {name!r} is {got}")
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     for usual in _USUAL:
         inside = [path for path in layers if path == usual or path.startswith(f"{usual}.")]
-        if inside and labels in (None, layers[inside[-1]].out_features):
-            return inside[-1], layers[inside[-1]]
+        if inside and labels in (None, (features(layers[inside[-1]]) or (0, 0))[1]):
+            return inside[-1], _plain(inside[-1], layers[inside[-1]])
     if not layers:
         raise ValueError("head: the model has no nn.Linear; give the path of its last layer, or a model that has one")
-    return list(layers.items())[-1]
+    path, layer = list(layers.items())[-1]
+    return path, _plain(path, layer)
+
+
+def _plain(name: str, layer: nn.Module) -> nn.Linear:
+    if isinstance(layer, nn.Linear) and plain(layer):
+        return layer
+    raise ValueError(
+        f"head: {name!r} is a {type(layer).__name__} without a plain float weight (adapted, quantised or computed); "
+        "merge adapters first, or load the model as it was before it was quantised"
+    )
+
+
+def _in_use(path: str, layer: Any) -> tuple[str, nn.Module]:
+    """Of a layer that peft keeps beside trained copies of it (``modules_to_save``), the one that runs."""
+    copies = getattr(layer, "modules_to_save", None)
+    if copies is None:
+        return path, layer
+    adapters = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in copies]
+    if not adapters:
+        return f"{path}.original_module", layer.original_module
+    return f"{path}.modules_to_save.{adapters[0]}", copies[adapters[0]]
 
 
 def print_of(name: str, parameter: Tensor) -> dict[str, Any]:

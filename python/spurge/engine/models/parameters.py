@@ -45,6 +45,11 @@ class Place:
         return parameter
 
 
+def plain_name(path: str) -> str:
+    """The path of a module or parameter as it is without ``torch.compile``, of the whole or of parts of a model."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two float tensors of one type are equal bit for bit; devices may differ."""
     bits = FLOATS[a.dtype]
@@ -60,6 +65,28 @@ def oddity(parameter: Tensor | None) -> str | None:
     return f"{type(parameter).__name__} of {parameter.dtype}"
 
 
+def bits(name: str, tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a parameter or buffer consists of: itself, or those a quantised one is made of.
+
+    Raises:
+        ValueError: it hides them.
+    """
+    if type(tensor) in (nn.Parameter, Tensor):
+        return [tensor]
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:
+        return [part for inner in flatten()[0] for part in bits(name, getattr(tensor, inner))]
+    try:
+        held = tensor.detach().as_subclass(Tensor)
+        held.data_ptr()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"model: {name!r} is a {type(tensor).__name__} (quantised) whose bits cannot be read; expected one with "
+            "__tensor_flatten__, or the model before it was quantised"
+        ) from error
+    return [held]
+
+
 def sharer(model: nn.Module, owner: nn.Module, key: str) -> str | None:
     """Name of another parameter or buffer of ``model`` in the memory of ``owner``'s parameter ``key``, or None."""
     parameter = owner._parameters[key]
@@ -71,7 +98,7 @@ def sharer(model: nn.Module, owner: nn.Module, key: str) -> str | None:
                 continue
             first, last = (0, 0) if other.layout != torch.strided else _span(other)
             if first < end and start < last:
-                return f"{path}.{name}".lstrip(".")
+                return plain_name(f"{path}.{name}".lstrip("."))
     return None
 
 
@@ -84,12 +111,11 @@ def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    model = getattr(model, "_orig_mod", model)
     owners = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                name = f"{path}.{key}" if path else key
+                name = plain_name(f"{path}.{key}" if path else key)
                 owners[name] = Place(name, module, key)
     for name in (names := list(names)):
         if name not in owners:
@@ -100,14 +126,16 @@ def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
 
 def check_writable(model: nn.Module, place: Place) -> None:
     """Raises ValueError unless a parameter is a plain float tensor with bits that nothing else uses."""
-    model = getattr(model, "_orig_mod", model)
     parameter = place.parameter
     if odd := oddity(parameter):
-        raise ValueError(f"model: {place.name!r} must be a plain float parameter, got {odd} (quantised or wrapped)")
+        raise ValueError(
+            f"model: {place.name!r} must be a plain float parameter, got {odd} (quantised or wrapped); gates "
+            "of neurons work (NeuronEdit.applied)"
+        )
     if parameter.is_meta:
         raise ValueError(f"model: parameter {place.name!r} is on the meta device (offloaded or not loaded)")
-    same = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
-    others = [name for name in same if name != place.name]
+    every = model.named_parameters(remove_duplicate=False)
+    others = sorted({plain_name(name) for name, other in every if other is parameter} - {place.name})
     if not others and (other := sharer(model, place.module, place.key)):
         others = [other]
     if others:

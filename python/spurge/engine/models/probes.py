@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.gradients import grad_mode
@@ -17,8 +16,9 @@ from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen, hook, hook_before
+from spurge.engine.models.projections import Projection
 from spurge.engine.models.readout import Readout, first_token, last_real_token, token_mask
-from spurge.engine.models.sites import Site
+from spurge.engine.models.sites import Site, projection_of
 
 __all__ = ["AttentionRow", "Score", "probed_token", "token_scores"]
 
@@ -104,7 +104,7 @@ def _by_attention(handle: Handle, inputs: Mapping[str, Any], norm: bool, rows: i
         raise ValueError(f"kind: the attention of {site.block_name} was not found; choose gradient_x_input or ablation")
     if norm and mesh_of(site.attention) is not None:
         raise ValueError("kind: several ranks hold the attention of this model; choose attention")
-    if norm and site.attention_output.weight.is_meta:  # type: ignore[union-attr, operator]
+    if norm and _heads_out(site).parameter.is_meta:
         raise ValueError(
             f"model: the weights of the attention of {site.block_name} are not in memory (offloaded or not loaded); "
             "choose kind='attention'"
@@ -125,13 +125,17 @@ def _sent_length(row: AttentionRow, site: Site) -> Tensor:
     """Length of each token's contribution to the probed token, heads summed, ``[R, T]``."""
     if row.probabilities is None or row.values is None:
         raise ValueError(f"kind: {type(site.attention).__name__} does not show its value vectors; choose attention")
-    weight: Tensor = site.attention_output.weight.detach()  # type: ignore[union-attr, assignment, operator]
-    if isinstance(site.attention_output, Conv1D):
-        weight = weight.t()
+    weight = _heads_out(site).weight().detach()
     alpha = row.probabilities  # [R, heads, T]
     value = row.values.repeat_interleave(alpha.shape[1] // row.values.shape[1], 1)  # [R, heads, T, D]
     sent = (alpha[..., None] * value).transpose(1, 2).flatten(2)  # [R, T, heads * D]
     return (sent @ weight.to(sent.dtype).t()).norm(dim=-1).float()
+
+
+def _heads_out(site: Site) -> Projection:
+    projection = None if site.attention_output is None else projection_of(site.attention_output)
+    assert projection is not None
+    return projection
 
 
 def _by_gradient(handle: Handle, inputs: Mapping[str, Any], target: Callable[[Any], Tensor], rows: int) -> Tensor:

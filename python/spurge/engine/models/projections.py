@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spurge import ops
+from spurge.engine.base.files import canonical_json, fingerprint
+from spurge.engine.base.gradients import grad_mode, without_gradients
 from spurge.engine.base.temporary import Temporary, temporary
 from spurge.engine.models.hooks import hook
+from spurge.engine.models.parameters import FLOATS, bits, oddity
 
 Look = Callable[[Tensor, Tensor, "Tensor | None"], "Tensor | None"]
 """What watches a projection: activations ``[..., F]``, output ``o`` ``[..., H]`` and what of ``o`` does not scale with
@@ -51,6 +54,18 @@ class RowGates:
 
 Gating = Callable[[], "RowGates | None"]
 """Says which gates are on now; None: the neurons stay as they are."""
+
+
+# Relative error that rounding leaves between two ways to one output; another form is off by about 1. TF32 leaves 1e-3
+# in float32, and half precision rounds activations, products and sums apart.
+_LEAST, _ROUNDINGS = 1e-2, 8
+
+
+def misfit(made: Tensor, output: Tensor) -> float | None:
+    """The relative difference of two outputs where it is more than rounding leaves, else None."""
+    error, size = (made - output).norm(), output.float().norm()
+    fits = error <= max(_LEAST, _ROUNDINGS * torch.finfo(output.dtype).eps) * size
+    return None if fits else float(error / size)
 
 
 class GateHook:
@@ -130,6 +145,9 @@ class Projection(Protocol):
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         """Raises ValueError unless what :meth:`watch` saw fits together, ``output = z W2' + rest``."""
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides W2."""
+
 
 class _LinearGate(GateHook):
     """Forward pre-hook of a linear layer: gates on its input."""
@@ -179,3 +197,133 @@ class Linear:
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         """Nothing to verify: ``z`` is the input of the layer itself."""
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.parameter)
+
+
+@dataclass(frozen=True, eq=False)
+class Composite(Linear):
+    """A linear layer that holds no plain W2: of several parts (LoRA), quantised, or with a weight that is computed.
+
+    It is known by what it gives, ``f(z) = z W2' + f(0)``: W2 is read off from its outputs, and gradients go through
+    its own backward pass.
+    """
+
+    @property
+    def parameter(self) -> Tensor:
+        """The largest tensor of its parts."""
+        parts = [*self.module.parameters(), *self.module.buffers()]
+        if not parts:
+            raise ValueError(f"model: {self._kind} shows no weights (quantised in a form that torch cannot look into)")
+        return max(parts, key=Tensor.numel)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        inputs, outputs = features(self.module) or (0, 0)
+        return outputs, inputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is called in."""
+        parts = [self.parameter, *self.module.parameters(), *self.module.buffers()]
+        return next((part.dtype for part in parts if part.dtype in FLOATS), torch.float32)
+
+    @property
+    def _kind(self) -> str:
+        return f"the {type(self.module).__name__}"
+
+    def weight(self) -> Tensor:
+        return self.columns(torch.arange(self.shape[1]))
+
+    def bias(self) -> Tensor:
+        return self._at_zero(self._zeros(1))
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        z = gradient.new_zeros(*gradient.shape[:-1], self.shape[1]).requires_grad_()
+        with grad_mode(True):
+            output = self.module.forward(z)
+        if not output.requires_grad:
+            raise ValueError(
+                f"model: {self._kind} gives no gradients (quantised for inference alone); ablations, gates and "
+                "path='neuron' work"
+            )
+        return torch.autograd.grad(output, z, gradient.to(output.dtype))[0]
+
+    @without_gradients
+    def columns(self, indices: Tensor) -> Tensor:
+        ones = self._zeros(len(indices))
+        ones[torch.arange(len(indices), device=ones.device), indices.to(ones.device)] = 1
+        return (self.module.forward(ones) - self.bias()).t()
+
+    def write(self, indices: Tensor, columns: Tensor) -> None:
+        raise ValueError(f"model: {self._kind} holds no plain weight to write to (adapted, quantised or computed)")
+
+    def watch(self, look: Look) -> Temporary[None]:
+        def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return look(args[0], output, self._at_zero(args[0].new_zeros(1, args[0].shape[-1])).to(output.dtype))
+
+        return hook(self.module, see)
+
+    @without_gradients
+    def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
+        constant = 0 if rest is None else rest
+        if (odd := misfit(2 * (self.module.forward(z / 2) - constant), output - constant)) is not None:
+            raise ValueError(
+                f"model: the output of {name!r} ({type(self.module).__name__}) does not scale with its input "
+                f"(relative difference {odd:.2g}), expected a linear layer"
+            )
+
+    def fingerprint(self) -> str:
+        """Of all its tensors, and of the numbers that scale adapters."""
+        held = {name: value for name, value in self.module.state_dict().items() if isinstance(value, Tensor)}
+        parts: list[Any] = [[name, *map(fingerprint, bits(name, held[name]))] for name in sorted(held)]
+        parts.append([repr(getattr(self.module, name, None)) for name in ("scaling", "active_adapters")])
+        return fingerprint(canonical_json(parts))
+
+    @without_gradients
+    def _at_zero(self, zeros: Tensor) -> Tensor:
+        return self.module.forward(zeros)[0]
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self.shape[1], dtype=self.dtype, device=self.parameter.device)
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer as it says itself, or None."""
+    for names in (("in_features", "out_features"), ("infeatures", "outfeatures"), ("nx", "nf")):
+        sizes = [getattr(module, name, None) for name in names]
+        if all(hasattr(size, "__index__") for size in sizes):
+            return int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is one linear layer, of whatever parts: LoRA around another one, or a quantised one."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return True
+    inner = getattr(module, "base_layer", getattr(module, "original_module", None))  # what peft wraps
+    if isinstance(inner, nn.Module):
+        return is_linear(inner)
+    below = (child for child in module.modules() if child is not module)
+    return features(module) is not None and not any(map(is_linear, below))
+
+
+def linears(module: nn.Module, path: str = "", seen: set[int] | None = None) -> dict[str, nn.Module]:
+    """The linear layers of a module by path, each once; one of several parts, never its parts."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return {}
+    seen.add(id(module))
+    if is_linear(module):
+        return {path: module}
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        found |= linears(child, f"{path}.{name}" if path else name, seen)
+    return found
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether a linear layer is what its class in torch or transformers says, with W2 as a float parameter."""
+    own = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return own and oddity(module._parameters.get("weight")) is None

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.models.experts import SUPPORTED, Experts, is_routed, refusal
-from spurge.engine.models.projections import Linear, Projection
+from spurge.engine.models.parameters import plain_name
+from spurge.engine.models.projections import Composite, Linear, Projection, features, is_linear, linears, plain
 from spurge.engine.models.sharded_projection import RowSharded
 from spurge.engine.models.sharded_projection import refusal as refused_shards
 
@@ -69,7 +69,7 @@ class Site:
 
     Attributes:
         name: module path of the down projection, ``"bert.encoder.layer.3.output.dense"``, or of the module that holds
-            the routed experts, ``"model.layers.3.mlp.experts"``.
+            the routed experts, ``"model.layers.3.mlp.experts"``; as without ``torch.compile``.
         layer: position of its block, from 0 (an encoder-decoder counts on from the encoder's last).
         width: F, the neurons of the site; of E experts, neuron ``e * F / E + k`` is neuron k of expert e.
         hidden: H, the model's width.
@@ -92,12 +92,12 @@ class Site:
     block_name: str
     ffn: nn.Module | None
     attention: nn.Module | None
-    query: nn.Linear | None
+    query: nn.Module | None
     attention_output: nn.Module | None
 
     @property
     def down(self) -> nn.Module:
-        """The down projection's module: ``nn.Linear``, transformers' ``Conv1D``, or an experts module."""
+        """The down projection's module: a linear layer, one of several parts (LoRA) whole, or an experts module."""
         return self.projection.module
 
     @property
@@ -144,7 +144,7 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     if not sites:
         raise ValueError(
             f"model: found no feed-forward layers beside attention in {type(model).__name__}; name the down "
-            f"projections by hand, names=[...]{_advice(_linears(model))}"
+            f"projections by hand, names=[...]{_advice([*map(plain_name, linears(model))])}"
         )
     return sites
 
@@ -162,34 +162,34 @@ def widths(sites: Sequence[Site]) -> dict[str, int]:
     return {site.name: site.width for site in sites}
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def _projection(module: nn.Module) -> Projection | None:
+def projection_of(module: nn.Module) -> Projection | None:
     """What can be a site's down projection, or None."""
-    if _is_linear(module):
-        return RowSharded(module) if is_sharded(module.weight) else Linear(module)  # type: ignore[arg-type]
+    if is_linear(module):
+        if _is_sharded(module):
+            return RowSharded(module)
+        return Linear(module) if plain(module) else Composite(module)
     return Experts(module) if refusal(module) is None else None
+
+
+def _is_sharded(linear: nn.Module) -> bool:
+    return is_sharded(linear._parameters.get("weight"))
 
 
 def _check_shards(name: str, module: nn.Module) -> None:
     """Raises ValueError where ranks hold a linear layer in a way that does not deal out its neurons."""
-    if _is_linear(module) and is_sharded(module.weight) and (odd := refused_shards(module)):  # type: ignore[arg-type]
+    if is_linear(module) and _is_sharded(module) and (odd := refused_shards(module)):
         raise ValueError(f"model: the down projection {name!r} is {odd}")
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
-    outputs, inputs = Linear(linear).shape
-    return inputs, outputs
-
-
-def _linears(module: nn.Module) -> dict[str, nn.Module]:
-    return {name: child for name, child in module.named_modules() if _is_linear(child)}
+    found = features(linear)
+    assert found is not None
+    return found
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
+    path = plain_name(path)
     return any(path == pattern or path.endswith("." + pattern) for pattern in patterns)
 
 
@@ -206,7 +206,7 @@ def _split(block: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]
     """A block's projections: those inside attention, and the others; routed experts are in neither."""
     inside: dict[str, nn.Module] = {}
     outside: dict[str, nn.Module] = {}
-    for path, linear in _linears(block).items():
+    for path, linear in linears(block).items():
         if "experts" in path.split("."):
             continue
         (outside if _attention_path(path) is None else inside)[path] = linear
@@ -274,18 +274,18 @@ def _refused(name: str, experts: nn.Module) -> str:
 def _site(block: nn.Module, block_name: str, layer: int, up: str | None, down: str) -> Site:
     module, name = block.get_submodule(down), f"{block_name}.{down}"
     _check_shards(name, module)
-    projection = _projection(module)
+    projection = projection_of(module)
     assert projection is not None
     hidden, width = projection.shape
     attention, query, heads_out = _attention_parts(block)
     return Site(
-        name=name,
+        name=plain_name(name),
         layer=layer,
         width=width,
         hidden=hidden,
         projection=projection,
         block=block,
-        block_name=block_name,
+        block_name=plain_name(block_name),
         ffn=_ffn(block, up, down),
         attention=attention,
         query=query,
@@ -300,20 +300,22 @@ def _ffn(block: nn.Module, up: str | None, down: str) -> nn.Module | None:
             return block.get_submodule(mixture)
     if down in routed:
         return None
-    return block.get_submodule(down if up is None else _ffn_path(up, down))
+    return block.get_submodule(down if up is None else _ffn_path(block, up, down))
 
 
-def _ffn_path(up: str, down: str) -> str:
-    """The smallest module holding both projections; where that is the block itself (BERT), its child on up's side."""
-    shared = []
-    for a, b in zip(up.split("."), down.split("."), strict=False):
+def _ffn_path(block: nn.Module, up: str, down: str) -> str:
+    """The smallest module holding both projections; where that holds attention too (BERT), its child on up's side."""
+    parts, depth = up.split("."), 0
+    for a, b in zip(parts, down.split("."), strict=False):
         if a != b:
             break
-        shared.append(a)
-    return ".".join(shared) if shared else up.split(".")[0]
+        depth += 1
+    shared = ".".join(parts[:depth])
+    around = any(f"{path}.".startswith(f"{shared}.") or not shared for path in _split(block)[0])
+    return ".".join(parts[: depth + 1]) if around else shared
 
 
-def _attention_parts(block: nn.Module) -> tuple[nn.Module | None, nn.Linear | None, nn.Module | None]:
+def _attention_parts(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None, nn.Module | None]:
     """(attention, query, output projection) of a block's first attention, which is self-attention."""
     inside, _ = _split(block)
     if not inside:
@@ -321,12 +323,13 @@ def _attention_parts(block: nn.Module) -> tuple[nn.Module | None, nn.Linear | No
     first = next(iter(inside))
     whole = str(_attention_path(first))
     own = {path: linear for path, linear in inside.items() if path.startswith(whole + ".")}
-    parent = first.rpartition(".")[0]
+    parent = first.removesuffix("._orig_mod").rpartition(".")[0]
     attention = block.get_submodule(parent)
-    queries = [m for path, m in own.items() if path.rpartition(".")[0] == parent and path.rpartition(".")[2] in _QUERY]
+    queries = [
+        m for path, m in own.items() if path.startswith(f"{parent}.") and _matches(path[len(parent) + 1 :], _QUERY)
+    ]
     outs = [linear for path, linear in own.items() if _matches(path, _HEADS_OUT)]
-    query = queries[0] if queries and isinstance(queries[0], nn.Linear) else None
-    return attention, query, outs[-1] if outs else None
+    return attention, queries[0] if queries else None, outs[-1] if outs else None
 
 
 def _named(model: nn.Module, lists: list[list[tuple[str, nn.Module]]], names: Sequence[str]) -> list[Site]:
@@ -334,21 +337,32 @@ def _named(model: nn.Module, lists: list[list[tuple[str, nn.Module]]], names: Se
         raise TypeError(f"names: expected a sequence of module paths, got {names!r}")
     if len(names) == 0:
         raise ValueError("names: need at least 1, got none")
-    if len(set(names)) < len(names):
+    if len(set(map(plain_name, names))) < len(names):
         raise ValueError(f"names: each site may be named once, got {list(names)}")
-    modules, blocks = dict(model.named_modules()), [block for blocks in lists for block in blocks]
+    paths, blocks = (
+        {plain_name(path): path for path, _ in model.named_modules()},
+        [b for blocks in lists for b in blocks],
+    )
+    layers = {plain_name(path): layer for path, layer in linears(model).items()}
     sites = []
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"names: the model has no module {name!r}{_advice(_linears(model), name)}")
-        if _projection(modules[name]) is None:
-            below = [path for path in _linears(model) if path.startswith(f"{name}.")]
-            if is_routed(name, modules[name]):
-                raise ValueError(f"names: {_refused(name, modules[name])}")
+    for name in map(plain_name, names):
+        if name not in paths:
+            raise ValueError(f"names: the model has no module {name!r}{_advice(layers, name)}")
+        module = model.get_submodule(paths[name])
+        whole = next((path for path in layers if name.startswith(f"{path}.")), None)
+        if whole is not None:
             raise ValueError(
-                f"names: {name!r} must be a linear projection, got {type(modules[name]).__name__}{_advice(below, name)}"
+                f"names: {name!r} is a part of {whole!r}, a {type(layers[whole]).__name__} whose input the neurons "
+                f"are; name {whole!r}"
             )
-        sites.append(_site_of(name, modules[name], blocks))
+        if projection_of(module) is None:
+            below = [path for path in layers if path.startswith(f"{name}.")]
+            if is_routed(name, module):
+                raise ValueError(f"names: {_refused(name, module)}")
+            raise ValueError(
+                f"names: {name!r} must be a linear projection, got {type(module).__name__}{_advice(below, name)}"
+            )
+        sites.append(_site_of(paths[name], module, blocks))
     return sorted(sites, key=lambda site: site.layer)
 
 
@@ -359,9 +373,10 @@ def _site_of(name: str, module: nn.Module, blocks: list[tuple[str, nn.Module]]) 
             ups = {d: u for u, d in _pairs(block)}
             return _site(block, block_name, layer, ups.get(down), down)
     _check_shards(name, module)
-    projection = _projection(module)
+    projection = projection_of(module)
     assert projection is not None
     hidden, width = projection.shape
+    name = plain_name(name)
     return Site(name, len(blocks), width, hidden, projection, module, name, module, None, None, None)
 
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import PathLike, reading_json, write_json
+from spurge.engine.models.projections import features
 from spurge.engine.models.prompt_template import Prompted, split_template
 from spurge.engine.models.readout import Readout, is_decoder, language_head, last_real_token
 from spurge.engine.models.sites import known_sites
@@ -171,7 +172,7 @@ class Verbalized(nn.Module):
                 "model: expected a causal language model with a head to its vocabulary (AutoModelForCausalLM), got "
                 f"{type(model).__name__}"
             )
-        most, outputs = max(map(max, tokens.values())), int(head.weight.shape[0])  # type: ignore[arg-type, index]
+        most, outputs = max(map(max, tokens.values())), _outputs(head)
         if most >= outputs:
             raise ValueError(f"words: expected tokens of the model's {outputs} outputs, got {most}; another tokenizer?")
         self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
@@ -251,3 +252,9 @@ class Verbalized(nn.Module):
     def hf_device_map(self) -> Mapping[str, Any]:
         """Where the language model's parts lie; empty where they are all in one place."""
         return getattr(self.language_model, "hf_device_map", {})
+
+
+def _outputs(head: Any) -> int:
+    """How many tokens a head to the vocabulary knows."""
+    sizes = features(head)
+    return int(head.weight.shape[0]) if sizes is None else sizes[1]
