@@ -56,10 +56,12 @@ SPURGE_HD float widen(f16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
   return value;
 #else
-  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // 2^112 moves the exponent from half's bias to float's, and makes subnormals normal.
-  return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * float_of_bits(0x77800000u)));
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu, wide = magnitude << 13;
+  if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | wide);
+  // From half's bias to float's. A subnormal half is first added to 2^-14: nothing here is a subnormal float, which
+  // a processor may have been told to take for 0.
+  const float normal = float_of_bits(wide + 0x38000000u), raised = float_of_bits(wide + 0x38800000u);
+  return float_of_bits(sign | bits_of_float(magnitude < 0x400u ? raised - float_of_bits(0x38800000u) : normal));
 #endif
 }
 
