@@ -96,12 +96,13 @@ def balance_sweep(covariates: Tensor, base: Tensor, dual: Tensor) -> tuple[Tenso
     """covariates ``[N, K]``, base ``[N]``, dual ``[K]`` -> scores ``[N]``, mean ``[K]``, value ``[2]``.
 
     ``z = covariates @ dual``, the mean under weights ``base * exp(z)``, and (log of their sum, max z where base > 0).
+    Rows of weight 0 do not count, whatever they hold.
     """
     c = covariates.double()
     z = c @ dual
     if bool(z.isnan().any() | c.isnan().any() | base.isnan().any()):
         return z, torch.full_like(dual, torch.nan), z.new_full((2,), torch.nan)
-    inside = base > 0
+    inside = (base > 0) & (z > -torch.inf)
     if not bool(inside.any()):
         return z, torch.full_like(dual, torch.nan), z.new_full((2,), -torch.inf)
     top = z[inside].max()

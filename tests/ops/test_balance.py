@@ -70,6 +70,46 @@ def test_rows_without_base_do_not_count(device):
     assert ops.balance_sweep(covariates[:0], base[:0], dual)[2].tolist() == [-INF, -INF]
 
 
+@pytest.mark.parametrize("columns", [1, 5, 8, 33])
+@pytest.mark.parametrize("rows", [3, 8, 40, 1100])
+@pytest.mark.parametrize("far", [INF, -INF])
+def test_rows_of_weight_0_do_not_count_whatever_they_hold(rows, columns, far, device):
+    covariates, base, dual = sweep_case(rows, columns)
+    base[1], base[2::7], dual[0] = 1.0, 0.0, dual[0].abs() + 0.1
+    kept = base > 0
+    covariates[2::7, 0] = far  # no base
+    covariates[0, 0], base[0] = -INF, 1.0  # a score of minus infinity
+    kept[0] = False
+    arguments = tuple(x.to(device) for x in (covariates, base, dual))
+    got, want = ops.balance_sweep(*arguments), reference.balance_sweep(*arguments)
+    assert torch.equal(got[0].isinf(), want[0].isinf())
+    few = ops.balance_sweep(*(x.to(device) for x in (covariates[kept], base[kept], dual)))
+    for have, wish, same in zip(got[1:], want[1:], few[1:], strict=True):
+        assert_near(have, wish, terms=rows * columns, size=10.0)
+        assert_near(have, same, terms=rows * columns, size=10.0)
+
+
+@pytest.mark.parametrize("at", [0, 5, 1050])
+def test_a_score_of_infinity_is_no_row_without_weight(at, device):
+    covariates, base, dual = sweep_case(1100, 4)
+    base[at], dual[0], covariates[at, 0] = 1.0, 0.5, INF
+    covariates[at, 1:] = 0.0
+    arguments = tuple(x.to(device) for x in (covariates, base, dual))
+    for found in (ops.balance_sweep(*arguments), reference.balance_sweep(*arguments)):
+        assert found[0][at] == INF
+        assert found[1].isnan().all()
+        assert found[2][0].isnan()
+        assert found[2][1] == INF
+
+
+def test_only_scores_of_minus_infinity_are_no_weight(device):
+    infinite, one = torch.full((9, 2), INF), torch.ones(9, dtype=F64)
+    arguments = tuple(x.to(device) for x in (infinite, one, -one[:2]))
+    for found in (ops.balance_sweep(*arguments), reference.balance_sweep(*arguments)):
+        assert found[1].isnan().all()
+        assert found[2].tolist() == [-INF, -INF]
+
+
 @pytest.mark.parametrize("place", ["covariates", "base", "dual"])
 def test_sweep_spreads_nan(place, device):
     arguments = dict(zip(("covariates", "base", "dual"), sweep_case(40, 9), strict=True))

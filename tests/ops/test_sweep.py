@@ -111,6 +111,17 @@ def test_ties_go_to_the_smaller_index():
     assert interval(1).tolist() == [0.0, torch.tensor(0.5).double().nextafter(torch.tensor(0.0).double()).item()]
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=str)
+def test_a_quotient_below_float64_is_the_zero_that_has_no_sign(order, device):
+    """Crossings at -0 (rounded), at the largest number below it, and at 0: which comes first must not be seen."""
+    logits = torch.tensor([[0.0, 1e-310, -1e-310]], dtype=torch.float64)[:, order]
+    shifts = torch.tensor([[0.0, 1e30, -1e30]], dtype=torch.float64)[:, order]
+    for label in range(3):
+        arguments = (x.to(device) for x in (logits, shifts, torch.arange(3), torch.tensor([label])))
+        found = ops.correct_interval(*arguments, -1.0, 1.0)
+        assert not (found.eq(0) & found.signbit()).any()
+
+
 def test_a_single_rate_and_an_edit_that_moves_nothing():
     logits, labels = torch.tensor([[1.0, 2.0], [2.0, 2.0], [2.0, 2.0]]), torch.tensor([1, 0, 1])
     for shifts, rows in ((torch.zeros(3, 1), torch.tensor([1])), (torch.zeros(3, 0), torch.zeros(0).long())):

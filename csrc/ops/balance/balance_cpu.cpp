@@ -114,12 +114,12 @@ void sweep_cpu(double* scores, double* mean, double* value, const void* covariat
   for (std::int64_t c = 0; c < chunks; ++c) {
     const ChunkSums& part = parts[static_cast<std::size_t>(c)];
     if (part.top == -kInfinity) continue;
-    const double share = std::exp(part.top - top);
+    const double share = part.top == top ? 1.0 : std::exp(part.top - top);
     weight += share * part.weight;
     for (std::int64_t k = 0; k < columns; ++k)
       mean[k] += share * sums[static_cast<std::size_t>(c * columns + k)];
   }
-  const bool empty = !(weight > 0);
+  const bool empty = top == -kInfinity;
   for (std::int64_t k = 0; k < columns; ++k) mean[k] = nan || empty ? kNaN : mean[k] / weight;
   value[0] = nan ? kNaN : empty ? -kInfinity : top + std::log(weight);
   value[1] = nan ? kNaN : top;

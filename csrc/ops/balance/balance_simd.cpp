@@ -44,17 +44,29 @@ void score(double* scores, const T* rows, const double* dual, std::int64_t colum
 }
 
 template <int R, class T>
-void add(double* sums, const T* rows, const double* weights, std::int64_t columns) {
+void add(double* sums, const T* const* rows, const double* weights, std::int64_t columns) {
   V w[R];
   for (int r = 0; r < R; ++r) w[r] = V::all(weights[r]);
   std::int64_t k = 0;
   for (; k + V::n <= columns; k += V::n) {
     V sum = V::load(sums + k);
-    for (int r = 0; r < R; ++r) sum = fused(w[r], V::load(rows + r * columns + k), sum);
+    for (int r = 0; r < R; ++r) sum = fused(w[r], V::load(rows[r] + k), sum);
     sum.store(sums + k);
   }
   for (; k < columns; ++k)
-    for (int r = 0; r < R; ++r) sums[k] += weights[r] * static_cast<double>(widen(rows[r * columns + k]));
+    for (int r = 0; r < R; ++r) sums[k] += weights[r] * static_cast<double>(widen(rows[r][k]));
+}
+
+// Rows of weight 0 do not count, whatever they hold: in their place stands one that does.
+template <class T>
+void add_all(double* sums, const T* rows, const double* weights, int some, std::int64_t columns) {
+  int counts = 0;
+  while (counts < some && weights[counts] == 0) ++counts;
+  if (counts == some) return;
+  const T* taken[kTogether];
+  for (int r = 0; r < some; ++r) taken[r] = rows + (weights[r] == 0 ? counts : r) * columns;
+  if (some == kTogether) return add<kTogether>(sums, taken, weights, columns);
+  for (int r = 0; r < some; ++r) add<1>(sums, taken + r, weights + r, columns);
 }
 
 // What was summed so far moves to the larger top, if these rows have one.
@@ -75,7 +87,8 @@ void raise_top(ChunkSums& sums, double* of_columns, const double* scores, const 
 void weigh(double (&weights)[kTogether], const double* scores, const double* base, double top, int rows) {
   for (int r = 0; r < kTogether; ++r) weights[r] = r < rows && base[r] > 0 ? scores[r] - top : -kInfinity;
   for (int r = 0; r < kTogether; r += V::n) exponential(V::load(weights + r)).store(weights + r);
-  for (int r = 0; r < rows; ++r) weights[r] = base[r] > 0 ? weights[r] * base[r] : 0.0;
+  for (int r = 0; r < rows; ++r)
+    weights[r] = base[r] > 0 && scores[r] != -kInfinity ? weights[r] * base[r] : 0.0;
 }
 
 }  // namespace
@@ -97,9 +110,7 @@ ChunkSums sweep_chunk(double* scores, double* sums, const T* covariates, const d
     double weights[kTogether];
     weigh(weights, scores + i, base + i, out.top, some);
     for (int r = 0; r < some; ++r) out.weight += weights[r];
-    if (some == kTogether) add<kTogether>(sums, rows, weights, columns);
-    else
-      for (int r = 0; r < some; ++r) add<1>(sums, rows + r * columns, weights + r, columns);
+    add_all(sums, rows, weights, some, columns);
   }
   return out;
 }

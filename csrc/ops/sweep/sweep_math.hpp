@@ -33,6 +33,7 @@ SPURGE_HD void keep(Span& span, Line mine, Line rival, bool first) {
   }
   double at = gap / slope;
   if (!first) at = nextafter(at, static_cast<double>(slope > 0 ? INFINITY : -INFINITY));
+  at += 0.0;  // -0, of a quotient too small for float64, becomes 0: which zero stays must not depend on the order
   if (slope > 0) span.low = at > span.low ? at : span.low;
   else span.high = at < span.high ? at : span.high;
 }
