@@ -5,7 +5,7 @@
 namespace spurge {
 namespace {
 
-// On a GPU nobody can look without waiting: there the kernel leaves out what lies outside.
+// On a GPU nobody can look without waiting: there the kernel answers with NaN.
 void check_segments(const Tensor& starts, const Tensor& classes, std::int64_t samples, std::int64_t labels) {
   const auto* const s = starts.as<const std::int64_t>();
   const auto* const c = classes.as<const std::int64_t>();
@@ -48,6 +48,7 @@ void associate(Tensor sums, Tensor logs, Tensor carry, Tensor picked, Tensor act
     check_dtype(a.name, a.tensor, DType::f64);
   check_dtype("picked", picked, DType::f32);
   SPURGE_CHECK(target >= -1 && target < labels, "target: expected -1 or a class below ", labels, ", got ", target);
+  SPURGE_CHECK(segments > 0 || samples == 0, "starts: must end with the ", samples, " samples, got no segment");
   SPURGE_CHECK(!carries || segments > 0, "classes: need at least 1 where a segment is resumed or unfinished, got 0");
 
   const Place place = place_of(stream, {{"features", features}, {"sums", sums}, {"logs", logs}, {"carry", carry},

@@ -14,10 +14,12 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Makes the place's device current for the scope; costs nothing when it already is.
+// Makes the place's device current for the scope; costs nothing when it already is. An error that others left is
+// cleared, so that no launch is blamed for it, or, where it cannot be, reported as theirs.
 class Guard {
  public:
   explicit Guard(const CudaPlace& place) {
+    if (cudaGetLastError() != cudaSuccess) check(cudaGetLastError(), "CUDA had failed before this call");
     check(cudaGetDevice(&previous_), "cudaGetDevice");
     if (previous_ == place.device) previous_ = -1;
     else check(cudaSetDevice(place.device), "cudaSetDevice");

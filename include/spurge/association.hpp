@@ -32,7 +32,9 @@ struct Block {
 // Products and short sums in float32 (float64 for f64), what they add up to in float64. On the CPU bitwise the same
 // for any number of threads, though not for every instruction set: those that can fuse a multiplication with the
 // addition do so here. On the GPU bitwise the same from run to run on one GPU. Products below the smallest normal
-// float32 may count as 0.
+// float32 may count as 0. The CPU refuses starts and classes that are not as said. The CUDA kernel cannot look before it
+// runs: where starts do not ascend from 0 to samples, or a class is out of range, it leaves NaN in sums, logs, picked,
+// activations and an unfinished carry.
 void associate_cpu(const Block& block, int threads);
 void associate_cuda(const Block& block, const CudaPlace& place);
 

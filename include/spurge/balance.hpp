@@ -26,7 +26,8 @@ struct SweepShape {
 std::int64_t sweep_workspace(const SweepShape& shape);
 
 // scores[i] = covariates[i] . dual; mean = the covariates' means under base exp(scores); value = log of the sum of those
-// weights, and the largest score of a row with base > 0. Without such a row value is -inf and mean NaN; NaN spreads.
+// weights, and the largest score of a row with base > 0. Rows of weight 0 do not count, whatever they hold; without any
+// other value is -inf and mean NaN. NaN spreads; a score of +inf makes mean and log NaN.
 void sweep_cpu(double* scores, double* mean, double* value, const void* covariates, const double* base,
                const double* dual, const SweepShape& shape, DType dtype, int threads);
 void sweep_cuda(double* scores, double* mean, double* value, double* workspace, const void* covariates,
@@ -70,6 +71,7 @@ struct StrataShape {
 // w[i] ~ base[i] exp(slope[j] v[i] + curvature v[i]^2), so that the value's mean in each stratum is means[u, j] (without
 // `interact`: its mean over all is sum_j masses[j] means[u, j]) and that of its square over all squares[u] (null: not
 // balanced). values [U, N]; start and dual [U, S + 1], slopes and then the curvature; averages [U, V].
+// The CPU refuses starts that do not ascend from 0 to N; the CUDA kernel cannot look before it runs, and says not_finite.
 // The Hessian is an arrow and solved in O(S). workspace: strata_workspace doubles on the GPU, null on the CPU.
 std::int64_t strata_workspace(const StrataShape& shape);
 void strata_cpu(double* dual, double* averages, double* report, std::int32_t* status, const void* values,

@@ -1,5 +1,6 @@
 #pragma once
-// What every kernel of the C++ face shares. Plain C++17: no CUDA, no Python, no torch.
+// What every kernel of the C++ face shares. Plain C++17: no CUDA, no Python, no torch. Where results are called bitwise
+// the same, NaN is any NaN: its sign and payload may differ.
 #include <cstdint>
 
 namespace spurge {

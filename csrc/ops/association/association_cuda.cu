@@ -56,11 +56,15 @@ struct Segment {
 
   __device__ __forceinline__ Segment(const Block& block, std::int64_t s)
       : label(block.classes[s]),
-        begin(min(max(block.starts[s], std::int64_t(0)), block.samples)),
-        end(min(max(block.starts[s + 1], begin), block.samples)),
+        begin(block.starts[s]),
+        end(block.starts[s + 1]),
         scale(block.scales[s]),
         from_before(block.resumed && s == 0),
         goes_on(block.unfinished && s + 1 == block.segments) {}
+  __device__ __forceinline__ bool possible(const Block& block, std::int64_t s) const {
+    const bool joined = (s > 0 || begin == 0) && (s + 1 < block.segments || end == block.samples);
+    return joined && begin >= 0 && begin <= end && end <= block.samples && label >= 0 && label < block.labels;
+  }
   __device__ __forceinline__ bool whole() const { return !from_before && !goes_on && end - begin <= kPiece; }
 };
 
@@ -152,6 +156,17 @@ struct Folded {
   }
 };
 
+// What borders that do not ascend from 0 to N, or classes out of range, give: the host can't look without waiting.
+template <int R>
+__device__ __forceinline__ void refuse(const Block& block, const Thread<R>& me) {
+  me.each(block, [&](int, int, std::int64_t at) {
+    block.sums[at] = block.logs[at] = block.picked[at] = nan("");
+    if (block.unfinished) block.carry[at] = nan("");
+  });
+  if (blockIdx.y != 0 || me.lane != 0 || me.loaded >= block.width) return;
+  for (std::int64_t c = 0; c < block.labels; ++c) block.activations[c * block.width + me.loaded] = nan("");
+}
+
 // A block has kAcross * R rows by kColumns columns and walks through all samples of all segments. The blocks of the
 // first rows add up the activations too, each thread those that it loads.
 template <int R, class T>
@@ -164,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) associate_kernel(Block block) {
 
   for (std::int64_t s = 0; s < block.segments; ++s) {
     const Segment segment(block, s);
-    if (segment.label < 0 || segment.label >= block.labels) continue;
+    if (!segment.possible(block, s)) return refuse(block, me);
     const bool whole = segment.whole();
     A acc[R][kEach] = {}, active = 0;
     double part[R][kEach] = {}, share = 0;

@@ -15,7 +15,7 @@ struct Unit {
   const T* values;
   const std::int64_t* starts;
   const double *base, *masses, *means, *start;
-  std::int64_t strata;
+  std::int64_t rows, strata;
   bool interact, squared;
   double wanted;           // the mean of the squares
   double* logs;            // of each stratum: of the sum of base exp(score)
@@ -62,12 +62,13 @@ struct Unit {
     return unfinished;
   }
 
-  // Above 0 where a number is not finite.
+  // Above 0 where a number is not finite, or borders do not ascend from 0 to N.
   __device__ double read_targets() {
-    double lost = finite(wanted) ? 0.0 : 1.0;
+    double lost = finite(wanted) && starts[0] == 0 && starts[strata] == rows ? 0.0 : 1.0;
     for (std::int64_t j = threadIdx.x; j <= strata; j += kThreads) {
       if (!finite(start[j])) lost = 1.0;
       if (j == strata) continue;
+      if (starts[j] > starts[j + 1]) lost = 1.0;
       if (!finite(masses[j]) || (masses[j] > 0.0 && !finite(means[j]))) lost = 1.0;
       if (masses[j] > 0.0) pooled = fma(masses[j], means[j], pooled);
     }
@@ -76,7 +77,8 @@ struct Unit {
 
   // Deviation under base, and the middle of the squares.
   __device__ Status measure() {
-    double lost = read_targets(), missing = 0.0, middle = 0.0, variance = 0.0;
+    if (over_block<Max>(read_targets()) > 0.0) return not_finite;  // before a row is looked for
+    double lost = 0.0, missing = 0.0, middle = 0.0, variance = 0.0;
     each_stratum([&](std::int64_t j) {
       double inside = 0.0;
       each_row(j, [&](std::int64_t i) {
@@ -295,6 +297,7 @@ __global__ void __launch_bounds__(kThreads)
                      masses,
                      means + u * strata,
                      start + u * duals,
+                     rows,
                      strata,
                      shape.interact,
                      squares != nullptr,

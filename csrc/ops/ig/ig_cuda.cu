@@ -75,7 +75,8 @@ void node_sum_cuda(void* out, const void* grads, const double* weights, std::int
     constexpr int W = cuda::kWidest<T>;
     const bool packed = cuda::fits_packs<T>(size, {out, grads});
     auto* const o = static_cast<Acc<T>*>(out);
-    for (std::int64_t s = 0; s < nodes; s += cuda::Numbers<Acc<T>>::most) {
+    std::int64_t s = 0;
+    do {  // once for no nodes, too: their sum is 0
       const int some = static_cast<int>(std::min<std::int64_t>(nodes - s, cuda::Numbers<Acc<T>>::most));
       cuda::Numbers<Acc<T>> w{};
       for (int k = 0; k < some; ++k) w.v[k] = static_cast<Acc<T>>(weights[s + k]);
@@ -86,7 +87,8 @@ void node_sum_cuda(void* out, const void* grads, const double* weights, std::int
       else
         node_sum_kernel<1><<<cuda::blocks_for(size, kThreads), kThreads, 0, stream>>>(o, g, w, some, size, s > 0);
       cuda::check(cudaGetLastError(), "node_sum launch");
-    }
+      s += cuda::Numbers<Acc<T>>::most;
+    } while (s < nodes);
   });
 }
 

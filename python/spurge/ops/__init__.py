@@ -10,6 +10,8 @@ r"""The kernels as torch sees them: for each op its schema, its contract, its ke
 
 None of the ops is differentiable: autograd looks through them, and results do not require grad.
 
+Where an op promises the same bits, NaN is any NaN: its sign and payload may differ.
+
 Letters: B examples, T tokens, H hidden, F neurons of a site, S nodes, R rows, P particles, n columns,
 D dimensions, U units, G golden sets, Y labels. Of a last layer: N samples, M features, O outputs, C classes,
 E edited outputs, S segments of samples. Of balancing: N rows, K covariates, P problems, S strata, U units, V outcomes.

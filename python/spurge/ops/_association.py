@@ -143,8 +143,9 @@ def associate_(
         unfinished: the last segment goes on in the next block.
 
     Raises:
-        ValueError: a shape, dtype, device or number does not fit. On a GPU, where looking would mean waiting, borders
-            and classes out of range are not reported: such samples are left out.
+        ValueError: a shape, dtype, device or number does not fit; on the CPU also for borders that do not ascend from 0
+            to N and for classes out of range or named twice (a CUDA kernel cannot look before it runs: for borders and
+            classes out of range it leaves NaN in all that is changed).
 
     >>> sums, logs, carry = (torch.zeros(2, 1, dtype=torch.float64) for _ in range(3))
     >>> picked, activations = torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.float64)

@@ -82,8 +82,9 @@ def balance_sweep(covariates: Tensor, base: Tensor, dual: Tensor) -> tuple[Tenso
         dual: lambda, float64 ``[K]``.
 
     Returns:
-        Scores z ``[N]``, mean ``[K]`` and value ``[2]``, float64. Without a row of base > 0 the mean is NaN and the
-        value minus infinity; where a number is NaN, mean and value are.
+        Scores z ``[N]``, mean ``[K]`` and value ``[2]``, float64. Rows of weight 0 do not count, whatever they hold.
+        Without a row of weight above 0 the mean is NaN and the value minus infinity; where a number is NaN, mean and
+        value are, and where a score is infinite, the mean and the logarithm.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or on the CPU a base is negative.
@@ -315,7 +316,7 @@ def balance_strata(
 
     Raises:
         ValueError: a shape, dtype, device or number does not fit; on the CPU also for borders that do not ascend from 0
-            to N and for negative base or masses.
+            to N (a CUDA kernel cannot look before it runs, and gives status 3) and for negative base or masses.
 
     >>> f64 = {"dtype": torch.float64}
     >>> v, starts = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([0, 2, 4])
