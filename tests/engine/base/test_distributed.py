@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from helpers.torchrun import torchrun
+from spurge.engine.base import distributed
 from spurge.engine.base.distributed import ALONE, Message, RankError, RankFailed, RankLost, Ranks
 from spurge.engine.base.ranks import ProcessRank
 from spurge.engine.models.handle import input_device
@@ -51,6 +53,35 @@ def test_the_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ValueError, match="RANK: expected a whole number in the environment, got 'first'"):
         ProcessRank.from_environment()
+
+
+class Work:
+    """A transfer that is done."""
+
+    def wait(self, timeout: object) -> None:
+        pass
+
+
+def test_a_message_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_LONGEST", 1000)
+    message = Message("x" * 100, {"a": torch.zeros(200, dtype=torch.uint8)})
+    packed = distributed._packed(message)
+    assert distributed._unpacked(bytes(packed)).facts == message.facts
+    with pytest.raises(ValueError, match="message: ranks send at most 1000 bytes at once, got 1102"):
+        distributed._packed(Message("x" * 100, {"a": torch.zeros(250)}))
+
+
+@pytest.mark.parametrize("head", [[0, 2**62], [0, -1], [0, 0], [2, 8]])
+def test_a_message_that_cannot_be_is_refused_before_memory_is_taken(
+    monkeypatch: pytest.MonkeyPatch, head: list[int]
+) -> None:
+    def receive(into: Tensor, *_: object, **__: object) -> Work:
+        into.copy_(torch.tensor(head))
+        return Work()
+
+    monkeypatch.setattr(distributed.dist, "irecv", receive)
+    with pytest.raises(RuntimeError, match=f"announced {head[1]} bytes of kind {head[0]}"):
+        distributed.Ranks(ProcessRank(0, 2), torch.device("cpu"))._receive(1, 1.0)
 
 
 def test_inputs_go_where_the_embeddings_are() -> None:

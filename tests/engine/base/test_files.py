@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spurge.engine.base import files
+from spurge.engine.base.temporary import Temporaries
 
 json_values = st.recursive(
     st.none()
@@ -101,10 +110,14 @@ def test_write_respects_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b"{} x"])
+NOT_JSON = [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b"{} x"]
+NOT_OURS = [b'{"a": 1e999}', b"[-1e400]", b"[%s]" % (b"9" * 5000), b'{"a": {"b": 1, "b": 1}}']
+
+
+@pytest.mark.parametrize("data", NOT_JSON + NOT_OURS)
 def test_read_json_says_what_is_wrong(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(files.FileError, match=r"a\.json: not a JSON file"):
+    with pytest.raises(files.FileError, match=r"a\.json: (not a JSON file|is empty)"):
         files.read_json(tmp_path / "a.json")
 
 
@@ -119,3 +132,166 @@ def test_fingerprint_depends_on_bytes_type_and_shape() -> None:
     assert files.fingerprint(base.reshape(3, 2).T) == files.fingerprint(base.reshape(3, 2).T.contiguous())
     with pytest.raises(TypeError, match="expected a tensor, bytes or str, got int"):
         files.fingerprint(1)  # type: ignore[arg-type]
+
+
+# ---- what is no file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "empty", "sparse"])
+def test_what_is_no_file_of_bytes_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path(os.devnull)
+    else:
+        path.touch()
+    if kind == "sparse":
+        os.truncate(path, 2**40)
+    with pytest.raises(files.FileError, match=f"^{path}: is (a )?{kind}"), files.opened(path):
+        pass
+
+
+def test_a_file_with_some_holes_is_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "wb") as stream:
+        stream.write(b"x" * 2**16)
+        stream.truncate(2**21)
+    with files.opened(tmp_path / "a") as stream:
+        assert len(stream.read()) == 2**21
+
+
+# ---- drafts ----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from spurge.engine.base.files import begin_draft, write_parts
+from spurge.engine.base.temporary import Temporaries
+
+def parts():
+    yield b"half"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "file":
+    write_parts(sys.argv[1], parts())
+else:
+    with Temporaries() as changes:
+        (begin_draft(changes, Path(sys.argv[1]), folder=True) / "inside").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_run_left_goes_with_the_next_write(tmp_path: Path, kind: str) -> None:
+    files.write_bytes(tmp_path / "a", b"old")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    target = tmp_path / ("a" if kind == "file" else "b")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target), kind], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 2
+    files.write_bytes(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_draft_that_is_being_written_stays(tmp_path: Path) -> None:
+    with Temporaries() as changes:
+        draft = files.begin_draft(changes, tmp_path / "a")
+        files.write_bytes(tmp_path / "a", b"other")
+        files.remove_drafts(tmp_path)
+        assert draft.exists()
+        (tmp_path / f"{draft.name}.txt").touch()
+        (tmp_path / draft.name.removeprefix(".")).touch()
+    files.remove_drafts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(["a", f"{draft.name}.txt", draft.name.removeprefix(".")])
+
+
+def test_a_draft_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, waiting = fcntl.flock, [True]
+
+    def late(descriptor: int, how: int) -> None:
+        if waiting and how == fcntl.LOCK_EX:
+            waiting.clear()
+            files.remove_drafts(tmp_path)
+            assert os.listdir(tmp_path) == []
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    files.write_bytes(tmp_path / "a", b"new")
+    assert not waiting
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_keeps_its_mode_and_a_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("非" * 85)
+    path.touch()
+    path.chmod(0o604)
+    files.write_bytes(path, b"new")
+    assert path.stat().st_mode & 0o7777 == 0o604
+
+
+def test_a_file_with_several_names_is_refused(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a", b"old")
+    os.link(tmp_path / "a", tmp_path / "b")
+    for attempt in (files.check_writable, lambda path: files.write_bytes(path, b"new")):
+        with pytest.raises(OSError, match="has 2 hard links, which a new file would part") as caught:
+            attempt(tmp_path / "a")
+        assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "b").read_bytes() == b"old"
+
+
+def test_a_target_is_tried_without_a_trace(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a", b"old")
+    before = (tmp_path / "a").stat()
+    for name in ("a", "new", os.devnull):
+        files.check_writable(tmp_path / name)
+    assert (tmp_path / "a").stat() == before
+    assert os.listdir(tmp_path) == ["a"]
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        files.check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"folder .* does not exist"):
+        files.check_writable(tmp_path / "no" / "file")
+
+
+def test_what_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_bytes(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="is not writable"):
+        files.write_bytes(tmp_path / "a", b"new")
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Files of this process may have so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    files.write_bytes(path, b"old")
+    with at_most(2**16), pytest.raises(OSError, match="File too large") as caught:
+        files.write_bytes(path, bytes(2**20))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_bytes("/dev/full", b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_a_pipe_behind_a_name_is_written_to(tmp_path: Path) -> None:
+    code = "from spurge.engine.base.files import write_bytes; write_bytes('/dev/stdout', b'numbers')"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE)
+    assert done.stdout == b"numbers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,10 @@ def test_blocks_of_another_job_and_damaged_ones_are_refused(tmp_path: Path) -> N
     (tmp_path / "block-0.safetensors").write_bytes(b"{")
     with pytest.raises(FileError, match="not a safetensors file"):
         blocks(tmp_path).find("block-0", total)
+
+
+def test_what_a_killed_run_was_writing_goes_when_the_job_goes_on(tmp_path: Path) -> None:
+    blocks(tmp_path).keep("block-0", {"parts": torch.ones(3)}, more="4")
+    (tmp_path / ".block-1.safetensors.0123abcd.spurge-draft").write_bytes(b"half")
+    blocks(tmp_path)
+    assert os.listdir(tmp_path) == ["block-0.safetensors"]

@@ -236,7 +236,7 @@ def test_bad_rows_are_named(source: Any, options: Any, error: type[Exception], m
         ("a.txt", b"", "format not known, expected .csv"),
         ("a", b"", "format not known"),
         ("a.xz", b"", "format not known"),
-        ("a.csv", b"", "no rows"),
+        ("a.csv", b"", "is empty"),
         ("a.csv", b"text,label\n", "no rows"),
         ("a.csv", b"text,label\na,1,2\n", "line 2: 3 fields, but 2 columns"),
         ("a.csv", b"text,text\na,1\n", "two columns have the same name"),
@@ -260,7 +260,7 @@ def test_absent_files_and_folders_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Examples.load(tmp_path / "a.csv")
     (tmp_path / "b.csv").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(FileError, match="is a folder, expected a file"):
         Examples.load(tmp_path / "b.csv")
 
 

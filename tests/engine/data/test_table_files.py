@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import os
+import resource
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from spurge.engine.base.files import FileError
 from spurge.engine.data.examples import Examples
+from spurge.engine.data.rows import read_number
 from spurge.engine.data.table_files import read_records
 
 STRAY = 'text{0}label\n" wonderful film{0}1\nbad film{0}0\nshe said great "{0}1\n'
@@ -57,3 +64,67 @@ def test_quotes_inside_a_line_are_read_as_asked(tmp_path: Path, suffix: str) -> 
     with pytest.raises(FileError, match=r"line 2: .*where quotes are text: quoting=False"):
         texts(path)
     assert texts(path, False) == ['"wonderful" film']
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_a_damaged_compressed_table_is_refused(tmp_path: Path, packer: str) -> None:
+    packed = PACKERS[packer](b'{"text": "a", "label": 0}\n' * 99)
+    path = tmp_path / f"a.jsonl{packer}"
+    path.write_bytes(packed)
+    assert len(texts(path)) == 99
+    for damaged in (packed[: len(packed) // 2], packed[:9], b"no", packed[:-9] + bytes(9)):
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=r"a\.jsonl.*the compressed file is truncated or damaged"):
+            texts(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.bz2"])
+def test_a_row_that_unfolds_a_thousand_times_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(PACKERS[path.suffix](b"text\n" + b"a" * 2**26))
+    assert path.stat().st_size < 2**17
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FileError, match=r"line [12].*(not JSON|more than 16777216 characters)"):
+        texts(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
+
+
+def test_a_quoted_field_that_never_ends_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b'text\n"' + b"a\n" * 2**23))
+    with pytest.raises(FileError, match=r"line [0-9]+: the row has more than 16777216 characters"):
+        texts(path)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"text":"a","text":"b"}', '{"text":"a","x":1e999}', "[" * 5000, '{"x":%s}' % ("9" * 5000)]
+)
+def test_json_rows_of_two_meanings_are_refused_by_their_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + line)
+    with pytest.raises(FileError, match=r"a\.jsonl: line 2 is not JSON: "):
+        texts(path)
+
+
+@pytest.mark.parametrize("label", ["NaN", "1" + "0" * 400, "[1]", "null", "1.5", "-1", "{}"])
+def test_a_label_that_is_none_is_refused_by_its_file_and_row(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n{"text": "a", "label": ' + label + "}")
+    with pytest.raises(ValueError, match="label"):
+        Examples.load(path)
+
+
+def test_a_number_that_no_float_holds_is_no_number() -> None:
+    with pytest.raises(ValueError, match="row 3: its weight must be a finite number, got 1000"):
+        read_number(10**400, "weight", 3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "empty"])
+def test_what_is_no_table_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.csv"
+    {"folder": os.mkdir, "pipe": os.mkfifo, "empty": Path.touch}[kind](path)
+    with pytest.raises(FileError, match=f"a.csv: is (a )?{kind}"):
+        Examples.load(path)

@@ -28,10 +28,10 @@ def parse_bytes(text: str | int) -> int:
     match = _FORM.fullmatch(str(text))
     if match is None:
         raise ValueError(f"memory: expected bytes or a text such as '256MiB', got {text!r}")
-    size = int(float(match[1]) * _UNITS[(match[2] or "").lower()])
-    if size < 1:
-        raise ValueError(f"memory: need at least one byte, got {text!r}")
-    return size
+    size = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    if not 1 <= size < 2**63:
+        raise ValueError(f"memory: need at least one byte and less than 2**63, got {text!r:.40}")
+    return int(size)
 
 
 def free_bytes(device: torch.device | str) -> int:

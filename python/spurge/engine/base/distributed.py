@@ -40,6 +40,7 @@ TIMEOUT = 1800.0
 """Seconds that an exchange waits for the slowest rank."""
 
 _MESSAGE, _FAILURE = 0, 1  # kinds of what is sent
+_LONGEST = 2**31 - 1  # bytes of a message; a rank that announces more is out of step
 _SEVERITY = ("lost", "failed", "ended")  # kinds of failure; the first of several is what all ranks report
 
 
@@ -212,23 +213,25 @@ class Ranks:
         if self.size == 1:
             return combine([message])
         self._shared = None
+        packed = _packed(message) if self.rank > 0 else bytearray()
         with self._exchanging():
             if self.rank > 0:
-                kind, reply = self._request(_MESSAGE, message)
+                kind, reply = self._request(_MESSAGE, packed)
                 if kind == _FAILURE:
                     raise self._error_of(reply.facts)
                 return reply
             messages, failure = self._collect([])
             if failure is not None:
-                self._reply(_FAILURE, Message(failure))
+                self._reply(_FAILURE, _packed(Message(failure)))
                 raise self._error_of(failure)
             try:
                 reply = combine([message, *messages])
+                packed = _packed(reply)
             except Exception as error:
                 self._shared = error
-                self._reply(_FAILURE, Message(self._described(error)))
+                self._reply(_FAILURE, _packed(Message(self._described(error))))
                 raise
-            self._reply(_MESSAGE, reply)
+            self._reply(_MESSAGE, packed)
             return reply
 
     # ---- errors ------------------------------------------------------------------------------------------------
@@ -255,10 +258,10 @@ class Ranks:
         try:
             with self._exchanging():
                 if self.rank > 0:
-                    failure = self._request(_FAILURE, Message(failure))[1].facts
+                    failure = self._request(_FAILURE, _packed(Message(failure)))[1].facts
                 else:
                     failure = self._collect([failure])[1] or failure
-                    self._reply(_FAILURE, Message(failure))
+                    self._reply(_FAILURE, _packed(Message(failure)))
         except RankLost as lost:
             return lost
         return error if failure["rank"] == self.rank else self._error_of(failure)
@@ -328,9 +331,8 @@ class Ranks:
         if self._signal and self._shared is None:
             raise _of_signal(self._signal)
 
-    def _request(self, kind: int, message: Message) -> tuple[int, Message]:
+    def _request(self, kind: int, packed: bytearray) -> tuple[int, Message]:
         """Sends to rank 0 and receives its reply."""
-        packed = _packed(message)
         try:
             self._send(0, kind, packed)
             return self._receive(0, 2 * self._timeout)  # rank 0 may itself wait that long for another rank
@@ -352,8 +354,7 @@ class Ranks:
                 messages.append(message)
         return messages, min(failures, key=lambda failure: _SEVERITY.index(failure["kind"]), default=None)
 
-    def _reply(self, kind: int, message: Message) -> None:
-        packed = _packed(message)
+    def _reply(self, kind: int, packed: bytearray) -> None:
         for rank in range(1, self.size):
             # A rank lost here is found missing by the next exchange; after the last one it is not missed.
             with suppress(RuntimeError):
@@ -367,6 +368,8 @@ class Ranks:
         head = torch.zeros(2, dtype=torch.int64)
         _wait(dist.irecv(head, rank, group=self._group), timeout)
         kind, size = head.tolist()
+        if kind not in (_MESSAGE, _FAILURE) or not 0 < size <= _LONGEST:
+            raise RuntimeError(f"announced {size} bytes of kind {kind}, which no message has")
         packed = torch.empty(size, dtype=torch.uint8)
         _wait(dist.irecv(packed, rank, group=self._group), timeout)
         return kind, _unpacked(packed.numpy().tobytes())
@@ -382,7 +385,12 @@ def _wait(work: dist.Work | None, timeout: float) -> None:
 
 
 def _packed(message: Message) -> bytearray:
-    return bytearray().join(pack(message.tensors, {"facts": json.dumps(message.facts)}))
+    """The bytes of a message; ValueError where they are more than one may have."""
+    facts = json.dumps(message.facts)
+    size = len(facts) + sum(tensor.nbytes for tensor in message.tensors.values())
+    if size > _LONGEST:
+        raise ValueError(f"message: ranks send at most {_LONGEST} bytes at once, got {size}; give smaller blocks")
+    return bytearray().join(pack(message.tensors, {"facts": facts}))
 
 
 def _unpacked(packed: bytes) -> Message:

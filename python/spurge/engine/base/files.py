@@ -1,22 +1,27 @@
 """Files that are either whole or absent, and that are refused when they are not what was expected.
 
-Every file is written to a temporary name in its own folder, synced and renamed, so a crash leaves the old file
-or the new one, never half of one. Nothing is ever pickled.
+Every file is written as a draft in its own folder, synced and renamed, so a crash leaves the old file or the new one,
+never half of one. A draft is locked while it is written: one without a lock is of a run that was killed, and is removed
+by the next one that writes there. Nothing is ever pickled, and every file that is read comes in by :func:`opened`.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import secrets
+import shutil
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +31,11 @@ from spurge.engine.base.temporary import Temporaries
 from spurge.engine.base.tensor_parallel import whole
 
 PathLike = str | os.PathLike[str]
+
+_DRAFT = ".spurge-draft"  # how the names of drafts end
+_LEAST_SPARSE = 2**20  # bytes: smaller files may have any holes
+_MOST_HOLES = 1000  # times as many bytes as are stored
+_LONGEST_REASON = 400  # characters of an error of a file's content
 
 
 class FileError(ValueError):
@@ -121,27 +131,123 @@ def fingerprint(value: Tensor | bytes | str) -> str:
 def write_parts(path: PathLike, parts: Iterable[bytes | memoryview]) -> None:
     """Replaces the file at ``path`` by ``parts``, one behind the other, all or nothing.
 
-    A link is followed. A device or pipe (``/dev/stdout``) is written to directly.
+    A link is followed, and the file keeps its mode and, where that is allowed, its owner. A device or pipe
+    (``/dev/stdout``) is written to directly.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full; the old file is then untouched.
+        OSError: the folder is missing, folder or file is not writable, the file has several hard links, which a new
+            file would part, or the disk is full; the old file is then untouched. It names the file.
     """
+    with naming(path):
+        target, before = _checked_target(path)
+        if before is not None and not stat.S_ISREG(before.st_mode):
+            with open(path, "wb") as stream:
+                stream.writelines(parts)
+            return
+        with Temporaries() as changes:
+            draft = begin_draft(changes, target)
+            with open(draft, "r+b") as stream:
+                stream.writelines(parts)
+                stream.flush()
+                if before is not None:
+                    with suppress(PermissionError):
+                        os.fchown(stream.fileno(), before.st_uid, before.st_gid)
+                    os.fchmod(stream.fileno(), stat.S_IMODE(before.st_mode))
+                os.fsync(stream.fileno())
+            os.replace(draft, target)
+
+
+def check_writable(path: PathLike) -> None:
+    """Tries whether :func:`write_parts` could write to ``path``, and leaves all as it was; raises as that."""
+    with naming(path):
+        target, before = _checked_target(path)
+        if before is None or stat.S_ISREG(before.st_mode):
+            with Temporaries() as changes:
+                begin_draft(changes, target)
+
+
+def _checked_target(path: PathLike) -> tuple[Path, os.stat_result | None]:
+    """Where a file is to be written, and the state of what is there, None for nothing."""
     target = Path(os.path.realpath(path))
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        with open(target, "wb") as stream:  # a directory raises IsADirectoryError here
-            stream.writelines(parts)
-        return
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"folder {target.parent} does not exist, so {target.name} cannot be written there")
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with Temporaries() as changes:
-        changes.callback(temporary.unlink, missing_ok=True)
-        # Mode "x" refuses an existing name and, unlike tempfile, respects the user's umask.
-        with open(temporary, "xb") as stream:
-            stream.writelines(parts)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            text = f"folder {target.parent} does not exist, so {target.name} cannot be written there"
+            raise FileNotFoundError(text) from None
+        return target, None
+    fault = None
+    if stat.S_ISDIR(before.st_mode):
+        fault = errno.EISDIR, "is a folder, expected a file"
+    elif not os.access(path, os.W_OK):
+        fault = errno.EACCES, "is not writable"
+    elif stat.S_ISREG(before.st_mode) and before.st_nlink > 1:
+        fault = errno.EMLINK, f"has {before.st_nlink} hard links, which a new file would part; give another name"
+    if fault is not None:
+        raise OSError(*fault, os.fspath(path))
+    return target, before
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Within the block, errors of the system that name no file, such as of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def begin_draft(changes: Temporaries, target: Path, *, folder: bool = False) -> Path:
+    """A new empty file or ``folder`` beside ``target``, to be filled and renamed to it, and locked until then.
+
+    Args:
+        changes: when they are undone, the draft is unlocked, and removed where it was not renamed.
+        target: what it is to become.
+        folder: whether that is a folder.
+
+    Raises:
+        OSError: it cannot be made. Drafts of runs that were killed are removed first.
+    """
+    remove_drafts(target.parent)
+    name = os.fsencode(target.name)[:100].decode(errors="ignore")
+    while True:
+        draft = target.with_name(f".{name}.{secrets.token_hex(4)}{_DRAFT}")
+        changes.callback(_remove, draft)
+        if folder:
+            draft.mkdir()
+        # An existing name is refused and, unlike by tempfile, the user's umask respected.
+        flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(draft, flags, 0o666)
+        changes.callback(os.close, descriptor)
+        with suppress(OSError):  # a file system without locks: drafts then stay where a run is killed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # removed before it was locked
+            if os.path.samestat(os.fstat(descriptor), os.stat(draft)):
+                return draft
+
+
+def remove_drafts(folder: PathLike) -> None:
+    """Removes what runs that were killed left of files and folders that they were writing into ``folder``."""
+    drafts: list[Path] = []
+    with suppress(OSError):  # not readable
+        drafts = [Path(folder, name) for name in os.listdir(folder) if name.startswith(".") and name.endswith(_DRAFT)]
+    for draft in drafts:
+        with suppress(OSError):  # another's, gone meanwhile, or locked by a run that writes it
+            descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(draft)
+            finally:
+                os.close(descriptor)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -152,37 +258,111 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 def write_json(path: PathLike, value: Any, *, nan_to_null: bool = False) -> None:
     """Writes ``value`` as indented JSON, all or nothing. Keys keep their order.
 
-    Raises:
-        ValueError, TypeError: as :func:`canonical_json`; nothing is written then.
-        OSError: as :func:`write_bytes`.
+    Raises as :func:`canonical_json`, before anything is written, and :func:`write_parts`.
     """
     plain = _plain(value, nan_to_null, "value")
     text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode("utf-8"))
 
 
+@contextmanager
+def opened(path: PathLike) -> Iterator[BinaryIO]:
+    """The bytes of a file, for reading.
+
+    Raises:
+        FileError: a folder, device or pipe, an empty file, or one of holes but for a thousandth of its bytes.
+        OSError: the file cannot be read.
+    """
+    _check_regular(path, os.stat(path))
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        status = os.fstat(stream.fileno())
+        _check_regular(path, status)
+        if not status.st_size:
+            raise FileError(f"{path}: is empty")
+        if status.st_size > _LEAST_SPARSE:
+            stored = _stored(stream.fileno(), status.st_size)
+            if stored * _MOST_HOLES < status.st_size:
+                raise FileError(f"{path}: is sparse: of its {status.st_size} bytes only {stored} were ever written")
+        yield stream
+
+
+def _check_regular(path: PathLike, status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    raise FileError(f"{path}: is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+
+
+def _stored(descriptor: int, size: int) -> int:
+    """Bytes that are no holes, of the first extents of a file that are enough of it."""
+    found = place = 0
+    try:
+        while found * _MOST_HOLES < size and place < size:
+            start = os.lseek(descriptor, place, os.SEEK_DATA)
+            place = os.lseek(descriptor, start, os.SEEK_HOLE)
+            found += place - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no more data; any other: a file system that knows no holes
+            found = size
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return found
+
+
+def parse_json(text: str, *, nan: bool = False) -> Any:
+    """The value that JSON text stands for; every number is finite, and every field of an object is given once.
+
+    Args:
+        text: the JSON.
+        nan: whether NaN and Infinity, which are not JSON, are taken as Python writes them.
+
+    Raises:
+        ValueError: anything else; `json.JSONDecodeError` has the place.
+    """
+    constant = None if nan else _no_constant
+    try:
+        return json.loads(text, parse_constant=constant, parse_float=_finite, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text:.40} is too large")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice!r:.60} is given twice")
+    return value
+
+
 def read_json(path: PathLike) -> Any:
-    """The value in a JSON file.
+    """The value in a JSON file, as :func:`parse_json` takes it.
 
     Raises:
         FileError: not UTF-8, or not JSON; the message has line and column.
         OSError: the file cannot be read.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: not a JSON file: byte {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise FileError(f"{path}: not a JSON file of ours: nested too deeply") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
-        raise FileError(f"{path}: not a JSON file: {error.msg} at {place}") from error
+        with opened(path) as stream:
+            return parse_json(stream.read().decode("utf-8-sig"))
+    except FileError:
+        raise
     except ValueError as error:
-        raise FileError(f"{path}: not a JSON file: {error}") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+        text = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            text = f"byte {error.start} is not UTF-8"
+        elif isinstance(error, json.JSONDecodeError):
+            text = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise FileError(f"{path}: not a JSON file: {text}") from error
 
 
 def check_kind(path: PathLike, found: Mapping[str, Any], kind: str | None, schema: int) -> None:
@@ -199,7 +379,7 @@ def check_kind(path: PathLike, found: Mapping[str, Any], kind: str | None, schem
         KeyError: no kind or no schema.
     """
     number = str(found["schema"])
-    if not number.isdecimal() or int(number) < 1:
+    if not (number.isascii() and number.isdecimal() and len(number) < 10) or int(number) < 1:
         raise FileError(f"{path}: changed since it was written: schema {number[:20]!r} is no version")
     if int(number) > schema:
         writer = f", written by Spurge {found['spurge']}," if "spurge" in found else ""
@@ -208,6 +388,10 @@ def check_kind(path: PathLike, found: Mapping[str, Any], kind: str | None, schem
         )
     if kind not in (None, found["kind"]):
         raise FileError(f"{path}: holds {found['kind']!r}, expected {kind!r}")
+
+
+#: What wrong content leads to, also by numbers that overflow, sizes beyond the memory or too deep a nesting.
+_OF_CONTENT = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -225,10 +409,9 @@ def structured(path: PathLike, what: str) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except KeyError as error:
-        raise FileError(f"{path}: not {what}: {error} is missing") from error
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise FileError(f"{path}: not {what}: {error}") from error
+    except _OF_CONTENT as error:
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        raise FileError(f"{path}: not {what}: {error!s:.{_LONGEST_REASON}}{missing}") from error
 
 
 @contextmanager

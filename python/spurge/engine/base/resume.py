@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from spurge.engine.base.files import PathLike, structured
+from spurge.engine.base.files import PathLike, remove_drafts, structured
 from spurge.engine.base.tensor_files import Contents, read_tensors, write_tensors
 
 _Block = TypeVar("_Block")
@@ -16,6 +16,8 @@ _Block = TypeVar("_Block")
 
 class Blocks:
     """A folder with one tensor file for each finished block of a job; without a folder nothing is kept or found.
+
+    What killed runs were writing is removed from it.
 
     Every block carries the job's fingerprint, so that blocks of two jobs cannot mix.
 
@@ -34,6 +36,7 @@ class Blocks:
         self._kind, self._what, self._fingerprint = kind, what, fingerprint
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self._folder)
 
     def find(self, name: str, build: Callable[[Contents], _Block]) -> _Block | None:
         """What ``build`` makes of a block's file; None where there is none.

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +24,8 @@ from spurge.engine.base.files import (
     canonical_json,
     check_kind,
     hash_tensor,
+    opened,
+    parse_json,
     raw_bytes,
     spurge_version,
     structured,
@@ -56,6 +57,7 @@ _TYPES = {  # by growing alignment: tensors of the last ones come first in a fil
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 _PLACES = {dtype: place for place, dtype in enumerate(_TYPES.values())}
 _LONGEST_HEADER = 100_000_000  # bytes
+_MOST_DIMENSIONS = 64
 
 
 class Contents(NamedTuple):
@@ -77,7 +79,7 @@ class Contents(NamedTuple):
             ValueError: it is no JSON.
         """
         try:
-            return json.loads(self.texts[name])
+            return parse_json(self.texts[name])
         except ValueError as error:
             raise ValueError(f"{name}: not JSON: {error}") from error
 
@@ -112,12 +114,17 @@ def pack(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Iterable[by
         tensor, start = tensors[name], end
         end += tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = canonical_json(header).encode()
-    text += b" " * (-len(text) % 8)
+    text = _header_text(header)
     return chain((len(text).to_bytes(8, "little"), text), (raw_bytes(tensors[name]) for name in order))
 
 
-def unpack(stream: io.BufferedIOBase, source: PathLike = "message") -> Contents:
+def _header_text(header: Mapping[str, Any]) -> bytes:
+    """The one form in which a header is written."""
+    text = canonical_json(header).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def unpack(stream: BinaryIO, source: PathLike = "message") -> Contents:
     """What :func:`pack` packed; ``source`` is its name in errors.
 
     Raises:
@@ -127,8 +134,13 @@ def unpack(stream: io.BufferedIOBase, source: PathLike = "message") -> Contents:
     return Contents(_tensors(stream, header, size, source), header.get("__metadata__", {}))
 
 
-def read_header(stream: io.BufferedIOBase, source: PathLike) -> tuple[dict[str, Any], int]:
-    """The header of safetensors, and how many bytes follow it."""
+def read_header(stream: BinaryIO, source: PathLike) -> tuple[dict[str, Any], int]:
+    """The header of safetensors, and how many bytes follow it; raises as :func:`unpack`."""
+    text, size = _read_header_text(stream, source)
+    return _parsed(text, source), size
+
+
+def _read_header_text(stream: BinaryIO, source: PathLike) -> tuple[bytes, int]:
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
@@ -137,40 +149,61 @@ def read_header(stream: io.BufferedIOBase, source: PathLike) -> tuple[dict[str, 
         raise FileError(f"{source}: not a safetensors file")
     if 8 + length > size:
         raise FileError(f"{source}: truncated: the header has {length} bytes, the file only {size - 8}")
+    return begin + stream.read(length - 1), size - 8 - length
+
+
+def _parsed(text: bytes, source: PathLike) -> dict[str, Any]:
+    """The header that JSON stands for, each of its entries an object."""
     try:
-        header = json.loads(begin + stream.read(length - 1))
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{source}: changed since it was written: its header cannot be read") from error
-    return header, size - 8 - length
+        header = parse_json(text.decode())
+        for name, entry in header.items():
+            if not isinstance(entry, dict):
+                raise ValueError(f"{name!r:.60} is no object")
+    except ValueError as error:
+        raise FileError(f"{source}: changed since it was written: its header cannot be read: {error}") from error
+    return header
 
 
-def _tensors(stream: io.BufferedIOBase, header: Mapping[str, Any], size: int, source: PathLike) -> dict[str, Tensor]:
+def _tensors(stream: BinaryIO, header: Mapping[str, Any], size: int, source: PathLike) -> dict[str, Tensor]:
     """The tensors behind a header, in the order of their bytes, read into their own memory."""
-    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    changed = f"{source}: changed since it was written: its header"
-    end, places = 0, []
+    places = _places(header, size, source)
     try:
-        for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-            dtype, shape, start = _TYPES[entry["dtype"]], entry["shape"], end
-            end = start + math.prod(shape) * dtype.itemsize
-            if [start, end] != entry["data_offsets"] or min(shape, default=0) < 0:
-                raise FileError(f"{changed} has {name!r} at another place than its shape says")
-            places.append((name, dtype, shape))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{changed} cannot be read") from error
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in places}
+    except (TypeError, RuntimeError, MemoryError) as error:
+        raise FileError(f"{source}: its tensors of {size} bytes find no room in memory: {error}") from error
+    for name, tensor in tensors.items():
+        into = raw_bytes(tensor)
+        if stream.readinto(into) < into.nbytes:  # type: ignore[attr-defined]
+            raise FileError(f"{source}: truncated while it was read, within {name!r}")
+    return tensors
+
+
+def _places(header: Mapping[str, Any], size: int, source: PathLike) -> list[tuple[str, torch.dtype, list[int]]]:
+    """Names, types and shapes of the tensors, in the order of their bytes, which are as many as follow the header."""
+    changed = f"{source}: changed since it was written: its header"
+    entries = []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            dtype, shape, span = (entry.get(field) for field in ("dtype", "shape", "data_offsets"))
+            if not (isinstance(dtype, str) and dtype in _TYPES and _sizes(shape, _MOST_DIMENSIONS) and _sizes(span, 2)):
+                raise FileError(f"{changed} cannot be read at {name!r:.60}")
+            entries.append((span, name, _TYPES[dtype], shape))
+    end, places = 0, []
+    for span, name, dtype, shape in sorted(entries, key=lambda entry: entry[0]):
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        if span != [start, end]:
+            raise FileError(f"{changed} has {name!r:.60} at another place than its shape says")
+        places.append((name, dtype, shape))
     if end > size:
         raise FileError(f"{source}: truncated: {end} bytes expected behind the header, {size} found")
     if end < size:
         raise FileError(f"{source}: changed since it was written: {size - end} bytes too many")
-    try:
-        tensors = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in places}
-    except (TypeError, RuntimeError) as error:
-        raise FileError(f"{changed} cannot be read: {error}") from error
-    for name, tensor in tensors.items():
-        into = raw_bytes(tensor)
-        if stream.readinto(into) < into.nbytes:
-            raise FileError(f"{source}: truncated while it was read, within {name!r}")
-    return tensors
+    return places
+
+
+def _sizes(value: Any, most: int) -> bool:
+    """Whether a value is a list of ``most`` sizes at most, each of them one that 64 bits hold."""
+    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -220,13 +253,14 @@ def read_tensors(path: PathLike, kind: str | None = None) -> Contents:
         FileError: not a safetensors file, not written by Spurge, truncated, changed, of another kind, or newer.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        stream: io.BufferedIOBase = file if file.seekable() else io.BytesIO(file.read())
-        header, size = read_header(stream, path)
+    with opened(path) as stream:
+        text, size = _read_header_text(stream, path)
+        header = _parsed(text, path)
         texts = _metadata(header, path, kind)
         tensors = _tensors(stream, header, size, path)
-    if _digest(tensors, texts) != texts["sha256"]:
-        raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
+    with structured(path, "a file as Spurge writes it"):
+        if _digest(tensors, texts) != texts["sha256"] or _header_text(header) != text:
+            raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
     return Contents(tensors, texts)
 
 
@@ -255,8 +289,8 @@ def kind_of(path: PathLike) -> str:
         FileError: not a safetensors file, not written by Spurge, or newer.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        return _metadata(read_header(file, path)[0], path, None)["kind"]
+    with opened(path) as stream:
+        return _metadata(read_header(stream, path)[0], path, None)["kind"]
 
 
 def _metadata(header: Mapping[str, Any], path: PathLike, kind: str | None) -> dict[str, str]:
@@ -264,6 +298,9 @@ def _metadata(header: Mapping[str, Any], path: PathLike, kind: str | None) -> di
     texts = header.get("__metadata__")
     if not isinstance(texts, dict) or not {"schema", "kind", "sha256"} <= texts.keys():
         raise FileError(f"{path}: a safetensors file, but not written by Spurge: its metadata is missing")
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise FileError(f"{path}: changed since it was written: {name!r:.60} in its metadata is no text")
     check_kind(path, texts, kind, SCHEMA)
     return texts
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spurge.engine.base.checks import choice
+from spurge.engine.base.files import FileError
 from spurge.engine.data.table_files import read_records
 
 _MOST_LABELS = 100_000
@@ -39,7 +40,7 @@ def of_file(source: Any) -> Iterator[None]:
     except ValueError as error:
         if not isinstance(source, (str, os.PathLike)) or not str(error).startswith("row "):
             raise
-        raise ValueError(f"{source}: {error}") from error
+        raise FileError(f"{source}: {error}") from error
 
 
 def each_row(source: Any, split: str | None, quoting: bool | None = None) -> Iterator[Any]:
@@ -159,7 +160,7 @@ def read_number(value: Any, name: str, number: int) -> float:
     """
     try:
         found = math.nan if is_missing(value) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise ValueError(f"row {number}: its {name} must be a finite number, got {value!r:.40}")

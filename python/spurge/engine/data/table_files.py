@@ -6,20 +6,20 @@ import bz2
 import csv
 import gzip
 import io
-import json
 import lzma
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spurge.engine.base.files import FileError
+from spurge.engine.base.files import FileError, opened, parse_json
 from spurge.engine.base.temporary import temporary
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _FORMATS = ".csv, .tsv or .jsonl, also with .gz, .xz or .bz2 behind"
+_LONGEST_ROW = 2**24  # characters: a compressed file of a few KB may hold lines of many GB
 
 
 def read_records(path: str | os.PathLike[str], quoting: bool | None = None) -> Iterator[dict[str, Any]]:
@@ -42,10 +42,11 @@ def read_records(path: str | os.PathLike[str], quoting: bool | None = None) -> I
         raise FileError(f"{path}: format not known, expected {_FORMATS}")
     line = 0
     try:
-        with (opener or open)(path, "rb") as stream:
-            data = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        with opened(path) as packed, opener(packed) if opener else packed as stream:
+            data = _Lines(path, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
             if kind == [".jsonl"]:
                 for line, content in enumerate(data, 1):
+                    data.taken()
                     if content.strip():
                         yield _json_row(path, line, content)
             else:
@@ -53,14 +54,16 @@ def read_records(path: str | os.PathLike[str], quoting: bool | None = None) -> I
                     yield from _table(path, data, "," if kind == [".csv"] else "\t", quoting)
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: not UTF-8, near line {line + 1}") from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, MemoryError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of gzip or bz2
+            raise
         raise FileError(f"{path}: the compressed file is truncated or damaged: {error}") from error
 
 
 def _json_row(path: Path, line: int, content: str) -> dict[str, Any]:
     try:
-        row = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(content, nan=True)
+    except ValueError as error:
         raise FileError(f"{path}: line {line} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise FileError(f"{path}: line {line}: expected a JSON object, got {type(row).__name__}")
@@ -68,20 +71,28 @@ def _json_row(path: Path, line: int, content: str) -> dict[str, Any]:
 
 
 class _Lines:
-    """The lines of a file, of which those since the last :meth:`taken` are remembered."""
+    """The lines of a file, of which those since the last :meth:`taken` are remembered: the lines of a row."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._since = iter(lines), list[str]()
+    def __init__(self, path: Path, text: io.TextIOBase) -> None:
+        self._path, self._text, self._since = path, text, list[str]()
+        self._number = self._length = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        self._since.append(next(self._lines))
-        return self._since[-1]
+        line = self._text.readline(_LONGEST_ROW + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._length += len(line)
+        if self._length > _LONGEST_ROW:
+            raise FileError(f"{self._path}: line {self._number}: the row has more than {_LONGEST_ROW} characters")
+        self._since.append(line)
+        return line
 
     def taken(self) -> list[str]:
-        found, self._since = self._since, []
+        found, self._since, self._length = self._since, [], 0
         return found
 
 
@@ -93,9 +104,9 @@ def _long_fields() -> Iterator[None]:
     csv.field_size_limit(before)
 
 
-def _table(path: Path, data: Iterable[str], delimiter: str, quoting: bool | None) -> Iterator[dict[str, Any]]:
+def _table(path: Path, lines: _Lines, delimiter: str, quoting: bool | None) -> Iterator[dict[str, Any]]:
     """Rows of a table whose first line names the columns."""
-    lines, ambiguous = _Lines(data), list[int]()
+    ambiguous = list[int]()
     try:
         reader = csv.reader(
             lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if quoting is False else csv.QUOTE_MINIMAL

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint
+from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, remove_drafts
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.fingerprint import Opaque, model_print
@@ -37,6 +37,7 @@ class FeatureCache:
         self.folder = Path(folder)
         self._made = fingerprint(canonical_json([model_print(model), settings]))
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(self.folder)
 
     def key(self, batches: Sequence[Batch]) -> str:
         """SHA-256 of the model, the settings and the batches."""

@@ -18,6 +18,7 @@ from spurge.engine.base.files import (
     canonical_json,
     fingerprint,
     reading_json,
+    remove_drafts,
     spurge_version,
     write_json,
 )
@@ -55,6 +56,7 @@ class Store:
         """
         path = Path(folder)
         if (path / _HEADER).exists():
+            remove_drafts(path)
             store = cls.open(path)
             _compare(path, store.header, header)
             return store
