@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 device=cuda cuda=ON chosen=(tests bench/tests/test_kernels.py bench/tests/test_last_layer.py -m cuda) quick=() prompts=() last=()
 slower=1 # every stage has so many times its seconds
 shapes=llama-7b-32x1,llama-7b-32x8,qwen2-1.5b-32x1,qwen2-1.5b-32x8,bert-32x1,bert-32x8 jobs=bert-32x8
-kernels=(--sizes memory --only 'open_rows*,gate_columns_*,node_sum*,multiply_sum,proximity,associate_,segment_medians')
+kernels=(--sizes memory --only 'open_rows*,gate_columns_*,node_sum*,multiply_sum,first_order,proximity,associate_,segment_medians')
 if [ "${SPURGE_CHECK_DRY:-0}" = 1 ]; then
     device=cpu cuda=OFF chosen=(tests/ops/test_gate.py) quick=(--quick)
     shapes=llama-tiny-8x1,qwen2-tiny-8x2,tiny-8x2 jobs=tiny-8x2

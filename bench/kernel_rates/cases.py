@@ -207,6 +207,25 @@ def multiply_sum(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("multiply_sum", f"{batch}x{TOKENS}x{NEURONS}", dtype, moved, (p, z, mask), calls, usual)
 
 
+def first_order(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    from spurge import ops
+
+    batch = _examples(traffic, 2 * TOKENS * NEURONS * dtype.itemsize)
+    p, z = (_normal(batch, TOKENS, NEURONS, dtype=dtype, device=device) for _ in range(2))
+    scale = torch.rand(batch, TOKENS, device=device)
+    mask = torch.ones(batch, TOKENS, dtype=torch.uint8, device=device)
+    mask[:, -3:] = 0
+
+    def usual(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        product = p * z * mask[..., None]
+        reach = (z.abs() * (scale * mask)[..., None]).amax(1)
+        return product.float().sum(1), product.abs().float().sum(1), reach
+
+    calls = {"spurge": ops.first_order, "torch": usual}
+    moved = _size(p) + _size(z) + _size(scale) + _size(mask) + 3 * 4 * batch * NEURONS
+    return Case("first_order", f"{batch}x{TOKENS}x{NEURONS}", dtype, moved, (p, z, scale, mask), calls, usual)
+
+
 def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
     from spurge import ops
 
@@ -437,6 +456,7 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "node_sum": node_sum,
     "node_sum_": node_sum_into,
     "multiply_sum": multiply_sum,
+    "first_order": first_order,
     "proximity": proximity,
     "associate_": associate,
     "segment_medians": segment_medians,

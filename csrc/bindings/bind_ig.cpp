@@ -30,29 +30,72 @@ void node_sum(Tensor out, Tensor grads, std::vector<double> weights, int threads
   }
 }
 
-void multiply_sum(Tensor out, Tensor p, Tensor z, std::optional<Tensor> mask, int threads, Stream stream) {
+// p and z [examples, tokens, width] alike, mask [examples, tokens] of bytes.
+DType check_products(const Tensor& p, const Tensor& z, const std::optional<Tensor>& mask) {
   const DType dtype = dtype_of("p", p);
   check_rank("p", p, 3, "[B, T, F]");
   check_same_shape("p", p, "z", z);
   check_same_dtype("p", p, "z", z);
-  const std::int64_t examples = p.size(0), tokens = p.size(1), width = p.size(2);
-  check_dtype("out", out, sum_dtype(dtype));
-  check_shape("out", out, {examples, width});
   if (mask) {
     check_dtype("mask", *mask, kDLUInt, 8, "uint8");
-    check_shape("mask", *mask, {examples, tokens});
+    check_shape("mask", *mask, {p.size(0), p.size(1)});
   }
+  return dtype;
+}
+
+void check_sums(const char* arg, const Tensor& out, const Tensor& p, DType dtype) {
+  check_dtype(arg, out, sum_dtype(dtype));
+  check_shape(arg, out, {p.size(0), p.size(2)});
+}
+
+const std::uint8_t* bytes_of(const std::optional<Tensor>& mask) {
+  return mask ? mask->as<const std::uint8_t>() : nullptr;
+}
+
+void multiply_sum(Tensor out, Tensor p, Tensor z, std::optional<Tensor> mask, int threads, Stream stream) {
+  const DType dtype = check_products(p, z, mask);
+  check_sums("out", out, p, dtype);
 
   const Place place = place_of(stream, {{"p", p}, {"z", z}, {"out", out}, {"mask", mask ? *mask : p}});
 
-  const auto* const kept = mask ? mask->as<const std::uint8_t>() : nullptr;
+  const std::int64_t examples = p.size(0), tokens = p.size(1), width = p.size(2);
   py::gil_scoped_release nogil;  // every Python object was read above
   if (place.cuda) {
 #ifdef SPURGE_HAS_CUDA
-    ig::multiply_sum_cuda(out.data(), p.data(), z.data(), kept, examples, tokens, width, dtype, place.on);
+    ig::multiply_sum_cuda(out.data(), p.data(), z.data(), bytes_of(mask), examples, tokens, width, dtype, place.on);
 #endif
   } else {
-    ig::multiply_sum_cpu(out.data(), p.data(), z.data(), kept, examples, tokens, width, dtype, threads);
+    ig::multiply_sum_cpu(out.data(), p.data(), z.data(), bytes_of(mask), examples, tokens, width, dtype, threads);
+  }
+}
+
+void first_order(Tensor total, Tensor magnitude, Tensor reach, Tensor p, Tensor z, Tensor scale,
+                 std::optional<Tensor> mask, int threads, Stream stream) {
+  const DType dtype = check_products(p, z, mask);
+  check_dtype("scale", scale, sum_dtype(dtype));
+  check_shape("scale", scale, {p.size(0), p.size(1)});
+  check_sums("total", total, p, dtype);
+  check_sums("magnitude", magnitude, p, dtype);
+  check_sums("reach", reach, p, dtype);
+
+  const Place place = place_of(stream, {{"p", p},
+                                        {"z", z},
+                                        {"scale", scale},
+                                        {"mask", mask ? *mask : p},
+                                        {"total", total},
+                                        {"magnitude", magnitude},
+                                        {"reach", reach}});
+
+  const std::int64_t examples = p.size(0), tokens = p.size(1), width = p.size(2);
+  py::gil_scoped_release nogil;  // every Python object was read above
+  if (place.cuda) {
+#ifdef SPURGE_HAS_CUDA
+    ig::first_order_cuda(total.data(), magnitude.data(), reach.data(), p.data(), z.data(), scale.data(),
+                         bytes_of(mask), examples, tokens, width, dtype, place.on);
+#endif
+  } else {
+    ig::first_order_cpu(total.data(), magnitude.data(), reach.data(), p.data(), z.data(), scale.data(),
+                        bytes_of(mask), examples, tokens, width, dtype, threads);
   }
 }
 
@@ -63,6 +106,8 @@ void bind_ig(py::module_& m) {
   m.def("node_sum", &node_sum, "out"_a, "grads"_a, "weights"_a, "threads"_a = 1, "stream"_a = py::none());
   m.def("multiply_sum", &multiply_sum, "out"_a, "p"_a, "z"_a, "mask"_a, "threads"_a = 1,
         "stream"_a = py::none());
+  m.def("first_order", &first_order, "total"_a, "magnitude"_a, "reach"_a, "p"_a, "z"_a, "scale"_a, "mask"_a,
+        "threads"_a = 1, "stream"_a = py::none());
 }
 
 }  // namespace spurge

@@ -6,7 +6,7 @@
 //             magnitude, fused, rounded, times_power, sum, largest, bits_as; in registers also exponent, mantissa,
 //             looked_up, low_product, low_halves
 //   Mask<E>   where a comparison of two Vec<E> holds: any, every, select, counted
-//   Lanes<T>  two Vec of neighbours of storage type T, widened
+//   Lanes<T>  two Vec of neighbours of storage type T, widened: load, store, + and *, magnitude, larger_or_nan
 //   One<T>    the same face for a single neighbour, for what is left over
 //
 // Vec is a register, and SPURGE_REGISTERS defined, where simd_registers.hpp says; elsewhere it is an array. Numbers
@@ -109,6 +109,8 @@ struct One {
   SPURGE_HD void store_past_caches(T* p) const { store(p); }
   SPURGE_HD friend One operator+(One a, One b) { return One(a.v + b.v); }
   SPURGE_HD friend One operator*(One a, One b) { return One(a.v * b.v); }
+  SPURGE_HD friend One magnitude(One x) { return One(x.v < 0 ? -x.v : x.v); }
+  SPURGE_HD friend One larger_or_nan(One a, One b) { return a.v > b.v || a.v != a.v ? a : b; }
 };
 
 // ---- two registers --------------------------------------------------------------------------------
@@ -181,6 +183,20 @@ SPURGE_HD Lanes<T> operator+(Lanes<T> x, Lanes<T> y) {
 template <class T>
 SPURGE_HD Lanes<T> operator*(Lanes<T> x, Lanes<T> y) {
   return Lanes<T>(x.a * y.a, x.b * y.b);
+}
+template <class T>
+SPURGE_HD Lanes<T> magnitude(Lanes<T> x) {
+  return Lanes<T>(magnitude(x.a), magnitude(x.b));
+}
+
+// The larger one; NaN where one is.
+template <class E>
+SPURGE_HD Vec<E> larger_or_nan(Vec<E> a, Vec<E> b) {
+  return select(is_nan(a), a, larger(a, b));
+}
+template <class T>
+SPURGE_HD Lanes<T> larger_or_nan(Lanes<T> x, Lanes<T> y) {
+  return Lanes<T>(larger_or_nan(x.a, y.a), larger_or_nan(x.b, y.b));
 }
 
 #else

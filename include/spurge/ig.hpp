@@ -1,5 +1,5 @@
 #pragma once
-// ig: the two sums of integrated gradients over the activations behind a linear layer.
+// ig: the sums of integrated gradients, and of first-order estimates, over the activations behind a linear layer.
 #include "spurge/types.hpp"
 
 namespace spurge::ig {
@@ -23,5 +23,19 @@ void multiply_sum_cpu(void* out, const void* p, const void* z, const std::uint8_
                       std::int64_t tokens, std::int64_t width, DType dtype, int threads);
 void multiply_sum_cuda(void* out, const void* p, const void* z, const std::uint8_t* mask, std::int64_t examples,
                        std::int64_t tokens, std::int64_t width, DType dtype, const CudaPlace& place);
+
+// Over the tokens t that mask keeps, with the product never in memory:
+//   total[b, k]     = sum of p[b, t, k] * z[b, t, k], bit for bit multiply_sum's
+//   magnitude[b, k] = sum of |p[b, t, k] * z[b, t, k]|
+//   reach[b, k]     = the largest |z[b, t, k]| * scale[b, t], or 0 where that is more; NaN where one is
+//
+// p, z, mask and the orders of the sums as in multiply_sum; scale [examples, tokens] and the three results
+// [examples, width] float32 (float64 for f64).
+void first_order_cpu(void* total, void* magnitude, void* reach, const void* p, const void* z, const void* scale,
+                     const std::uint8_t* mask, std::int64_t examples, std::int64_t tokens, std::int64_t width,
+                     DType dtype, int threads);
+void first_order_cuda(void* total, void* magnitude, void* reach, const void* p, const void* z, const void* scale,
+                      const std::uint8_t* mask, std::int64_t examples, std::int64_t tokens, std::int64_t width,
+                      DType dtype, const CudaPlace& place);
 
 }  // namespace spurge::ig

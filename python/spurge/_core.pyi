@@ -85,6 +85,17 @@ def gate_columns(z: Any, columns: Any, gates: Any, threads: int = 1, stream: int
 # ig
 def node_sum(out: Any, grads: Any, weights: list[float], threads: int = 1, stream: int | None = None) -> None: ...
 def multiply_sum(out: Any, p: Any, z: Any, mask: Any | None, threads: int = 1, stream: int | None = None) -> None: ...
+def first_order(
+    total: Any,
+    magnitude: Any,
+    reach: Any,
+    p: Any,
+    z: Any,
+    scale: Any,
+    mask: Any | None,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
 
 # median
 def segment_medians(

@@ -277,6 +277,15 @@ def _error_of_multiply_sum(torch: Any, ops: Any, reference: Any, device: str) ->
     return _largest_error(torch, ops.multiply_sum(p, z, mask), reference.multiply_sum(p, z, mask))
 
 
+def _error_of_first_order(torch: Any, ops: Any, reference: Any, device: str) -> float:
+    p, z, scale = (_random(torch, device, *shape) for shape in ((3, 5, 67), (3, 67, 5), (3, 5)))
+    mask = torch.ones(3, 5, dtype=torch.uint8, device=device)
+    mask[1, 2:] = 0
+    arguments = p, z.transpose(1, 2), scale.abs(), mask
+    pairs = zip(ops.first_order(*arguments), reference.first_order(*arguments), strict=True)
+    return max(_largest_error(torch, *pair) for pair in pairs)
+
+
 def _error_of_proximity(torch: Any, ops: Any, reference: Any, device: str) -> float:
     scores = _random(torch, device, 4, 9).softmax(1)
     ids = torch.arange(18, dtype=torch.int32, device=device).view(2, 9)
@@ -340,6 +349,7 @@ _CHECKS: dict[str, Callable[[Any, Any, Any, str], float]] = {
     "gate_columns_": _error_of_gate_columns,
     "node_sum": _error_of_node_sum,
     "multiply_sum": _error_of_multiply_sum,
+    "first_order": _error_of_first_order,
     "proximity": _error_of_proximity,
     "medians": _error_of_segment_medians,
     "sweep": _error_of_correct_interval,

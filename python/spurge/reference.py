@@ -344,10 +344,23 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
 
     A token that the mask drops does not count, even where it holds NaN.
     """
-    product = p.double() * z.double()
-    if mask is not None:
-        product = product.masked_fill((mask == 0)[..., None], 0.0)
-    return product.sum(1)
+    return _kept(p.double() * z.double(), mask).sum(1)
+
+
+def first_order(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """p, z ``[B, T, F]``, scale and mask ``[B, T]`` -> total, magnitude and reach ``[B, F]``.
+
+    ``total`` is :func:`multiply_sum`; ``magnitude`` the same sum of ``|p z|``; ``reach[b, k]`` the largest of 0 and
+    ``|z[b, t, k]| * scale[b, t]`` of the tokens that the mask keeps, NaN where one of them is NaN.
+    """
+    product = _kept(p.double() * z.double(), mask)
+    sizes = _kept(z.double().abs() * scale.double()[..., None], mask)
+    none = sizes.new_zeros(sizes.shape[0], 1, sizes.shape[2])
+    return product.sum(1), product.abs().sum(1), torch.cat([none, sizes], 1).amax(1)
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill((mask == 0)[..., None], 0.0)
 
 
 # ---- median --------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ def test_all_is_well_and_every_kernel_is_checked() -> None:
     assert diagnosis.healthy, str(diagnosis)
     assert str(diagnosis).endswith("all is well")
     checked = {name.split()[0] for name in diagnosis.facts["kernel_errors"]}
-    others = {"associate_", "balance", "medians", "sweep"}
-    assert checked == {"open_rows", "gate_columns_", "node_sum", "multiply_sum", "proximity", "swarm"} | others
+    others = {"associate_", "balance", "medians", "proximity", "swarm", "sweep"}
+    assert checked == {"open_rows", "gate_columns_", "node_sum", "multiply_sum", "first_order"} | others
     assert diagnosis.facts["build"]["isa_selected"] in str(diagnosis)
     results = Results("doctor", diagnosis.facts)
     results.extend(diagnosis.rows())

@@ -50,6 +50,9 @@ CASES: dict[str, Callable[[], Arguments]] = {
     "node_sum": lambda: (torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "node_sum_": lambda: (torch.zeros(2, 3, 8), torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
+    "first_order": lambda: (
+        torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool),
+    ),
     "segment_medians": lambda: (
         torch.randn(9, 6), torch.tensor([8, 3, 3, 0, 5]), torch.tensor([0, 1, 4, 5]), "magnitude",
     ),
@@ -183,6 +186,7 @@ def test_runs_on_the_callers_stream(device):
         ("node_sum", (torch.zeros(3, 2), [0.5, 0.5])),
         ("node_sum_", (torch.zeros(2, 2), torch.zeros(2, 2), [0.5, 0.5])),
         ("multiply_sum", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), None)),
+        ("first_order", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(3, 2), None)),
         ("segment_medians", (torch.zeros(3), torch.tensor([0]), torch.tensor([0, 1]))),
         (
             "correct_interval",
@@ -221,6 +225,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
     x[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0])
     results += [ops.open_rows(x, u, [0.2, 0.7]), ops.node_sum(torch.cat([x, u]), [0.3, 0.6])]
     results.append(ops.multiply_sum(x, u, torch.rand(3, 5) > 0.3))
+    scale = torch.rand(3, 5, dtype=results[-1].dtype)
+    results += [*ops.first_order(x, u, scale, torch.rand(3, 5) > 0.3), *ops.first_order(u, x, scale)]
     rows = torch.randint(0, 15, (700,))
     results.append(ops.segment_medians(x.view(15, 333), rows, torch.tensor([0, 9, 700]), "negative"))
     for n in (5, 300):
@@ -263,7 +269,8 @@ x = torch.randn(2, 3, 4)
 want = x + (0.5 - 1) * x
 parameter = torch.nn.Parameter(x)
 assert torch.equal(ops.open_rows(parameter, parameter, [0.5]), want)
-assert ops.multiply_sum(x.bfloat16(), x.bfloat16(), torch.ones(2, 3).bool()).shape == (2, 4)
+halves, mask = x.bfloat16(), torch.ones(2, 3).bool()
+assert torch.equal(ops.first_order(halves, halves, torch.ones(2, 3), mask)[0], ops.multiply_sum(halves, halves, mask))
 version = x._version
 ops.gate_columns_(x, torch.tensor([1]), torch.zeros(1, 1))
 assert not x[..., 1].any() and x._version > version

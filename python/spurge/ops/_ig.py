@@ -1,4 +1,4 @@
-"""``node_sum`` and ``multiply_sum``: the sums of integrated gradients."""
+"""``node_sum``, ``multiply_sum`` and ``first_order``: the sums of integrated gradients and of first-order estimates."""
 
 from __future__ import annotations
 
@@ -103,26 +103,39 @@ def node_sum_(out: Tensor, grads: Tensor, weights: Sequence[float] | Tensor) -> 
     return out
 
 
-def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+def _check_products(p: Tensor, z: Tensor, mask: Tensor | None) -> None:
     check_floating("p", p)
     check(p.dim() == 3, lambda: f"p: must have 3 dimensions [B, T, F], got shape {tuple(p.shape)}")
     check_same("p", p, "z", z)
     if mask is not None:
         check(mask.dtype in (torch.bool, torch.uint8), lambda: f"mask: dtype must be bool or uint8, got {mask.dtype}")
-        check(
-            mask.shape == p.shape[:2],
-            lambda: f"mask: shape must be {tuple(p.shape[:2])}, got {tuple(mask.shape)}",
-        )
-        check_device("p", p, "mask", mask)
-    return p.new_empty((p.shape[0], p.shape[2]), dtype=sum_dtype(p.dtype))
+        _check_tokens("mask", mask, p)
+
+
+def _check_tokens(name: str, x: Tensor, p: Tensor) -> None:
+    check(x.shape == p.shape[:2], lambda: f"{name}: shape must be {tuple(p.shape[:2])}, got {tuple(x.shape)}")
+    check_device("p", p, name, x)
+
+
+def _sums(p: Tensor) -> Tensor:
+    """New memory for one sum over the tokens; the kernel refuses a p of another rank."""
+    return p.new_empty((p.shape[0], p.shape[2]) if p.dim() == 3 else (0,), dtype=sum_dtype(p.dtype))
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    if mask is None:
+        return None
+    return mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
+
+
+def _multiply_sum_fake(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+    _check_products(p, z, mask)
+    return _sums(p)
 
 
 def _multiply_sum_kernel(p: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-    shape, dtype = p.shape, sum_dtype(p.dtype)
-    out = p.new_empty(shape[0], shape[2], dtype=dtype) if len(shape) == 3 else p.new_empty(0)
-    if mask is not None:
-        mask = mask.contiguous().view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
-    run(_core.multiply_sum, out, p.contiguous(), z.contiguous(), mask)
+    out = _sums(p)
+    run(_core.multiply_sum, out, p.contiguous(), z.contiguous(), _bytes(mask))
     return out
 
 
@@ -158,3 +171,64 @@ def multiply_sum(p: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
     [[11.0]]
     """
     return _multiply_sum(p, z, mask)
+
+
+def _first_order_fake(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    _check_products(p, z, mask)
+    dtype = sum_dtype(p.dtype)
+    check(scale.dtype == dtype, lambda: f"scale: dtype must be {dtype}, got {scale.dtype}")
+    _check_tokens("scale", scale, p)
+    return _sums(p), _sums(p), _sums(p)
+
+
+def _first_order_kernel(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    total, magnitude, reach = out = _sums(p), _sums(p), _sums(p)
+    tokens = scale.contiguous(), _bytes(mask)
+    run(_core.first_order, total, magnitude, reach, p.contiguous(), z.contiguous(), *tokens)
+    return out
+
+
+def _first_order_twin(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    total, magnitude, reach = (x.to(sum_dtype(p.dtype)) for x in reference.first_order(p, z, scale, mask))
+    return total, magnitude, reach
+
+
+_first_order = register(
+    "first_order(Tensor p, Tensor z, Tensor scale, Tensor? mask) -> (Tensor, Tensor, Tensor)",
+    _first_order_fake,
+    _first_order_kernel,
+    _first_order_twin,
+)
+
+
+def first_order(p: Tensor, z: Tensor, scale: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    r"""First-order estimate of what each neuron adds, and two numbers that say how far it can be trusted.
+
+    .. math::
+        \mathrm{total}_{bk} = \sum_t m_{bt}\; p_{btk}\, z_{btk}, \qquad
+        \mathrm{magnitude}_{bk} = \sum_t m_{bt}\; |p_{btk}\, z_{btk}|, \qquad
+        \mathrm{reach}_{bk} = \max_t\, m_{bt}\; |z_{btk}|\, s_{bt}
+
+    ``total`` is :func:`multiply_sum`, bit for bit. A ``magnitude`` far above ``|total|`` tells of tokens that cancel;
+    ``reach``, with the inverse norm of the residual stream as scale, of a step too long for a straight line. p and z
+    are read once and no product is written. The sums keep the promises of :func:`multiply_sum`; the largest number
+    does not depend on the order. Not differentiable.
+
+    Args:
+        p: gradient at each neuron, ``[B, T, F]``; float32, bfloat16, float16 or float64.
+        z: activation of each neuron, same shape and dtype.
+        scale: ``[B, T]``, float32 (float64 for float64), not negative (a negative one counts as 0).
+        mask: bool or uint8 ``[B, T]``; a token where it is 0 does not count, whatever it holds. None counts all.
+
+    Returns:
+        ``total``, ``magnitude`` and ``reach``, each ``[B, F]`` float32 (float64 for float64). ``reach`` is 0 where no
+        token counts, and NaN where one that counts makes it NaN.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+
+    >>> p, z = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[3.0], [-4.0]]])
+    >>> [x.item() for x in first_order(p, z, torch.tensor([[1.0, 0.5]]))]
+    [-5.0, 11.0, 3.0]
+    """
+    return _first_order(p, z, scale, mask)
