@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from common import provenance
+from spurge.report import plots
 from spurge.report.results import Results
 
 Run = Callable[[argparse.Namespace, Results], None]
@@ -76,7 +77,7 @@ class Clock:
 def save(figure: Any, folder: Path | None, name: str) -> None:
     """Writes a figure as ``name.png``, where there is a folder to write to."""
     if folder is not None:
-        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        plots.save(figure, folder / f"{name}.png", dpi=150, bbox_inches="tight")
 
 
 def _positive(text: str) -> int:

@@ -127,7 +127,7 @@ def _sentences(tokens: int, sentences: int, *, real: bool, device: torch.device 
     """Token ids ``[B, T]`` without padding: English text, wrapped round where it is too short, or random words."""
     ids = torch.randint(1000, 30000, (sentences, tokens), generator=torch.Generator().manual_seed(1))
     if real:
-        tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()))
+        tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()), trust_remote_code=False)
         words = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
         places = torch.arange(sentences * (tokens - 2)) % len(words)
         ids[:, 1:-1] = words[places].view(sentences, -1)

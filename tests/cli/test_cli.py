@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge.cli import main
-from spurge.engine.cascade.scores import NeuronSet
+from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.models.sites import find_sites
@@ -299,6 +300,51 @@ def test_mistakes_of_locate(
 ) -> None:
     assert message in wrong(capsys, *locate(desk, tmp_path, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_targets_are_tried_before_the_work(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, link, folder = tmp_path / "x.safetensors", tmp_path / "y", tmp_path / "z"
+    out.touch()
+    link.hardlink_to(out)
+    folder.mkdir()
+    (tmp_path / "file").touch()
+    for changes, message in (
+        ({}, f"--out: '{out}' cannot be written: has 2 hard links"),
+        ({"out": folder}, f"--out: '{folder}' cannot be written: is a folder, expected a file"),
+        ({"out": tmp_path / "new", "json": tmp_path / "new"}, "--json: expected another file than that of out"),
+        ({"out": tmp_path / "new", "resume": tmp_path / "file" / "blocks"}, f"'{tmp_path / 'file'}' is no folder"),
+    ):
+        # What comes after the targets is wrong as well, and not looked at.
+        assert message in wrong(capsys, *locate(desk, tmp_path, **{"model": "/nowhere"} | changes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "x.safetensors", "y", "z"]
+
+
+def test_evaluate_refuses_neurons_of_another_model(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(desk / "model")
+    sites = find_sites(model)
+    scores = NeuronScores({site.name: torch.ones(site.width) for site in sites})
+    prints = {site.name: site.projection.fingerprint() for site in sites}
+    some = NeuronSet({sites[0].name: [1]})
+    command = [
+        "evaluate",
+        "--model",
+        desk / "model",
+        "--data",
+        desk / "rows.jsonl",
+        "--edit",
+        desk / "edit.safetensors",
+    ]
+    command += ["--located", tmp_path / "l", "--draws", 2, "--bootstrap", 0, "--quiet"]
+    for info in ({}, {"model": prints}):
+        Located(scores, scores, some, some, {}, info).save(tmp_path / "l")
+        assert spurge(capsys, *command)[0] == 0
+    Located(scores, scores, some, some, {}, {"model": {**prints, sites[0].name: "0"}}).save(tmp_path / "l")
+    message = "--located: was found in another model, or in this one with other weights; --force takes it"
+    assert message in wrong(capsys, *command)
+    assert spurge(capsys, *command, "--force")[0] == 0
+    assert "argument --edit: given twice" in wrong(capsys, *command, "--edit", desk / "edit.safetensors")
 
 
 def test_weights_come_from_a_column(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -127,3 +128,20 @@ def test_no_code_of_a_folder_runs(source: Path, tmp_path: Path, capsys: pytest.C
     assert main(["evaluate", "--model", str(tmp_path / "model"), "--data", str(source / "rows.csv")]) == 2
     assert "cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_code_of_a_folder_runs_anywhere() -> None:
+    root = Path(__file__).parents[2]
+    calls = [
+        (path.name, node.lineno, {keyword.arg: keyword.value for keyword in node.keywords})
+        for folder in ("python", "bench")
+        for path in (root / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and not ast.unparse(node.func.value).startswith("Bert")  # a class of the library itself
+    ]
+    assert len(calls) > 4
+    for name, line, given in calls:
+        assert ast.unparse(given.get("trust_remote_code", ast.Constant(None))) == "False", (name, line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,24 @@ ROWS = [
 
 def heights(figure: Any) -> list[float]:
     return [float(bar.get_height()) for bar in figure.axes[0].patches]
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    plots.save(plots.scores(MAPS), path)
+    old = path.read_bytes()
+    assert old.startswith(b"\x89PNG")
+    figure = plots.scores(MAPS)
+    figure.savefig = lambda stream, **_: stream.write(b"half") / 0
+    with pytest.raises(ZeroDivisionError):
+        plots.save(figure, path)
+    assert path.read_bytes() == old
+    for name in ("a.xyz", "a"):
+        with pytest.raises(
+            ValueError, match=f"plot: expected a file that ends in one of .*png.*, got '{tmp_path / name}'"
+        ):
+            plots.save(figure, tmp_path / name)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_scores_by_site() -> None:

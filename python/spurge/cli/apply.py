@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from spurge.cli.inputs import edit_dtype, prepare, write_results
+from spurge.cli.inputs import check_folder, edit_dtype, prepare, write_results
 from spurge.cli.model_folders import load_model
-from spurge.engine.base.files import read_json, write_json
+from spurge.engine.base.files import begin_draft, naming, read_json, write_json
 from spurge.engine.base.temporary import Temporaries
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import load_edit
@@ -35,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"out: {str(target)!r} exists already; give a new folder")
     if source.resolve() in target.resolve().parents:
         raise ValueError(f"out: {str(target)!r} lies inside the model's own folder; give one beside it")
+    check_folder("out", target.parent)
     edit = load_edit(arguments.edit)
     dtype = arguments.dtype or edit_dtype(edit)
     model, _ = load_model("model", arguments.model, arguments.device, dtype, "any")
     edit.fold(model, force=arguments.force)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    with Temporaries() as changes:
-        changes.callback(shutil.rmtree, draft, ignore_errors=True)
+    with naming(target), Temporaries() as changes:
+        draft = begin_draft(changes, target, folder=True)
         _copy_without_weights(source, draft)
         _write_weights(model, draft)
         source_dtype = _tell_dtype(draft, dtype)
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _copy_without_weights(source: Path, draft: Path) -> None:
     try:
-        shutil.copytree(source, draft, ignore=_weights_of(source))
+        shutil.copytree(source, draft, ignore=_weights_of(source), dirs_exist_ok=True)
     except shutil.Error as error:
         raise ValueError(f"model: {str(source)!r} cannot be copied: {error.args[0][0][2]}") from error
 

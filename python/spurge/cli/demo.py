@@ -11,7 +11,7 @@ from spurge.demo.run import Demo
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and prints its table."""
-    prepare(arguments)
+    prepare(arguments, folders=("out",))
     demo = Demo(seed=arguments.seed, progress=not arguments.quiet)
     outcome = demo.run(Path(arguments.out), keep_model=arguments.keep_model)
     print(outcome)

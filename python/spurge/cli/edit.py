@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     Correlation tokens are read as `locate` read them.
     """
     with Ranks.from_environment(arguments.device) as ranks:
-        prepare(arguments, "out")
+        prepare(arguments, "out", "resume")
         located = Located.load(arguments.located)
         preset = "paper" if located.info.get("objective") == "proximity" else "best"
         macu = read_macu(arguments, preset, **tokens_of(located))

@@ -16,7 +16,7 @@ from spurge.report.tables import grid, seconds
 
 def run(arguments: argparse.Namespace) -> int:
     """Extracts, prints the accuracy of every class and group, and writes the file of ``--out``."""
-    prepare(arguments, "out")
+    prepare(arguments, "out", folders=("cache",))
     if arguments.cross_groups and arguments.group_column is None:
         raise ValueError("cross-groups: needs --group-column")
     model, tokenizer = read_model(arguments)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 from spurge.cli.arguments import given
 from spurge.cli.arguments_macu import MACU_SETTINGS
 from spurge.cli.model_folders import load_model
+from spurge.engine.base.files import check_writable
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_number
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -24,18 +27,47 @@ from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
 
-def prepare(arguments: argparse.Namespace, *files: str) -> None:
-    """Sets the number of threads, and makes sure that the named files can be written before the long work begins.
+def prepare(arguments: argparse.Namespace, *files: str, folders: Sequence[str] = ()) -> None:
+    """Sets the number of threads, and tries whether all that is named can be written before the long work begins.
+
+    Args:
+        arguments: of the command.
+        files: destinations of the options that name files; ``json`` is always one.
+        folders: the same of folders, which are made where they do not exist.
 
     Raises:
-        ValueError: a file's folder does not exist.
+        ValueError: a file or folder that cannot be written, or two options that name the same file.
     """
+    targets: dict[str, str] = {}
     for name in (*files, "json"):
         path = getattr(arguments, name)
-        if path is not None and not Path(path).parent.is_dir():
+        if path is None:
+            continue
+        if not Path(path).parent.is_dir():
             raise ValueError(f"{name}: the folder of {path!r} does not exist")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ValueError(f"{name}: {path!r} cannot be written: {error.strerror or error}") from error
+        other = targets.setdefault(os.path.realpath(path), name)
+        if other != name and (Path(path).is_file() or not Path(path).exists()):  # not /dev/null, for one
+            raise ValueError(f"{name}: expected another file than that of {other}, got {path!r} for both")
+    for name in folders:
+        path = getattr(arguments, name)
+        if path is not None:
+            check_folder(name, path)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+
+
+def check_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """ValueError where ``path`` is no folder that can be written to, and cannot become one."""
+    there = Path(os.path.realpath(path))
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is not writable" if there.is_dir() else "is no folder"
+        raise ValueError(f"{name}: {os.fspath(path)!r} cannot be written: {str(there)!r} {what}")
 
 
 def read_model(arguments: argparse.Namespace, dtype: str = "float32", device: str | None = None) -> tuple[Any, Any]:

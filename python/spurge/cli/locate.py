@@ -23,7 +23,7 @@ LONG_RUN = 60.0  # seconds: a run that takes longer prints its plan first
 def run(arguments: argparse.Namespace) -> int:
     """Locates, prints the table of sites and writes the file of ``--out``."""
     with Ranks.from_environment(arguments.device) as ranks:
-        prepare(arguments, "out")
+        prepare(arguments, "out", folders=("resume",))
         macu = read_macu(arguments)
         model, tokenizer = read_model(arguments, device=str(ranks.device))
         train = read_data(arguments, arguments.data, model)

@@ -30,7 +30,9 @@ from spurge.report.tables import grid, seconds
 
 def run(arguments: argparse.Namespace) -> int:
     """Records, scores, finds topics, estimates, prints, and writes the files that were asked for."""
-    prepare(arguments, "out", "plot", "neurons_out", "edit", "recording")
+    prepare(arguments, "out", "plot", "neurons_out", "edit", folders=("recording",))
+    if arguments.plot:
+        plots.check_format(arguments.plot)
     _check_options(arguments)
     start = time.perf_counter()
     table = _read_columns(arguments)
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     _print_effects(mlp_effects, "effects of the MLPs", arguments.out)
     results.extend(mlp_effects.rows())
     if arguments.plot:
-        plots.effects(mlp_effects).savefig(arguments.plot)
+        plots.save(plots.effects(mlp_effects), arguments.plot)
         print(f"figure: {arguments.plot}")
     if arguments.leading is not None:
         sites = mlp_effects.leading_sites(arguments.leading)

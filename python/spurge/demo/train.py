@@ -115,7 +115,7 @@ def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
             attention_probs_dropout_prob=0.0,
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return model, tokenizer
 
 

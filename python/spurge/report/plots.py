@@ -1,20 +1,49 @@
 """Figures of scores, accuracies, rates and searches; needs matplotlib (``pip install 'spurge[plots]'``).
 
 Each function returns a ``matplotlib.figure.Figure`` that belongs to no window and no global state: show it in a
-notebook, or write it with ``figure.savefig(path)``.
+notebook, or write it with :func:`save`.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spurge.engine.base.files import PathLike, write_bytes
 from spurge.engine.cascade.scores import NeuronScores
 
 Row = Mapping[str, Any]
+
+
+def save(figure: Any, path: PathLike, **options: Any) -> None:
+    """Writes a figure, all or nothing.
+
+    Args:
+        figure: of matplotlib.
+        path: the file; its ending says the format.
+        options: of ``figure.savefig``.
+
+    Raises:
+        ValueError: an ending that is no format of figures.
+        OSError: the file cannot be written.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format=check_format(path), **options)
+    write_bytes(path, stream.getvalue())
+
+
+def check_format(path: PathLike) -> str:
+    """The format that the ending of a figure's file names; raises as :func:`save`, without a figure."""
+    ending, figure = Path(path).suffix.removeprefix(".").lower(), _figure("", "", "")[0]
+    known = figure.canvas.get_supported_filetypes()
+    if ending not in known:
+        raise ValueError(f"plot: expected a file that ends in one of {', '.join(sorted(known))}, got {str(path)!r}")
+    return ending
 
 
 def scores(maps: Mapping[str, NeuronScores]) -> Any:

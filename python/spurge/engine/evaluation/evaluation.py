@@ -24,6 +24,7 @@ from spurge.engine.base.temporary import Temporaries
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import CorrelationTokens
+from spurge.engine.edits.edit_files import EditMismatch
 from spurge.engine.edits.gates import attached, gates_on, is_gated, suspended
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on, overwritten
@@ -101,7 +102,7 @@ def evaluate(
         batch_size: rows of a batch; halved while memory runs out.
         max_length: longer texts are cut.
         memory: bytes (``"1 GiB"``) that a batch's activations may take.
-        force: apply an edit that was made for other weights.
+        force: apply an edit that was made for other weights, and take neurons that were located in such.
         progress: show a progress bar.
 
     Raises:
@@ -110,7 +111,7 @@ def evaluate(
             logits that are not finite (all three name the set),
             golden sets that do not fit, a number out of range, an ``edit`` given while another is applied, or gates
             and new weights applied at once.
-        EditMismatch: the edit does not fit the model.
+        EditMismatch: the edit does not fit the model, or neurons were located in another.
     """
     sets = _named(tests)
     draws = integer("draws", draws, 2)
@@ -131,8 +132,11 @@ def evaluate(
             raise ValueError("located: is a control of an edit of neurons, and there is none")
         changes.enter_context(suspended(model))
         changes.enter_context(lifted(model))
+        handle = Handle(model, tokenizer)
+        if not force:
+            _check_origin(handle, located)
         return _evaluate(
-            Handle(model, tokenizer),
+            handle,
             sets,
             edit,
             neurons,
@@ -147,6 +151,15 @@ def evaluate(
             golden=golden,
             correlation_tokens=None if golden is None else _correlation_tokens(located, edit, top_k),
             memory=memory,
+        )
+
+
+def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None) -> None:
+    """Refuses neurons that were located in another model, where they say in which."""
+    prints = None if located is None or isinstance(located, NeuronSet) else located.info.get("model")
+    if prints is not None and prints != handle.fingerprints():
+        raise EditMismatch(
+            "located: was found in another model, or in this one with other weights; force=True takes it nevertheless"
         )
 
 
