@@ -133,7 +133,11 @@ class Temporary(ABC, Generic[Result]):
         try:
             _deliver(1)
         except BaseException:
-            self.__exit__()
+            try:
+                self.__exit__()
+            finally:
+                if _waiting:
+                    _deliver(1)
             raise
         return value
 
@@ -188,7 +192,7 @@ class Temporaries(ExitStack):
         try:
             _deliver(1)
         except BaseException:
-            _unwrap(self._held)
+            _release(self._held)
             raise
         return self
 
@@ -208,19 +212,40 @@ class Temporaries(ExitStack):
 
 
 def uncut(step: Callable[[], Result], back: Callable[[], object] = lambda: None) -> Result:
-    """``step()``, which no signal cuts; where it raises, or one of those that waited does, ``back()`` undoes it."""
+    """``step()``, which no signal cuts; where it raises, or one of those that waited does, ``back()`` undoes it.
+
+    A function whose last call this is, and which then returns a handle of what was done, returns it or raises with all
+    undone: from CPython 3.11 on, no signal is looked at between here and the name that its caller gives the handle.
+
+    Args:
+        back: does no harm where ``step`` has not begun.
+    """
     held: list[int] = []
     try:
         held = _hold()
         value = step()
         if _waiting:
             _deliver(1)
-    except BaseException:
-        back()
-        raise
-    finally:
         _release(held)
-    return value
+        return value
+    except BaseException:
+        try:
+            held = [*held, *_hold()]  # those that were put back when the signal came
+        finally:
+            try:
+                back()
+            finally:
+                _release(held)
+        raise
+
+
+def shielded(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function itself; in blocks of this module signals wait until it has ended and the innermost block is left.
+
+    For what Python calls when an object is freed: it drops errors there, and with them a Ctrl-C.
+    """
+    _shielded.add(function.__code__)  # type: ignore[attr-defined]
+    return function
 
 
 def acquire(lock: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from spurge.engine.base.temporary import shielded
 from spurge.engine.base.tensor_parallel import local
 
 Formula = Callable[..., int]
@@ -58,6 +59,7 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         return out
 
+    @shielded
     def _freed(self, key: int, size: int, _: Any) -> None:
         self.live -= size
         del self._held[key]

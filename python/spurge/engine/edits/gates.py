@@ -117,10 +117,13 @@ def applied(
 
 
 class Attached:
-    """Gates that are attached to a model until :meth:`undo`; nothing else of the model is changed."""
+    """Gates that are attached to a model from :meth:`apply` to :meth:`undo`; nothing else of the model is changed."""
 
     def __init__(self, change: Temporary[Any]) -> None:
         self._change, self._entered = change, False
+
+    def apply(self) -> None:
+        """Attaches the gates."""
         uncut(self._enter, self.undo)
 
     def _enter(self) -> None:
@@ -207,13 +210,16 @@ class Folded:
 
             uncut(write, self._write_back)
 
-    def undo(self) -> None:
+    def undo(self, *, surely: bool = False) -> None:
         """Puts the exact old columns back, between two runs of Spurge; a second call does nothing.
+
+        Args:
+            surely: Ctrl-C does not end the waiting for a run of Spurge in another thread.
 
         Raises:
             ValueError: the folded columns have changed since (another fold, training, a cast); nothing is written.
         """
-        with alone(self._model), grad_mode(False):
+        with alone(self._model, surely=surely), grad_mode(False):
             for site, indices, _, new in self._columns:
                 projection = site.projection
                 weight = projection.parameter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import canonical_json, spurge_version
 from spurge.engine.base.saved_results import Saved
-from spurge.engine.base.temporary import Temporary
+from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of
@@ -127,14 +128,16 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
 
         They act for every thread that runs the model. Attaching and taking off wait until no other thread is in a
         run of Spurge on the model; a plain forward that another thread has under way may see a part of the gates.
-        Ctrl-C before the handle has a name loses it: :meth:`applied` is safe there, too.
+        Ctrl-C before the handle is returned leaves the model as it was.
 
         Code under ``torch.compile`` runs eagerly meanwhile: compiled models do not see new hooks.
 
         Raises:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown sites and other shapes.
         """
-        return Attached(self.applied(model, force=force))
+        handle = Attached(self.applied(model, force=force))
+        handle.apply()
+        return handle
 
     def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
         """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
@@ -156,6 +159,7 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
         """Multiplies the columns of the down projections in place, in all sites or in none: a plain checkpoint.
 
         Waits until no other thread is in a run of Spurge on the model; a plain forward under way may see a part of it.
+        Ctrl-C before the handle is returned leaves the model as it was.
 
         Returns:
             A handle whose ``undo()`` puts the exact old bits back.
@@ -165,8 +169,8 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
             ValueError: a weight is quantised, wrapped, on the meta device, or shared with another module, or gates
                 are attached to it now.
         """
-        handle = Folded(model)
-        handle.fold(self.fit(model, force=force), self.gates)
+        handle, sites = Folded(model), self.fit(model, force=force)
+        uncut(partial(handle.fold, sites, self.gates), partial(handle.undo, surely=True))
         return handle
 
     def combine(self, other: NeuronEdit, rule: Literal["multiply", "last"] = "multiply") -> NeuronEdit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved_results import Saved
-from spurge.engine.base.temporary import Temporary
+from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents, kind_of
 from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -154,16 +155,14 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
         Edits stack: where two meet, the one applied last counts, and they come off in any order. A copy or checkpoint
         made meanwhile holds the edited weights. Compiled models see them too, and so does every thread. Writing waits
         until no other thread is in a run of Spurge on the model; a plain forward that another thread has under way may
-        read a part of the new values. Ctrl-C before the handle has a name loses it: :meth:`applied` is safe there, too.
+        read a part of the new values. Ctrl-C before the handle is returned leaves the model as it was.
 
         Raises:
             EditMismatch: as :meth:`check`; with ``force`` only for unknown names and other shapes.
             ValueError: a parameter is tied, quantised or on the meta device; with ``force``, values that its type
                 cannot hold.
         """
-        handle = Overwritten(model)
-        handle.apply(self.fit(model, force=force), self.changes, self.info)
-        return handle
+        return self._written(Overwritten(model), self.fit(model, force=force))
 
     def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
         """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
@@ -178,14 +177,18 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     def fold(self, model: nn.Module, *, force: bool = False) -> Overwritten:
         """Writes the new values in place for good, all or none: a plain checkpoint.
 
+        Ctrl-C before the handle is returned leaves the model as it was.
+
         Returns:
             A handle whose ``undo()`` puts the exact old bits back.
 
         Raises:
             EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
         """
-        handle = Overwritten(model, lasting=True)
-        handle.apply(self.fit(model, force=force), self.changes, self.info)
+        return self._written(Overwritten(model, lasting=True), self.fit(model, force=force))
+
+    def _written(self, handle: Overwritten, places: dict[str, Place]) -> Overwritten:
+        uncut(partial(handle.apply, places, self.changes, self.info), partial(handle.undo, surely=True))
         return handle
 
     def combine(self, other: WeightEdit, rule: Literal["disjoint", "last"] = "disjoint") -> WeightEdit:
