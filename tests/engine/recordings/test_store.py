@@ -10,14 +10,17 @@ import torch
 from spurge.engine.base.files import FileError, canonical_json, fingerprint, read_json, write_json
 from spurge.engine.recordings.store import SCHEMA, Store
 
-HEADER = {"made": {"model": "abc", "block": 4, "tokens": "t"}, "prompts": [*"abcdefghij"], "rows": 2}
+MADE = {"model": "abc", "block": 4, "tokens": "t", "generate": 1, "neurons": False, "storage": "float32"}
+SITES = [{"name": "x", "width": 1, "hidden": 3}]
+HEADER = {"made": MADE, "prompts": [*"abcdefghij"], "rows": 2, "sites": SITES}
 
 
 def filled(folder) -> Store:
     store = Store.begin(folder, HEADER)
     for number in range(len(store)):
         rows = store.rows(number)
-        store.write(number, {"x": torch.arange(3.0) + torch.tensor(rows)[:, None] * 10}, [f"row {row}" for row in rows])
+        values = torch.arange(3.0) + torch.tensor(rows)[:, None] * 10
+        store.write(number, {"outputs/x": values}, [f"row {row}" for row in rows])
     return store
 
 
@@ -31,12 +34,12 @@ def test_columns_and_texts_come_back(tmp_path):
     filled(tmp_path)
     store = Store.open(tmp_path)
     want = torch.arange(10.0)[:, None] * 10 + torch.arange(3.0)
-    assert torch.equal(store.read("x", 3), want)
-    assert torch.equal(store.read("x", 3, slice(1, 2)), want[:, 1:2])
-    assert store.read("x", 3, slice(2, 1)).shape == (10, 0)
+    assert torch.equal(store.read("outputs/x", 3), want)
+    assert torch.equal(store.read("outputs/x", 3, slice(1, 2)), want[:, 1:2])
+    assert store.read("outputs/x", 3, slice(2, 1)).shape == (10, 0)
     assert store.texts() == tuple(f"row {row}" for row in range(10))
     with pytest.raises(ValueError, match="part: expected a slice without a step"):
-        store.read("x", 3, slice(None, None, -1))
+        store.read("outputs/x", 3, slice(None, None, -1))
 
 
 def test_a_folder_that_was_begun_keeps_its_header(tmp_path):
@@ -48,9 +51,9 @@ def test_a_folder_that_was_begun_keeps_its_header(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"made": {"model": "xyz", "block": 4, "tokens": "t"}}, "model: .* holds a recording of another model"),
-        ({"made": {"model": "abc", "block": 5, "tokens": "t"}}, "block: .* was begun with 4, got 5"),
-        ({"made": {"model": "abc", "block": 4, "tokens": "u"}}, "tokenizer: makes other tokens"),
+        ({"made": MADE | {"model": "xyz"}}, "model: .* holds a recording of another model"),
+        ({"made": MADE | {"block": 5}}, "block: .* was begun with 4, got 5"),
+        ({"made": MADE | {"tokens": "u"}}, "tokenizer: makes other tokens"),
         ({"prompts": [*"abcdefghix"]}, "other prompts, the first at 9"),
         ({"prompts": [*"abc"]}, "a recording of 10 prompts, got 3"),
     ],
@@ -134,7 +137,7 @@ def test_a_block_is_verified_once(tmp_path):
 def test_the_fingerprint_covers_header_and_blocks(tmp_path):
     marks = {filled(tmp_path / "a").fingerprint(), filled(tmp_path / "same").fingerprint()}
     assert len(marks) == 1
-    filled(tmp_path / "b").write(2, {"x": torch.zeros(2, 3)}, None)
+    filled(tmp_path / "b").write(2, {"outputs/x": torch.zeros(2, 3)}, ["", ""])
     marks.add(Store.open(tmp_path / "b").fingerprint())
     assert len(marks) == 2
 
@@ -144,3 +147,40 @@ def test_the_header_is_what_its_mark_says(tmp_path):
     content = {key: value for key, value in header.items() if key != "sha256"}
     assert header["sha256"] == fingerprint(canonical_json(content))
     assert json.loads((tmp_path / "recording.json").read_text()) == header
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"made": MADE | {"block": 0}}, "block: need at least 1, got 0"),
+        ({"made": MADE | {"storage": "int8"}}, "storage: expected one of float16, bfloat16, float32, got 'int8'"),
+        ({"made": [1]}, "made: expected dict, got list"),
+        ({"made": {"block": 4}}, "'generate' is missing"),
+        ({"prompts": []}, "prompts: expected at least 1, got 0"),
+        ({"prompts": [1]}, "prompts: expected str, got int"),
+        ({"sites": [{"name": "x", "width": 1}]}, "'hidden' is missing"),
+        ({"rows": "2"}, "rows: expected an integer, got str"),
+    ],
+)
+def test_a_header_of_another_structure_is_refused(change, message, tmp_path):
+    header = {"kind": "recording", "schema": SCHEMA, **HEADER, **change}
+    write_json(tmp_path / "recording.json", {**header, "sha256": fingerprint(canonical_json(header))})
+    with pytest.raises(FileError, match=f"recording.json: not the header of a recording: {message}"):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "texts", "message"),
+    [
+        ({}, ["a"] * 4, "outputs/x: expected torch.float32, got NoneType"),
+        ({"outputs/x": torch.zeros(4, 2)}, ["a"] * 4, r"outputs/x: expected shape \[4, 3\], got \[4, 2\]"),
+        ({"outputs/x": torch.zeros(4, 3).half()}, ["a"] * 4, "outputs/x: expected torch.float32, got torch.float16"),
+        ({"outputs/x": torch.zeros(4, 3)}, ["a"], "texts: expected one for each of 4 prompts"),
+        ({"outputs/x": torch.zeros(4, 3)}, None, "'texts' is missing"),
+    ],
+)
+def test_a_block_of_another_structure_is_refused(tensors, texts, message, tmp_path):
+    store = Store.begin(tmp_path, HEADER)
+    store.write(0, tensors, texts)
+    with pytest.raises(FileError, match=f"block-00000.safetensors: not a block of this recording: {message}"):
+        store.check(0)

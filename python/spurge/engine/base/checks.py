@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _Choice = TypeVar("_Choice")
+_Kind = TypeVar("_Kind")
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -54,6 +55,28 @@ def number(name: str, value: Any, least: float | None = None) -> float:
         raise ValueError(f"{name}: must be finite, got {value}")
     if least is not None and value < least:
         raise ValueError(f"{name}: must be at least {least}, got {value}")
+    return value
+
+
+def instance(name: str, value: Any, kind: type[_Kind]) -> _Kind:
+    """``value``, once it is of the type ``kind``; TypeError otherwise."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def shaped(name: str, value: Any, dtype: torch.dtype, *shape: int | None) -> Tensor:
+    """``value``, once it is a tensor of this type and shape, in which None stands for any size.
+
+    Raises:
+        TypeError: no tensor, or one of another type.
+        ValueError: another shape.
+    """
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {getattr(value, 'dtype', type(value).__name__)}")
+    sizes = tuple(value.shape)
+    if len(sizes) != len(shape) or any(want not in (None, size) for size, want in zip(sizes, shape, strict=True)):
+        raise ValueError(f"{name}: expected shape {[size or 'any' for size in shape]}, got {list(sizes)}")
     return value
 
 

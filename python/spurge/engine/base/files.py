@@ -278,7 +278,7 @@ def opened(path: PathLike) -> Iterator[BinaryIO]:
         status = os.fstat(stream.fileno())
         _check_regular(path, status)
         if not status.st_size:
-            raise FileError(f"{path}: is empty")
+            raise FileError(f"{path}: is empty, as if truncated")
         if status.st_size > _LEAST_SPARSE:
             stored = _stored(stream.fileno(), status.st_size)
             if stored * _MOST_HOLES < status.st_size:

@@ -13,11 +13,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import instance
 from spurge.engine.base.files import (
     FileError,
     PathLike,
@@ -31,6 +32,8 @@ from spurge.engine.base.files import (
     structured,
     write_parts,
 )
+
+_Kind = TypeVar("_Kind")
 
 SCHEMA = 1
 """Version of the tensor files written here; files with a higher one are refused."""
@@ -71,17 +74,19 @@ class Contents(NamedTuple):
     tensors: dict[str, Tensor]
     texts: dict[str, str]
 
-    def value(self, name: str) -> Any:
-        """What the JSON of a text says.
+    def value(self, name: str, kind: type[_Kind] = object) -> _Kind:  # type: ignore[assignment]
+        """What the JSON of a text says, once it is of the type ``kind``.
 
         Raises:
             KeyError: there is none of that name.
             ValueError: it is no JSON.
+            TypeError: it is of another type.
         """
         try:
-            return parse_json(self.texts[name])
+            found = parse_json(self.texts[name])
         except ValueError as error:
             raise ValueError(f"{name}: not JSON: {error}") from error
+        return instance(name, found, kind)
 
 
 def flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

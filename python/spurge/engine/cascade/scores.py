@@ -136,7 +136,7 @@ class NeuronScores(Saved, kind="scores", what="a file of neuron scores"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> NeuronScores:
-        return cls(file.tensors, file.value("info"))
+        return cls(file.tensors, file.value("info", dict))
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with columns ``site``, ``index``, ``score``; needs pandas."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,18 @@ def check_print(what: str, name: str, found: Mapping[str, Any], expected: Mappin
         )
 
 
+def checked_print(name: str, found: Any, types: Collection[str] | None = None) -> dict[str, Any]:
+    """A parameter's ``{"shape", "dtype", "sha256"}``, once it has them and one of ``types``; ValueError otherwise."""
+    fields = dict(found) if isinstance(found, Mapping) else {}
+    shape = fields.get("shape")
+    sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
+    texts = all(isinstance(fields.get(text), str) for text in ("dtype", "sha256"))
+    if not sizes or not texts or (types is not None and fields["dtype"] not in types):
+        kinds = "" if types is None else f", a type of {sorted(types)}"
+        raise ValueError(f"model: expected {{'shape', 'dtype', 'sha256'}} of {name!r}{kinds}, got {found!r:.200}")
+    return fields
+
+
 def check_names(parts: Parts, model: Mapping[str, Any]) -> None:
     """Raises ValueError unless there is a fingerprint of everything that an edit changes, and of nothing else."""
     if parts.keys() != model.keys():
@@ -52,7 +64,8 @@ def parts_of(file: Contents, label: str) -> dict[str, tuple[Tensor, Tensor]]:
         ValueError: the file has others too.
     """
     tensors = dict(file.tensors)
-    parts = {name: (tensors.pop(f"{name}:indices"), tensors.pop(f"{name}:{label}")) for name in file.value("model")}
+    names = file.value("model", dict)
+    parts = {name: (tensors.pop(f"{name}:indices"), tensors.pop(f"{name}:{label}")) for name in names}
     if tensors:
         raise ValueError(f"unexpected tensors {sorted(tensors)}")
     return parts

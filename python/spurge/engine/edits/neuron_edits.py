@@ -17,7 +17,7 @@ from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
-from spurge.engine.edits.edit_files import check_names, check_print, parts_of, tensors_of
+from spurge.engine.edits.edit_files import check_names, check_print, checked_print, parts_of, tensors_of
 from spurge.engine.edits.gates import Attached, Folded, Model, applied
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
@@ -50,11 +50,12 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     def __post_init__(self) -> None:
         check_names(self.gates, self.model)
         checked = {}
+        prints = {site: checked_print(site, found) for site, found in self.model.items()}
         for site, (indices, values) in self.gates.items():
-            checked[site] = _checked(site, indices, values, self.model[site])
+            checked[site] = _checked(site, indices, values, prints[site])
         order = NeuronSet({site: indices for site, (indices, _) in checked.items()}).sites
         object.__setattr__(self, "gates", {site: checked[site] for site in order})
-        object.__setattr__(self, "model", {site: dict(self.model[site]) for site in order})
+        object.__setattr__(self, "model", {site: prints[site] for site in order})
         object.__setattr__(self, "info", json.loads(canonical_json(self.info)))
 
     @classmethod
@@ -204,7 +205,7 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> NeuronEdit:
-        return cls(parts_of(file, "gates"), file.value("model"), file.value("info"))
+        return cls(parts_of(file, "gates"), file.value("model", dict), file.value("info", dict))
 
     def __len__(self) -> int:
         return sum(values.numel() for _, values in self.gates.values())
@@ -255,7 +256,7 @@ def _checked(site: str, indices: Tensor, values: Tensor, model: Mapping[str, Any
         raise ValueError(f"gates: {site!r} needs int64 indices [n] and gates [n], got {indices.shape}, {values.shape}")
     indices, order = indices.detach().cpu().sort()
     values = values.detach().to("cpu", torch.float32)[order]
-    width = model["shape"][1]
+    width = model["shape"][-1] if len(model["shape"]) == 2 else 0
     if indices[0] < 0 or indices[-1] >= width or bool((indices.diff() == 0).any()):
         raise ValueError(f"gates: {site!r} needs indices that differ and lie below {width}")
     if not bool(values.isfinite().all()):

@@ -16,7 +16,7 @@ from spurge.engine.base.files import FileError, PathLike, canonical_json, finger
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents, kind_of
-from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, parts_of, tensors_of
+from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, checked_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
 from spurge.engine.models.heads import Head, print_of
@@ -49,7 +49,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     def __post_init__(self) -> None:
         check_names(self.changes, self.model)
         names = sorted(self.changes)
-        prints = {name: _checked_print(name, self.model[name]) for name in names}
+        prints = {name: checked_print(name, self.model[name], _TYPES) for name in names}
         checked = {name: _checked(name, *self.changes[name], prints[name]) for name in names}
         object.__setattr__(self, "changes", checked)
         object.__setattr__(self, "model", prints)
@@ -114,7 +114,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
             if own is None:
                 continue
             name = f"{head.name}.{key}" if head.name else key
-            expected = _checked_print(name, head.prints.get(name))
+            expected = checked_print(name, head.prints.get(name), _TYPES)
             narrow = own.to(_TYPES[expected["dtype"]])
             same = fingerprint(narrow) == expected["sha256"]
             pair = _difference(name, own if new is None else new, narrow, everything=not same)
@@ -220,7 +220,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> WeightEdit:
-        return cls(parts_of(file, "values"), file.value("model"), file.value("info"))
+        return cls(parts_of(file, "values"), file.value("model", dict), file.value("info", dict))
 
     def __len__(self) -> int:
         return sum(len(indices) for indices, _ in self.changes.values())
@@ -263,18 +263,6 @@ def _pair(name: str, pair: Any) -> tuple[Tensor, Tensor]:
         return torch.as_tensor(indices), values
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"changes: {name!r} needs a tensor, or flat indices and as many values: {error}") from error
-
-
-def _checked_print(name: str, found: Any) -> dict[str, Any]:
-    """A fingerprint that has all its parts."""
-    fields = dict(found) if isinstance(found, Mapping) else {}
-    shape = fields.get("shape")
-    whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
-    if not whole or fields.get("dtype") not in _TYPES or not isinstance(fields.get("sha256"), str):
-        raise ValueError(
-            f"model: expected {{'shape', 'dtype', 'sha256'}} of {name!r}, a type of {sorted(_TYPES)}, got {found!r}"
-        )
-    return fields
 
 
 def _checked(name: str, indices: Tensor, values: Tensor, model: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

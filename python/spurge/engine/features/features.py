@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels, checked_values, choice
+from spurge.engine.base.checks import checked_labels, checked_values, choice, instance
 from spurge.engine.base.files import canonical_json, fingerprint
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
@@ -169,15 +169,15 @@ class Features(Saved, kind="features", what="features"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Features:
-        names = file.value("names")
+        names = file.value("names", dict)
         return cls(
             values=file.tensors["values"],
             labels=file.tensors["labels"],
-            head=Head.of_parts(file.tensors, file.value("head")),
+            head=Head.of_parts(file.tensors, file.value("head", dict)),
             groups=file.tensors.get("groups"),
-            names=tuple(names["names"]),
-            group_names=tuple(names["group_names"]),
-            info=file.value("info"),
+            names=tuple(instance("names", names["names"], list)),
+            group_names=tuple(instance("group_names", names["group_names"], list)),
+            info=file.value("info", dict),
         )
 
     def _groups(self) -> Tensor:

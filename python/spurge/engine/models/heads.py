@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import instance, integer
 from spurge.engine.base.files import canonical_json, fingerprint
 from spurge.engine.models.parameters import plain_name
 from spurge.engine.models.projections import features, linears, plain
@@ -51,6 +51,9 @@ class Head:
             if bias.shape != weight.shape[:1]:
                 raise ValueError(f"bias: expected shape ({len(weight)},), got {tuple(bias.shape)}")
             object.__setattr__(self, "bias", bias)
+        instance("name", self.name, str)
+        for name, own in self.prints.items():
+            instance(f"prints: {name!r}", own, dict)
         object.__setattr__(self, "prints", json.loads(canonical_json(self.prints)))
 
     @classmethod

@@ -21,9 +21,9 @@ from spurge.engine.models.sites import Site, find_sites, widths
 from spurge.engine.recordings.generation import check_generates
 from spurge.engine.recordings.padding import padded
 from spurge.engine.recordings.prompt_pass import Position, PromptPass, check_length, fitting, token_print
-from spurge.engine.recordings.store import Store
+from spurge.engine.recordings.store import STORAGE, Store
 
-_STORAGE = (torch.float16, torch.bfloat16, torch.float32)
+_STORAGE = tuple(getattr(torch, name) for name in STORAGE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from spurge.engine.base.checks import choice, instance, integer, shaped
 from spurge.engine.base.files import (
     FileError,
     PathLike,
@@ -20,12 +21,16 @@ from spurge.engine.base.files import (
     reading_json,
     remove_drafts,
     spurge_version,
+    structured,
     write_json,
 )
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.base.tensor_files import Contents, read_tensors, write_tensors
 
 SCHEMA = 1
 """Version of the header; a folder with a higher one is refused."""
+
+STORAGE = ("float16", "bfloat16", "float32")
+"""Types of the numbers on disk."""
 
 _HEADER = "recording.json"
 _AGAIN = "call record with the same arguments to make it anew"
@@ -82,6 +87,7 @@ class Store:
             content = {key: value for key, value in header.items() if key != "sha256"}
             if header.get("sha256") != fingerprint(canonical_json(content)):
                 raise FileError(f"{path}: changed since it was written: its SHA-256 does not fit its content")
+            _check_header(header)
             return cls(Path(folder), header)
 
     def __len__(self) -> int:
@@ -133,15 +139,30 @@ class Store:
         if number not in self._checked:
             path = self.path(number)
             try:
-                _, metadata = read_tensors(path, "recording-block")
+                contents = read_tensors(path, "recording-block")
             except FileNotFoundError as error:
                 raise FileError(f"{path}: is missing; {_AGAIN}") from error
             except FileError as error:
                 raise FileError(f"{error}; {_AGAIN}") from error
+            metadata = contents.texts
             if (metadata.get("recording"), metadata.get("block")) != (self.header["sha256"], str(number)):
                 raise FileError(f"{path}: is a block of another recording, or another block; {_AGAIN}")
+            with structured(path, "a block of this recording"):
+                self._check_block(contents, len(self.rows(number)))
             self._checked[number] = metadata
         return self._checked[number]
+
+    def _check_block(self, contents: Contents, rows: int) -> None:
+        """Refuses a block without the tensors, or the texts, that the header promises."""
+        made = self.header["made"]
+        dtype = getattr(torch, choice("storage", made["storage"], STORAGE))
+        for site in self.header["sites"]:
+            for name, width in (("outputs", site["hidden"]), *[("neurons", site["width"])] * bool(made["neurons"])):
+                shaped(f"{name}/{site['name']}", contents.tensors.get(f"{name}/{site['name']}"), dtype, rows, width)
+        if made["generate"]:
+            texts = contents.value("texts", list)
+            if len(texts) != rows or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"texts: expected one for each of {rows} prompts")
 
     def read(self, name: str, width: int, part: slice | None = None) -> Tensor:
         """Columns of a tensor ``[N, width]`` of all blocks, float32; a block's other numbers stay on the disk.
@@ -171,6 +192,25 @@ class Store:
         """SHA-256 over header and blocks. Raises `FileError` as :meth:`check`."""
         prints = [self.check(number)["sha256"] for number in range(len(self))]
         return fingerprint(canonical_json([self.header["sha256"], prints]))
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Refuses a header without what the blocks are read by; KeyError, TypeError and ValueError say what is wrong."""
+    made = instance("made", header["made"], dict)
+    integer("block", made["block"], 1)
+    integer("generate", made["generate"], 0)
+    instance("neurons", made["neurons"], bool)
+    instance("model", made["model"] or "", str)
+    choice("storage", made["storage"], STORAGE)
+    integer("rows", header["rows"], 1)
+    if not instance("prompts", header["prompts"], list):
+        raise ValueError("prompts: expected at least 1, got 0")
+    for prompt in header["prompts"]:
+        instance("prompts", prompt, str)
+    for site in instance("sites", header["sites"], list):
+        instance("sites", instance("sites", site, dict)["name"], str)
+        for size in ("width", "hidden"):
+            integer(f"sites: {size}", site[size], 1)
 
 
 def _compare(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

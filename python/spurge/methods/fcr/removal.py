@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import choice, integer, number, shaped
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tables import aligned
@@ -105,18 +106,14 @@ class Removal(Saved, kind="removal", what="a removal"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Removal:
-        places = file.value("heads")
+        places = file.value("heads", dict)
         heads = {name: Head.of_parts(file.tensors, place, f"{name}.") for name, place in places.items()}
-        reach = file.value("range") if "range" in file.texts else []
-        curve: Sweep | Dependence | None = None
-        if len(reach) == 2:
-            curve = Sweep(*reach, *(file.tensors[f"curve.{name}"] for name in _STEPS))
-        elif reach:
-            rates, gaps, drifts = (file.tensors[f"curve.{name}"] for name in _TERMS)
-            curve = Dependence(rates, gaps, drifts, *reach)
-        edges = tuple(Edge(**edge) for edge in file.value("edges"))
-        labels, info = file.value("labels"), file.value("info")
-        return cls(edges, heads["original"], heads["head"], labels, heads.get("fictitious"), curve, info)
+        original, head = heads["original"], heads["head"]
+        if head.weight.shape != original.weight.shape:
+            raise ValueError(f"head: expected shape {tuple(original.weight.shape)}, got {tuple(head.weight.shape)}")
+        edges = tuple(_checked_edge(edge, original) for edge in file.value("edges", list))
+        labels = choice("labels", file.value("labels", str), ("none", "class", "group"))
+        return cls(edges, original, head, labels, heads.get("fictitious"), _curve_of(file), file.value("info", dict))
 
     def __repr__(self) -> str:
         edges = ", ".join(f"[{edge.row}, {edge.column}] at rate {edge.rate:.4g}" for edge in self.edges)
@@ -132,3 +129,35 @@ class Removal(Saved, kind="removal", what="a removal"):
         notes = ["", *(" raises its class" if edge.raises else "" for edge in self.edges)]
         lines = [line + note for line, note in zip(lines, notes, strict=True)]
         return "\n".join([*lines, f"labels used: {self.info.get('says', self.labels)}"])
+
+
+def _checked_edge(fields: dict[str, Any], head: Head) -> Edge:
+    """An edge of a file, once it lies in the head and its numbers are some."""
+    edge = Edge(**fields)
+    for name, below in (("row", head.outputs), ("column", head.width), ("target", None)):
+        place = integer(name, getattr(edge, name), 0)
+        if below is not None and place >= below:
+            raise ValueError(f"{name}: must lie below {below}, got {place}")
+    for name in ("weight", "score", "new", "rate", "angle"):
+        number(name, getattr(edge, name))
+    return edge
+
+
+def _curve_of(file: Contents) -> Sweep | Dependence | None:
+    """The curve in a file of a removal, if it has one."""
+    if "range" not in file.texts:
+        return None
+    reach = [number("range", end) for end in file.value("range", list)]
+    tensors = {name: file.tensors.get(f"curve.{name}") for name in (*_STEPS, *_TERMS)}
+    count = len(shaped("rates", tensors["rates"], torch.float64, None))
+    if len(reach) == 2:
+        for name in ("average", "worst"):
+            shaped(name, tensors[name], torch.float64, count)
+        rows = len(shaped("groups", tensors["groups"], torch.int64, None))
+        shaped("worst_group", tensors["worst_group"], torch.int64, count)
+        shaped("sizes", tensors["sizes"], torch.int64, None)
+        shaped("intervals", tensors["intervals"], torch.float64, rows, 2)
+        return Sweep(*reach, *(tensors[name] for name in _STEPS))  # type: ignore[arg-type]
+    (high,) = reach
+    rates, gaps, drifts = (shaped(name, tensors[name], torch.float64, count) for name in _TERMS)
+    return Dependence(rates, gaps, drifts, high)

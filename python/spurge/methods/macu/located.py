@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spurge.engine.base.checks import instance
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tables import aligned
@@ -105,9 +106,15 @@ class Located(Saved, kind="located", what="a file of located neurons"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Located:
-        causal, spurious = (NeuronScores(of_group(side, file.tensors), file.value(side)) for side in _SIDES)
-        causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set")) for side in _SIDES)
-        return cls(causal, spurious, causal_set, spurious_set, file.value("certificate"), file.value("info"))
+        causal, spurious = (NeuronScores(of_group(side, file.tensors), file.value(side, dict)) for side in _SIDES)
+        causal_set, spurious_set = (NeuronSet(file.value(f"{side}_set", dict)) for side in _SIDES)
+        found = cls(
+            causal, spurious, causal_set, spurious_set, file.value("certificate", dict), file.value("info", dict)
+        )
+        instance("info: settings", found.info.get("settings", {}), dict)
+        instance("info: model", found.info.get("model", {}), dict)
+        str(found)  # what it prints of certificate and info is there, too
+        return found
 
     def __repr__(self) -> str:
         return (

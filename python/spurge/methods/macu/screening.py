@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spurge.engine.base import checks
 from spurge.engine.base.distributed import ALONE, Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json
 from spurge.engine.base.resume import Blocks
@@ -71,7 +72,11 @@ class Block:
     @classmethod
     def of_parts(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Block:
         scores = {side: NeuronScores(values) for side, values in _by_side(tensors).items()}
-        return cls(scores, facts["completeness"], int(facts["nodes"]))
+        completeness = {
+            site: {name: checks.number(f"completeness of {site!r}", value) for name, value in numbers.items()}
+            for site, numbers in facts["completeness"].items()
+        }
+        return cls(scores, completeness, checks.integer("nodes", facts["nodes"], 0))
 
 
 @dataclass(eq=False)
@@ -198,7 +203,7 @@ def _so_far(done: int, total: int, resume: PathLike | None) -> str:
 def _answered(cascade: Cascade, questions: Questions, number: int, blocks: Blocks) -> Block:
     """The block of one question, from its file where there is one."""
     name = f"block-{number:05d}"
-    block = blocks.find(name, lambda file: Block.of_parts(file.value("facts"), file.tensors))
+    block = blocks.find(name, lambda file: Block.of_parts(file.value("facts", dict), file.tensors))
     if block is None:
         question = questions[number]
         block = _block(cascade.attribute(question.inputs, question.target), question.mix)

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge import ops
-from spurge.engine.base.files import PathLike, canonical_json
+from spurge.engine.base.checks import shaped
+from spurge.engine.base.files import PathLike, canonical_json, structured
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_files import reading, write_tensors
 
@@ -276,18 +277,24 @@ class _Search:
 
     def load(self, path: Path, fingerprint: str) -> None:
         with reading(path, "swarm", "the state of a swarm") as file:
-            found = dict(file.value("origin"))
-            history = file.tensors["history"].tolist()
-            state = {name: file.tensors[name].to(self.position.device) for name in self._TENSORS}
+            found, tensors = file.value("origin", dict), file.tensors
+            steps = len(tensors["history"])
         for name, value in self._origin(fingerprint).items():
             if found.get(name) != value:
                 raise ValueError(f"checkpoint: {path} has {name} = {found.get(name)!r}, this swarm has {value!r}")
-        if len(history) > self.settings.iterations:
+        if steps > self.settings.iterations:
             asked = self.settings.iterations
-            raise ValueError(f"checkpoint: {path} holds {len(history)} iterations, more than the {asked} asked for")
-        for name, tensor in state.items():
-            setattr(self, name, tensor)
-        self.history = history
+            raise ValueError(f"checkpoint: {path} holds {steps} iterations, more than the {asked} asked for")
+        with structured(path, "the state of a swarm"):
+            shaped("history", tensors["history"], torch.float64, steps, 3)
+            for name in self._TENSORS:
+                own = getattr(self, name)
+                shaped(name, tensors[name], own.dtype, *own.shape)
+            if not 0 <= int(tensors["leader"]) < self.settings.particles:
+                raise ValueError(f"leader: must be below {self.settings.particles}, got {int(tensors['leader'])}")
+        for name in self._TENSORS:
+            setattr(self, name, tensors[name].to(self.position.device))
+        self.history = tensors["history"].tolist()
 
 
 def _checked_start(s: Swarm, start: Tensor) -> Tensor:

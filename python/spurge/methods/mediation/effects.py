@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer, number
+from spurge.engine.base.checks import choice, instance, integer, number, shaped, share_of
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
@@ -313,10 +313,20 @@ class Effects(Saved, kind="effects", what="a file of effects"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Effects:
-        rest = file.value("rest")
-        confidence = number("confidence", rest["confidence"])
-        adjusted, unadjusted = (Side(**of_group(side, file.tensors), confidence=confidence) for side in SIDES)
-        return cls(adjusted, unadjusted, rest["level"], dict(rest["widths"]), rest["info"])
+        rest = file.value("rest", dict)
+        level = choice("level", rest["level"], ("mlp", "neuron", "unit"))
+        widths = {instance("widths", site, str): integer("widths", width, 1) for site, width in rest["widths"]}
+        units = sum(widths.values()) if level == "neuron" else len(widths)
+        confidence = share_of("confidence", rest["confidence"])
+        parts = {side: _checked_side(side, of_group(side, file.tensors), units) for side in SIDES}
+        adjusted, unadjusted = (Side(**parts[side], confidence=confidence) for side in SIDES)
+        found = cls(adjusted, unadjusted, level, widths, instance("info", rest["info"], dict))
+        integer("info: prompts", found.info["prompts"], 1)
+        number("info: least_ess", found.info["settings"]["least_ess"])
+        instance("info: estimand", found.estimand, str)
+        for topic in instance("info: topics", found.info.get("topics", []), list):
+            instance("info: topics", topic, dict)
+        return found
 
     def __repr__(self) -> str:
         known = int((~self.adjusted.aie.isnan()).sum())
@@ -361,3 +371,14 @@ class Effects(Saved, kind="effects", what="a file of effects"):
             q, ess = float(self.adjusted.q[unit]), float(self.adjusted.ess[unit])
             lines.append([names[unit], *texts, f"{q:.2g}", f"{ess:.0%}", ", ".join(flags[unit])])
         return lines
+
+
+def _checked_side(side: str, tensors: dict[str, Tensor], units: int) -> dict[str, Tensor]:
+    """The tensors of a side in a file, once they are of so many units."""
+    types = {"status": torch.int32, "constant": torch.bool}
+    for name in _VECTORS:
+        shaped(f"{side}/{name}", tensors.get(name), types.get(name, torch.float64), units)
+    shaped(f"{side}/total", tensors.get("total"), torch.float64, 2)
+    draws = shaped(f"{side}/draws", tensors.get("draws"), torch.float32, None, units)
+    shaped(f"{side}/total_draws", tensors.get("total_draws"), torch.float64, len(draws))
+    return tensors

@@ -6,12 +6,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import choice
+from spurge.engine.base.checks import choice, instance, integer, shaped
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import Contents
+from spurge.engine.data.rows import check_names
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -106,16 +108,25 @@ class Tuned(Saved, kind="neurontune", what="a result of NeuronTune"):
 
     @classmethod
     def _of_parts(cls, file: Contents) -> Tuned:
-        tensors, rest = file.tensors, file.value("tuned")
+        tensors, rest = file.tensors, file.value("tuned", dict)
         own = rest["scores"]
         base = Head.of_parts(tensors, rest["place"], "base.")
         signs = choice("signs", own["signs"], get_args(Signs))
         deltas, wrong, right = (tensors[name] for name in ("deltas", "wrong", "right"))
-        scores = Scores(deltas, wrong, right, tuple(own["skipped"]), signs, tuple(own["names"]))
+        names = check_names(own["names"])
+        skipped = tuple(integer("skipped", label, 0) for label in own["skipped"])
         head = Head(tensors["weight"], tensors.get("bias"))
+        shaped("deltas", deltas, torch.float64, len(names), head.width)
+        for name in ("wrong", "right"):
+            shaped(name, tensors[name], torch.int64, len(names))
+        mask = tensors["mask"]
+        shaped("mask", mask, torch.bool, *((head.width,) if mask.dim() == 1 else (head.outputs, head.width)))
+        info = file.value("info", dict)
+        instance("info: labels", info["labels"], str)
+        scores = Scores(deltas, wrong, right, skipped, signs, names)
         if head.weight.shape == base.weight.shape:
             head = base.with_(weight=head.weight, bias=head.bias)
-        return cls(head, base, tensors["mask"], scores, bool(rest["signed"]), file.value("info"))
+        return cls(head, base, mask, scores, instance("signed", rest["signed"], bool), info)
 
     def __repr__(self) -> str:
         rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
