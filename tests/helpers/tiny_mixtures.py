@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from helpers.tiny_models import drawn
@@ -81,7 +83,12 @@ EXPERTS = {family: (experts, width) for family, (_, experts, width, _) in _FAMIL
 
 
 def mixture(family: str, *, classify: bool = False, seed: int = 0, **settings: Any) -> Any:
-    """A causal language model (a classifier of 3 labels) with random weights, in evaluation mode."""
+    """A causal language model (a classifier of 3 labels) with random weights, in evaluation mode.
+
+    Skips the test where `transformers` holds experts in the form it had before version 5, which is refused.
+    """
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip(f"transformers {transformers.__version__} has experts in another form")
     name, _, _, sizes = _FAMILIES[family]
     task = "ForSequenceClassification" if classify else "ForCausalLM"
     return drawn(name, task, _ROWS | sizes | {"num_labels": 3} | settings, seed)
