@@ -54,18 +54,16 @@ class Alarm:
 
 @dataclass
 class Outcome:
-    """What became of one call: the phase that was struck, how often it raised, and its answer if it ended."""
+    """What became of one call: how often it was struck, and its answer if it ended."""
 
-    phase: str = ""
     strikes: int = 0
-    raised: int = 0
     answer: Any = None
     ended: bool = False
 
 
 @dataclass
 class Striker:
-    """Calls functions and interrupts them; Ctrl-C works as ever between two calls.
+    """Calls functions and interrupts them.
 
     While a call runs, a strike raises as Python's own handler does. Those that come late are dropped.
     """
@@ -97,7 +95,7 @@ class Striker:
 
     def strike(self, call: Callable[[Mark], Any], phase: str, moment: float, *, twice: float | None) -> Outcome:
         """Calls, and strikes ``moment`` seconds after the phase has begun; ``twice``: and so long after that again."""
-        outcome = Outcome(phase)
+        outcome = Outcome()
 
         def mark(name: str) -> None:
             if name == phase:
@@ -106,12 +104,17 @@ class Striker:
         self.struck, self.again = 0, twice or 0.0
         self.left = 2 if twice else 1
         try:
+            self._call(call, mark, outcome)
+        except KeyboardInterrupt:  # a second one, as the first is caught
+            self.left = 0
+        self.alarm.set(0)
+        outcome.strikes = self.struck
+        return outcome
+
+    def _call(self, call: Callable[[Mark], Any], mark: Mark, outcome: Outcome) -> None:
+        try:
             outcome.answer = call(mark)
             self.left = 0
             outcome.ended = True
         except KeyboardInterrupt:
             self.left = 0
-            outcome.raised = 1
-        self.alarm.set(0)
-        outcome.strikes = self.struck
-        return outcome
