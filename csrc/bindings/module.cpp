@@ -35,7 +35,16 @@ py::dict build_config() {
 }  // namespace
 }  // namespace spurge
 
-PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+#ifdef SPURGE_EMULATED
+namespace spurge {
+void bind_emulation(py::module_& m);
+}
+#define SPURGE_MODULE _core_emulated
+#else
+#define SPURGE_MODULE _core
+#endif
+
+PYBIND11_MODULE(SPURGE_MODULE, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Framework-free kernels. Use spurge.ops instead of this module.";
   spurge::bind_association(m);
   spurge::bind_balance(m);
@@ -45,6 +54,9 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   spurge::bind_proximity(m);
   spurge::bind_swarm(m);
   spurge::bind_sweep(m);
+#ifdef SPURGE_EMULATED
+  spurge::bind_emulation(m);
+#endif
   m.def("build_config", &spurge::build_config, "What was compiled in, and what runs.");
 #ifdef SPURGE_HAS_CUDA
   m.attr("built_with_cuda") = true;

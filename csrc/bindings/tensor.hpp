@@ -147,6 +147,11 @@ inline Place place_of(const Stream& stream, std::initializer_list<Named> argumen
     SPURGE_CHECK(a.tensor.contiguous(), a.name, ": must be contiguous; call .contiguous() first");
   }
   Place place;
+#ifdef SPURGE_EMULATED
+  SPURGE_CHECK(!first.tensor.on_cuda(), first.name, ": must be on the CPU, which emulates a GPU here");
+  place.cuda = true;
+  return place;
+#endif
   if (!first.tensor.on_cuda()) return place;
 #ifndef SPURGE_HAS_CUDA
   fail(first.name, ": is on ", device_text(first.tensor), ", but this build has no CUDA kernels");

@@ -261,7 +261,8 @@ struct Unit {
       border = sum_of_teams(border);
       if (threadIdx.x == 0) arrow.diagonal[0] = diagonal, arrow.border[0] = border;
     }
-    __syncthreads();
+    // No barrier: what strata wrote of their own is ordered by the sums, and a slope that all share belongs to thread 0,
+    // which wrote its numbers and is the only one to read them.
   }
 
   __device__ void put_dual(double* dual) const {

@@ -33,22 +33,22 @@ __global__ void medians_kernel(Acc<T>* __restrict__ out, const T* __restrict__ f
   for (std::int64_t s = blockIdx.y; s < shape.segments; s += gridDim.y) {
     const std::int64_t begin = starts[s], end = starts[s + 1], n = end - begin;
     const bool possible = begin >= 0 && end <= shape.chosen && n > 0;
-    __syncthreads();  // the last segment's results have been read
+    // No barrier before, nor behind: after a segment's last one only warp 0 touches these, and all others wait for it
+    // at the first one of the next, behind which they read them.
     if (w == 0) {
       prefix[k] = 0;
       rank[k] = possible ? (n - 1) / 2 : 0;
       not_more[k] = 0;
       bad[k] = !possible;
     }
-    __syncthreads();
     const auto key_at = [&](std::int64_t i) {
       const std::int64_t row = order[i];
       if (row < 0 || row >= shape.rows) {
-        bad[k] = 1;
+        atomicExch(&bad[k], 1);
         return U(0);
       }
       const Acc<T> v = transformed(widen(features[row * shape.columns + m]), transform);
-      if (v != v) bad[k] = 1;
+      if (v != v) atomicExch(&bad[k], 1);
       return static_cast<U>(key_of(v)) ^ top;
     };
 
