@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from helpers.tiny_models import FAMILIES, tiny
 from spurge.engine.cascade.norm_placement import layer_anatomy
 from spurge.engine.cascade.partial_forward import PartialForward
-from spurge.engine.models.call_arguments import cut, leading, repeat_rows, take
+from spurge.engine.models.call_arguments import cut, first, leading, like, repeat_rows, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, frozen, hook, hook_before, replaced_forward
 from spurge.engine.models.sites import find_sites
@@ -62,8 +62,9 @@ class OddLayer(nn.Module):
         self.layer = layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = self.layer(*args, **kwargs)
-        return torch.tanh(hidden) * hidden
+        output = self.layer(*args, **kwargs)
+        hidden = first(output)  # GPT-2 of transformers 4 gives a tuple
+        return like(output, torch.tanh(hidden) * hidden)
 
 
 def test_unknown_layers_are_replayed() -> None:
