@@ -3,7 +3,7 @@
 from spurge.engine.base.distributed import Ranks as Ranks
 from spurge.engine.cascade.cascade import Cascade as Cascade
 from spurge.engine.cascade.locator import Locator as Locator
-from spurge.engine.cascade.partial_forward import predicted_logit as predicted_logit
+from spurge.engine.cascade.trace import predicted_logit as predicted_logit
 from spurge.engine.causal.adjustment import confounder_weights as confounder_weights
 from spurge.engine.causal.balancing import balance as balance
 from spurge.engine.causal.confounders import Confounders as Confounders

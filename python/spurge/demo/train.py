@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import temporary, within
 from spurge.engine.data.examples import Examples, encode
 
@@ -85,9 +86,10 @@ def fine_tune(
     with tqdm(total=steps, desc="fine-tune", disable=not progress) as bar:
         for epoch in range(epochs):
             for batch in rows.sample(len(rows), seed=seed * 1000 + epoch).batches(batch_size):
-                loss = nn.functional.cross_entropy(model(**encode(tokenizer, batch)).logits, batch.targets)
-                optimizer.zero_grad()
-                loss.backward()
+                with grad_mode(True):
+                    loss = nn.functional.cross_entropy(model(**encode(tokenizer, batch)).logits, batch.targets)
+                    optimizer.zero_grad()
+                    loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update()

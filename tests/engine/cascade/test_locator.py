@@ -93,7 +93,8 @@ def test_questions_of_a_prompt_share_its_unedited_pass(rule: Any) -> None:
     with model.model.embed_tokens.register_forward_hook(lambda *_: passes.append(1)):
         for target in (predicted_logit, first_logit, predicted_logit):
             assert_same(locator(prompt, target), locator(inputs, target))
-    assert len(passes) == 3 * 3  # one for each question of the prompt, two for each of the inputs
+    # one for each question of the prompt; for each of the inputs two more: the unedited pass, and the proof of it
+    assert len(passes) == 3 * (1 + 3)
 
 
 def test_a_prompt_that_does_not_fit_is_read_again() -> None:

@@ -23,6 +23,11 @@ def require(holds: Tensor, complaint: Callable[[], str]) -> None:
         kept.append((holds, complaint))
 
 
+def deferring() -> bool:
+    """Whether a block keeps checks: nothing in it should wait for the device."""
+    return _kept.get() is not None
+
+
 def settle(checks: list[Check]) -> None:
     """Looks at checks, which waits for their device.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spurge.engine.base.device_checks import require
 from spurge.engine.base.gradients import grad_mode
-from spurge.engine.cascade.partial_forward import Rows, Target
+from spurge.engine.cascade.trace import Rows, Target
 
 ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
 

@@ -13,10 +13,10 @@ and since ``z`` is the same for all nodes they are summed in the model's width b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,12 @@ from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
-from spurge.engine.cascade.partial_forward import PartialForward, Rows, Target, Trace, predicted_logit
+from spurge.engine.cascade.norm_placement import NotEntered
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
+from spurge.engine.cascade.trace import Forward, Rows, Target, Trace, padding_complaint, predicted_logit
+from spurge.engine.cascade.whole_pass import WholePass
 from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
@@ -38,6 +41,8 @@ from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
+
+Result = TypeVar("Result")
 
 KEPT_SHARE = 0.25  # of the budget, for the unedited pass of a prompt that is asked about again
 
@@ -115,10 +120,14 @@ class Cascade:
         self.handle = Handle.of(model)
         self.model, self.path, self.nodes = self.handle.model, path, nodes
         self.tolerance, self.rule, self.completeness, self.progress = tolerance, rule, completeness, progress
-        self.forward = PartialForward(self.handle, attention=attention, sites=sites, read=read)
+        self._whole = partial(WholePass, self.handle, attention=attention, sites=sites, read=read)
+        try:
+            self.forward: Forward = PartialForward(self.handle, attention=attention, sites=sites, read=read)
+        except NotEntered as reason:
+            self.forward = self._run_whole(reason)
         self.sites = self.forward.sites
         self.budget = self.handle.budget(memory)
-        self._paths = Paths(self.forward, self.footprint, nodes, rule, path == "joint")
+        self._paths = Paths(self.sites, self.footprint, nodes, rule, path == "joint")
         self._footprints: dict[tuple[int, ...], Footprint] = {}
 
     # ---- public calls ------------------------------------------------------------------------------------------
@@ -212,12 +221,33 @@ class Cascade:
             inputs = inputs.inputs
         batch = len(main_input(inputs))
         self.handle.limits.check(inputs)
-        size = min(batch, self.footprint(inputs).examples(self.budget, self.nodes))
-        starts = range(0, batch, size)
-        for start in tqdm(starts, desc="cascade", unit="block", disable=not self.progress or len(starts) == 1):
-            examples = slice(start, start + size)
-            number = torch.arange(batch, device=main_input(inputs).device)[examples]
-            yield self.forward.trace(take(inputs, examples), number, differentiable=differentiable)
+        numbers, start = torch.arange(batch, device=main_input(inputs).device), 0
+
+        def read(part: slice, forward: Forward) -> Trace:
+            return forward.trace(take(inputs, part), numbers[part], differentiable=differentiable)
+
+        with tqdm(total=batch, desc="cascade", unit="example", disable=not self.progress) as bar:
+            while start < batch:
+                size = self.footprint(inputs).examples(self.budget, self.nodes)
+                yield self._entered(partial(read, slice(start, start + size)))
+                start += size
+                bar.update(size)
+
+    def _entered(self, ask: Callable[[Forward], Result]) -> Result:
+        """What is asked of the model as it can be entered; where it cannot, of whole passes, from then on."""
+        try:
+            return ask(self.forward)
+        except NotEntered as reason:
+            if isinstance(self.forward, WholePass):
+                raise
+            self.forward = self._run_whole(reason)
+            self._footprints.clear()
+            return ask(self.forward)
+
+    def _run_whole(self, reason: NotEntered) -> Forward:
+        name = type(self.model).__name__
+        warnings.warn(f"{name} is run whole for every row, which takes longer: {reason}", stacklevel=4)
+        return self._whole()
 
     def footprint(self, inputs: Mapping[str, Any]) -> Footprint:
         """The memory of a cascade over inputs of this shape, by which its work is cut; measured once for a shape."""
@@ -229,7 +259,8 @@ class Cascade:
     def _footprint(self, inputs: Mapping[str, Any]) -> Footprint:
         """Of ranks that hold the model together, the largest that any of them measures."""
         self.handle.limits.check(inputs)
-        found, mesh = measure_footprint(self.forward, inputs), self.handle.mesh
+        found = self._entered(lambda forward: measure_footprint(forward, inputs))
+        mesh = self.handle.mesh
         if mesh is None:
             return found
         sizes = {name: size for name, size in asdict(found).items() if type(size) is int}
@@ -260,6 +291,8 @@ class Cascade:
             full = target_values(target, trace.rows)
             if self.path == "neuron":
                 return self._neuron_path(trace, target, full.t(), room)
+        if trace.padding_acts:
+            raise ValueError(padding_complaint(self.model))
         full = full.t()
         check_differentiable(target, trace.rows)
         keys = self._paths.keys
@@ -294,11 +327,11 @@ class Cascade:
 
     def _ablate(self, trace: Trace, target: Target, units: Sequence[Unit], room: int) -> Tensor:
         at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
-        return ablated(self.forward, trace, target, units, at_once, progress=self.progress)
+        return ablated(trace, target, units, at_once, progress=self.progress)
 
     def _gated(self, trace: Trace, target: Target, units: Sequence[Unit], gates: Tensor, room: int) -> Tensor:
         at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
-        return gated(self.forward, trace, target, units, gates, at_once)
+        return gated(trace, target, units, gates, at_once)
 
 
 def _warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.cascade.partial_forward import PartialForward
+from spurge.engine.cascade.trace import Forward, Trace
 from spurge.engine.models.call_arguments import take
 from spurge.engine.models.hooks import frozen, hook, hook_before
 
@@ -91,7 +92,7 @@ class Footprint:
 
     def kept(self, batch: int, *, differentiable: bool) -> int:
         """Bytes of the unedited pass over ``batch`` examples while it is kept."""
-        graph = (self.blocks - 1) * self.saved + self.last + self.head
+        graph = self.blocks * self.saved + self.spare + self.head
         return int(MARGIN * batch * (self.trace + (graph if differentiable else 0)))
 
     def examples(self, limit: int, nodes: int) -> int:
@@ -164,9 +165,19 @@ class Footprint:
         return self.fixed + math.ceil(MARGIN * batch * max(each, self.trace + self._through))
 
 
-def measure_footprint(partial_forward: PartialForward, inputs: Mapping[str, Any]) -> Footprint:
+def measure_footprint(forward: Forward, inputs: Mapping[str, Any]) -> Footprint:
     """The memory of a cascade, measured on the first example of ``inputs``."""
-    meter, marks = Meter(), [(0, 0)]  # at each block's end, what it keeps and what it needed beside that
+    meter = Meter()
+    with frozen(forward.model):
+        with within(meter), grad_mode(False):
+            trace = forward.trace(take(inputs, slice(0, 1)))
+        if isinstance(forward, PartialForward):
+            return _of_entered(forward, trace, meter)
+        return _of_whole(forward, trace, meter)
+
+
+def _of_entered(forward: PartialForward, trace: Trace, meter: Meter) -> Footprint:
+    marks = [(0, 0)]  # at each block's end, what it keeps and what it needed beside that
 
     def start(*_: Any) -> None:
         marks.append((meter.restart(), 0))
@@ -174,31 +185,28 @@ def measure_footprint(partial_forward: PartialForward, inputs: Mapping[str, Any]
     def end(*_: Any) -> None:
         marks[-1] = meter.live - marks[-1][0], meter.peak - meter.live
 
+    kept, seen = meter.live, trace.sites[0]
+    leaf = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64))
+    with within(meter), grad_mode(False):
+        before = meter.restart()
+        forward.run(trace, {0: leaf})
+    passing = meter.peak - before
     with Temporaries() as stack:
-        stack.enter_context(frozen(partial_forward.model))
-        with within(meter), grad_mode(False):
-            trace = partial_forward.trace(take(inputs, slice(0, 1)))
-        kept, seen = meter.live, trace.sites[0]
-        leaf = ops.open_rows(seen.anchor, seen.u, torch.zeros(1, dtype=torch.float64))
-        with within(meter), grad_mode(False):
-            before = meter.restart()
-            partial_forward.run(trace, {0: leaf})
-        passing = meter.peak - before
-        for block in partial_forward.blocks:
+        for block in forward.blocks:
             stack.enter_context(hook_before(block, start))
             stack.enter_context(hook(block, end))
         with within(meter), grad_mode(True):
-            logits = partial_forward.run(trace, {0: leaf.requires_grad_()}).logits
-            value = logits.log_softmax(-1)
+            rows = forward.run(trace, {0: leaf.requires_grad_()})
+            value = rows.logits.log_softmax(-1)
         head = meter.live - before - sum(saved for saved, _ in marks)
     del value
-    entered, *behind = marks[1 + partial_forward.block_of[0] :]
+    entered, *behind = marks[1 + forward.block_of[0] :]
     *full, last = behind or [(0, 0)]
     row = _bytes(seen.anchor)
     return Footprint(
-        block_of=tuple(partial_forward.block_of),
-        blocks=len(partial_forward.blocks),
-        tokens=seen.z.shape[1],
+        block_of=tuple(forward.block_of),
+        blocks=len(forward.blocks),
+        tokens=trace.tokens,
         trace=kept,
         saved=_mean([saved for saved, _ in full]) if full else last[0],
         spare=_mean([spare for _, spare in full]) if full else last[1],
@@ -207,11 +215,47 @@ def measure_footprint(partial_forward: PartialForward, inputs: Mapping[str, Any]
         head=2 * head,
         row=row,
         passing=passing,
-        fixed=PACKED_COPIES * max(_bytes(site.parameter) for site in partial_forward.sites)
-        if seen.z.device.type == "cpu"
-        else CUBLAS_WORKSPACE,
+        fixed=_fixed(forward, seen.z.device),
         cpu=seen.z.device.type == "cpu",
     )
+
+
+def _of_whole(forward: Forward, trace: Trace, meter: Meter) -> Footprint:
+    """Each row runs through all layers, and keeps the activations of its own site until it is scored."""
+    kept, layers, zero = meter.live, len(forward.blocks), {0: torch.zeros(1, dtype=torch.float64)}
+    with within(meter), grad_mode(False):
+        before = meter.restart()
+        forward.opened(trace, zero)
+    passing = meter.peak - before
+    with within(meter), grad_mode(True):
+        before = meter.restart()
+        rows, opened = forward.opened(trace, zero)
+        value = rows.logits.log_softmax(-1)
+        saved, spare = -(-(meter.live - before) // layers), meter.peak - meter.live
+    del value
+    leaf, logits = opened.leaves[0], rows.logits
+    row, site = _bytes(leaf), max(forward.sites, key=lambda site: site.width)
+    return Footprint(
+        block_of=tuple(forward.block_of),
+        blocks=layers,
+        tokens=trace.tokens,
+        trace=kept,
+        saved=saved,
+        spare=spare,
+        last=saved + spare,
+        opened=2 * row + 2 * row * site.width // site.hidden,
+        head=4 * _bytes(logits),
+        row=row,
+        passing=passing,
+        fixed=_fixed(forward, leaf.device),
+        cpu=leaf.device.type == "cpu",
+    )
+
+
+def _fixed(forward: Forward, device: torch.device) -> int:
+    if device.type == "cpu":
+        return PACKED_COPIES * max(_bytes(site.parameter) for site in forward.sites)
+    return CUBLAS_WORKSPACE
 
 
 def _mean(sizes: Sequence[int]) -> int:

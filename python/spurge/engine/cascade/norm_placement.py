@@ -16,6 +16,11 @@ from spurge.engine.models.call_arguments import first, same, split_call
 from spurge.engine.models.hooks import hook, hook_before
 from spurge.engine.models.sites import Site
 
+
+class NotEntered(ValueError):
+    """A model that cannot be entered in the middle on these inputs; the message says why."""
+
+
 Kind = Literal["residual", "post_norm", "sandwich", "replay"]
 
 
@@ -45,16 +50,32 @@ def layer_anatomy(
     """Find the placement of every site from one pass over ``inputs``.
 
     Raises:
-        ValueError: the model does something to the hidden states between two blocks, or has experts whose output is
-            not what their activations and down projections give.
+        NotEntered: the model does something to the hidden states between two blocks, or calls one of them, or a site,
+            more or less than once.
+        ValueError: experts whose output is not what their activations and down projections give.
     """
     outputs: list[Any] = []
+    stills: list[Tensor] = []  # their hidden states, which the next block may write into
     starts: list[tuple[tuple, dict]] = []
-    seen: list[dict[str, Any]] = [{"leaves": []} for _ in sites]
+    ran: list[int] = []
+    seen: list[dict[str, Any]] = [{"leaves": [], "calls": 0} for _ in sites]
+
+    def start(index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden, rest, named = split_call(args, kwargs)
+        if outputs and not same(hidden, first(outputs[-1])):
+            raise NotEntered(f"it changes the hidden states between layers {len(outputs) - 1} and {len(outputs)}")
+        ran.append(index)
+        still = hidden.clone()  # a block may write into it
+        starts.append(((still, *rest), named) if args else (rest, {**named, "hidden_states": still}))
+
+    def end(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs.append(output)
+        stills.append(first(output).clone())
+
     with Temporaries() as stack, grad_mode(False):
-        for block in blocks:
-            stack.enter_context(hook_before(block, lambda m, args, kwargs: starts.append((args, kwargs))))
-            stack.enter_context(hook(block, lambda m, args, output: outputs.append(output)))
+        for index, block in enumerate(blocks):
+            stack.enter_context(hook_before(block, partial(start, index)))
+            stack.enter_context(hook(block, end))
         for site, keep in zip(sites, seen, strict=True):
             stack.enter_context(site.projection.watch(partial(_keep, keep)))
             for module in site.block.modules():
@@ -63,52 +84,50 @@ def layer_anatomy(
                     stack.enter_context(hook(module, lambda m, args, made, k=leaves: k.append((m, args[:1], made))))
         model(**inputs)
 
-    for index in range(1, len(blocks)):
-        hidden, _, _ = split_call(*starts[index])
-        if not same(hidden, first(outputs[index - 1])):
-            raise ValueError(
-                f"model: {type(model).__name__} changes the hidden states between layers {index - 1} and {index}; "
-                "it cannot be entered in the middle"
-            )
+    check_once(ran, len(blocks), [(site.name, keep["calls"]) for site, keep in zip(sites, seen, strict=True)])
     order = {id(block): index for index, block in enumerate(blocks)}
     placements = []
     with grad_mode(False):
         for site, keep in zip(sites, seen, strict=True):
             index = order[id(site.block)]
             site.projection.verify(site.name, keep["z"], keep["o"], keep["rest"])
-            placements.append(
-                _placement(site, starts[index], first(outputs[index]), keep["o"], keep["rest"], keep["leaves"])
-            )
-    return Anatomy(placements, [len(output) if isinstance(output, tuple) else 0 for output in outputs])
+            placements.append(_placement(site, starts[index], first(outputs[index]), stills[index], keep))
+    return Anatomy(placements, [len(output) if isinstance(output, (tuple, list)) else 0 for output in outputs])
+
+
+def check_once(ran: Sequence[int], blocks: int, calls: Sequence[tuple[str, int]]) -> None:
+    """Raises NotEntered unless each block ran once, in order, and so did each site."""
+    if list(ran) != list(range(blocks)):
+        raise NotEntered(f"it runs its {blocks} layers as {list(ran)}")
+    for name, count in calls:
+        if count != 1:
+            raise NotEntered(f"it runs {name!r} {count} times")
 
 
 def _keep(seen: dict[str, Any], z: Tensor, o: Tensor, rest: Tensor | None) -> None:
-    seen.update(z=z, o=o, rest=rest)
+    seen.update(z=z.clone(), o=o.clone(), made=o, rest=rest, calls=seen["calls"] + 1)
 
 
 def _placement(
-    site: Site,
-    start: tuple[tuple, dict],
-    out: Tensor,
-    o: Tensor,
-    rest: Tensor | None,
-    leaves: list[tuple[nn.Module, tuple, Tensor]],
+    site: Site, start: tuple[tuple, dict], output: Tensor, out: Tensor, seen: Mapping[str, Any]
 ) -> NormPlacement:
-    """How a layer joins ``o``, the output of its down projection, to its own output ``out``."""
+    """How a layer joins ``o``, the output of its down projection, to its own ``output``, which was ``out``."""
+    o, rest = seen["o"], seen["rest"]
     erased = torch.zeros_like(o) if rest is None else rest.to(o.dtype).expand_as(o)
-    with hook(site.down, lambda module, args, output: erased):
+    with hook(site.down, lambda module, args, output: erased.clone()):
         truth = first(site.block(*start[0], **start[1]))
+    made = seen["made"]
     if o.dim() == 2:  # tokens of all rows in one dimension
-        o, erased = o.view_as(out), erased.view_as(out)
+        o, erased, made = o.view_as(out), erased.reshape(out.shape), made.view_as(out)
 
     guesses: list[tuple[Kind, nn.Module, Tensor]] = []
-    for module, args, made in leaves:
-        if not args or not torch.is_tensor(args[0]) or not torch.is_tensor(made) or args[0].shape != made.shape:
+    for module, args, given in seen["leaves"]:
+        if not args or not torch.is_tensor(args[0]) or not torch.is_tensor(given) or args[0].shape != given.shape:
             continue
-        if same(made, out) and not same(args[0], out):
+        if same(given, output) and not same(args[0], output):
             guesses.append(("post_norm", module, module(args[0] - o + erased)))
-        elif same(args[0], o) and not same(made, o):
-            guesses.append(("sandwich", module, out - made + module(erased)))
+        elif same(args[0], made) and not same(given, made):
+            guesses.append(("sandwich", module, out - given + module(erased)))
     guesses.append(("residual", nn.Identity(), out - o + erased))
     slack = 64 * torch.finfo(out.dtype).eps * out.abs().max()
     for kind, norm, guess in guesses:

@@ -8,96 +8,35 @@ padding mask, is therefore right for any number of leading rows.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.device_checks import deferring, require
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
-from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, layer_anatomy
+from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, NotEntered, check_once, layer_anatomy
+from spurge.engine.cascade.openings import Kept, Openings, entries, moved, without
+from spurge.engine.cascade.trace import Call, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
+from spurge.engine.cascade.whole_pass import ScaledRows, disturbed, unlike
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import (
     WideAttention,
+    configurations,
+    for_rows,
     hook,
     hook_before,
     in_this_thread,
     replaced_forward,
 )
 from spurge.engine.models.projections import RowGates
-from spurge.engine.models.readout import Readout
+from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a target sees of R rows of one forward pass.
-
-    Attributes:
-        logits: ``[R, Y]``, float32; of a language model over its vocabulary, after the probed token; ``[R, K, V]``
-            after the last K real tokens where more than one is read.
-        attention: head-mean attention of the probed token over the positions, ``[R, T]`` float32, where asked for.
-        example: which example of the batch each row belongs to, ``[R]``.
-        predicted: the class (the next token) the unedited model predicts for that example, ``[R]``.
-    """
-
-    logits: Tensor
-    attention: Tensor | None
-    example: Tensor
-    predicted: Tensor
-
-
-Target = Callable[[Rows], Tensor]
-
-
-def predicted_logit(rows: Rows) -> Tensor:
-    """The logit of the class that the unedited model predicts, ``[R]``: the usual target of integrated gradients."""
-    logits = rows.logits if rows.logits.dim() == 2 else rows.logits[:, -1]
-    return logits.gather(1, rows.predicted[:, None])[:, 0]
-
-
-@dataclass
-class SiteTrace:
-    """What the unedited pass left at one site. T is 1 in a last layer that computes only the probed token.
-
-    ``anchor`` is where rows open: the layer's output (residual), the sum before its closing norm (post_norm), or the
-    down projection's output itself (sandwich, replay).
-    """
-
-    z: Tensor  # [B, T, F] activations, the input of the down projection
-    u: Tensor  # [B, T, H] its output without the bias
-    anchor: Tensor  # [B, T, H]
-    rest: Tensor | None = None  # [B, T, H] sandwich: layer output minus the normed branch
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a block was called with: the leading dimensions of its arguments, and its hidden states for a replay."""
-
-    args: Any
-    kwargs: Any
-    hidden: Tensor | None
-
-
-@dataclass
-class Trace:
-    """The unedited pass over a batch: computed once, entered many times."""
-
-    inputs: dict[str, Any]
-    batch: int
-    position: Tensor  # [B] the probed token
-    rows: Rows
-    sites: list[SiteTrace]
-    calls: list[Call]  # one per block
-    anatomy: Anatomy
-    outputs: list[Tensor]  # of each down projection, [B, T, H], in the rows' graph; empty without gradients
 
 
 class PartialForward:
@@ -110,6 +49,7 @@ class PartialForward:
         read: how many of the last real tokens a language model is read at.
 
     Raises:
+        NotEntered: a site outside the model's layers.
         ValueError: the weights of a site are offloaded or not loaded.
     """
 
@@ -121,10 +61,16 @@ class PartialForward:
             _check_loaded(site)
         self.blocks = list({id(site.block): site.block for site in every}.values())
         order = {id(block): i for i, block in enumerate(self.blocks)}
+        outside = [site.name for site in self.sites if id(site.block) not in order]
+        if outside:
+            raise NotEntered(f"{outside[0]!r} is outside its layers")
         self.block_of = [order[id(site.block)] for site in self.sites]
         self.attention = attention
-        self.pruned = False  # the last layer computes only the probed token
+        self.pruned = False  # rows compute only the probed token in the last layer
         self.narrow = False  # and what follows it takes that token alone
+        self._copies = False  # the model writes into what the unedited pass leaves
+        self._proven: set[Any] = set()  # shapes of inputs
+        self._configs = configurations(self.model)
         self._last = every[-1]
         reads = {site.ffn for site in every if site.block is self.blocks[-1]}
         self._reads_once = len(reads) == 1 and None not in reads
@@ -135,12 +81,16 @@ class PartialForward:
     def _anatomy_for(self, inputs: Mapping[str, Any]) -> Anatomy:
         if self._anatomy is None:
             one = take(inputs, slice(0, 1))
-            anatomy = layer_anatomy(self.model, self.blocks, self.sites, one)
+            anatomy = self._anatomy_of(one)
             if main_input(inputs).shape[1] == 1:  # one token says nothing about the others
                 return anatomy
             self._anatomy = anatomy
             self._prune(one, possible=self._prunable(anatomy) and self.readout.tokens == 1)
         return self._anatomy
+
+    def _anatomy_of(self, one: Mapping[str, Any]) -> Anatomy:
+        with for_rows(self._configs):
+            return layer_anatomy(self.model, self.blocks, self.sites, one)
 
     def _prunable(self, anatomy: Anatomy) -> bool:
         """Whether the feed-forward layer of the last block can compute one token: all its sites read one input."""
@@ -168,30 +118,33 @@ class PartialForward:
                 return self._logits(inputs, position)
 
         hidden = first(outputs[-1])
-        disturbed = hidden + 1
-        disturbed[torch.arange(len(hidden)), position.to(hidden.device)] = at(hidden, position)[:, 0]
-        self.pruned = possible and torch.equal(before, after(disturbed)) and self._shows_attention(inputs, position)
+        others = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        others[torch.arange(len(hidden)), position.to(hidden.device)] = False
+        self.pruned = (
+            possible and torch.equal(before, after(disturbed(hidden, others))) and self._computes_one(inputs, position)
+        )
         if self.pruned and self.readout.head is not None:
             try:
                 alone = after(at(hidden, position))
             except (RuntimeError, IndexError):  # GPT-2 restores the shape of its input first
                 return
-            slack = 64 * torch.finfo(before.dtype).eps * before.abs().max()
-            self.narrow = alone.shape == before.shape and bool((alone - before).abs().max() <= slack)
+            self.narrow = alone.shape == before.shape and not bool(unlike(alone, before, before.dtype))
 
-    def _shows_attention(self, inputs: Mapping[str, Any], position: Tensor) -> bool:
-        """Whether the last layer's attention can be cut to one row (none: there is nothing to cut)."""
-        if self._last.attention is None:
-            return True
+    def _computes_one(self, inputs: Mapping[str, Any], position: Tensor) -> bool:
+        """Whether the last layer runs on one token: its attention, where there is one, and its feed-forward module."""
         try:
-            with AttentionRow(self._last.attention, lambda rows: position, prune=True), grad_mode(False):
+            with Temporaries() as stack, grad_mode(False):
+                self._last_layer(stack, lambda rows: position, prune=True)
                 self._logits(inputs, position)
-        except ValueError:
+        except (ValueError, RuntimeError, IndexError):
             return False
         return True
 
     def _logits(self, inputs: Mapping[str, Any], position: Tensor) -> Tensor:
-        with within(WideAttention()) if self._half_on_cpu else nullcontext():
+        with Temporaries() as stack:
+            if self._half_on_cpu:
+                stack.enter_context(within(WideAttention()))
+            stack.enter_context(for_rows(self._configs))
             return self.readout.logits(lambda: self.model(**inputs), position)
 
     # ---- the unedited pass -------------------------------------------------------------------------------------
@@ -203,68 +156,134 @@ class PartialForward:
             inputs: keyword arguments of the model; tensors lead with the batch dimension B.
             example: how targets number these examples, ``[B]``; 0 to B - 1 by default.
             differentiable: let gradients flow from the rows to each down projection's output, ``Trace.outputs``.
+
+        Raises:
+            NotEntered: entered on these inputs, the model does not give the logits that it gives as a whole.
         """
-        inputs = dict(inputs)
-        if "use_cache" in inspect.signature(self.model.forward).parameters:
-            inputs["use_cache"] = False  # a layer may run several times on different rows
-        batch = len(main_input(inputs))
-        position = self.handle.probed(inputs)
-        anatomy = self._anatomy_for(inputs)
-        seen: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.sites))}
+        inputs = {name: value for name, value in inputs.items() if name != "use_cache"}
+        try:
+            while True:
+                trace = self._read(inputs, self._anatomy_for(inputs), example, differentiable)
+                if trace is None:
+                    self._copies = True
+                elif self._proves(trace):
+                    return trace
+        except (RuntimeError, AttributeError, LookupError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or deferring() or self.handle.mesh is not None:
+                raise
+            raise NotEntered(f"it runs in a way of its own ({type(error).__name__}: {error})") from error
+
+    def _read(
+        self, inputs: dict[str, Any], anatomy: Anatomy, example: Tensor | None, differentiable: bool
+    ) -> Trace | None:
+        """The unedited pass, or None where the model wrote into what it leaves and no copies were kept."""
+        batch, position = len(main_input(inputs)), self.handle.probed(inputs)
+        kept = Kept(len(self.sites), batch, copies=self._copies, differentiable=differentiable)
         calls: list[Call] = []
+        ran: list[int] = []
         replays = {self.block_of[i] for i, placement in enumerate(anatomy.placements) if placement.kind == "replay"}
 
-        outputs: dict[int, Tensor] = {}
-
-        def watch(i: int, z: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
-            rows, still = _by_row(o, batch), o.detach()
-            u = still if rest is None else still - rest.detach()
-            seen[i].update(z=_by_row(z.detach(), batch), o=_by_row(still, batch), u=_by_row(u, batch))
-            if differentiable:
-                outputs[i] = rows if rows.requires_grad else rows.requires_grad_()
-            return rows.view_as(o)
+        def remember(index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden, args, kwargs = split_call(args, kwargs)
+            ran.append(index)
+            calls.append(Call(leading(args), leading(kwargs), kept.of(hidden) if index in replays else None))
 
         with Temporaries() as stack, grad_mode(differentiable):
-            row = self._last_layer(stack, lambda rows: position)
+            row = self._last_layer(stack, lambda rows: position, prune=False)
             for i, (site, placement) in enumerate(zip(self.sites, anatomy.placements, strict=True)):
-                keep = seen[i]
-                stack.enter_context(site.projection.watch(partial(watch, i)))
-                stack.enter_context(hook(site.block, lambda m, a, o, k=keep: k.update(out=first(o).detach())))
+                stack.enter_context(site.projection.watch(partial(kept.watch, i)))
+                stack.enter_context(hook(site.block, lambda m, a, o, i=i: kept.keep(i, out=first(o))))
                 if placement.kind == "post_norm":
-                    stack.enter_context(hook(placement.norm, lambda m, a, o, k=keep: k.update(s=a[0].detach())))
+                    stack.enter_context(hook(placement.norm, lambda m, a, o, i=i: kept.keep(i, s=a[0])))
             for index, block in enumerate(self.blocks):
-
-                def remember(module: nn.Module, args: tuple, kwargs: dict, keep: bool = index in replays) -> None:
-                    hidden, args, kwargs = split_call(args, kwargs)
-                    calls.append(Call(leading(args), leading(kwargs), hidden.detach() if keep else None))
-
-                stack.enter_context(hook_before(block, remember))
+                stack.enter_context(hook_before(block, partial(remember, index)))
             logits = self._logits(inputs, position)
             attention = row.row().to(logits.device) if row is not None else None
 
-        example = torch.arange(batch) if example is None else example
-        predicted = (logits if logits.dim() == 2 else logits[:, -1]).argmax(1)
-        rows = Rows(logits.float(), attention, example.to(logits.device), predicted)
+        check_once(ran, len(self.blocks), [(site.name, kept.calls[i]) for i, site in enumerate(self.sites)])
+        if kept.changed:
+            return None
         sites = [
-            self._site_trace(site, placement, seen[i], position)
+            self._site_trace(site, placement, kept.seen[i], position)
             for i, (site, placement) in enumerate(zip(self.sites, anatomy.placements, strict=True))
         ]
-        return Trace(inputs, batch, position, rows, sites, calls, anatomy, [outputs[i] for i in sorted(outputs)])
+        if any(len(part.z) != batch or len(part.anchor) != batch for part in sites):
+            raise NotEntered("its layers do not lead with the rows")
+        return Trace(
+            inputs,
+            batch,
+            position,
+            unedited_rows(logits, attention, example),
+            self,
+            sites=sites,
+            calls=calls,
+            anatomy=anatomy,
+            outputs=[kept.outputs[i] for i in sorted(kept.outputs)],
+            pruned=self.pruned,
+            narrow=self.narrow,
+        )
 
     def _site_trace(self, site: Site, placement: NormPlacement, seen: dict[str, Tensor], position: Tensor) -> SiteTrace:
-        o, u, out = seen["o"], seen["u"], seen["out"]
-
         def pick(hidden: Tensor) -> Tensor:
             return at(hidden, position) if self.pruned and site.block is self.blocks[-1] else hidden
 
+        z, u, o = pick(seen["z"]), pick(seen["u"]), pick(seen["o"])
         if placement.kind == "residual":
-            return SiteTrace(seen["z"], u, pick(out))
+            return SiteTrace(z, u, pick(seen["out"]))
         if placement.kind == "post_norm":
-            return SiteTrace(seen["z"], u, pick(seen["s"]))
+            return SiteTrace(z, u, pick(seen["s"]))
         if placement.kind == "sandwich":
             with grad_mode(False):
-                return SiteTrace(seen["z"], u, o, pick(out) - placement.norm(o))
-        return SiteTrace(seen["z"], u, o)
+                return SiteTrace(z, u, o, pick(seen["out"]) - placement.norm(o))
+        return SiteTrace(z, u, o)
+
+    def _proves(self, trace: Trace) -> bool:
+        """Compares the model's own logits with those of rows that open unchanged, but for what stands at padding.
+
+        Inputs of a new shape open at the first site, beside rows of another kind, and before the last layer; others
+        there alone. False: the last layer may not be pruned, so that the trace is of no use.
+        """
+        tensors = {name: value for name, value in trace.inputs.items() if torch.is_tensor(value)}
+        shape = (trace.batch > 1, *((name, tuple(value.shape[1:])) for name, value in tensors.items()))
+        last = len(self.blocks) - 1
+        late = max((i for i, block in enumerate(self.block_of) if block < last), default=0)
+        new, mask = shape not in self._proven, token_mask(trace.inputs)
+        if deferring() and not new:
+            require(~self._differs(trace, late, mask), lambda: padding_complaint(self.model))
+            return True
+        if self._differs(trace, late, mask, deep=new):
+            trace.padding_acts = mask is not None and not bool(self._differs(trace, late, None, deep=new))
+            if not trace.padding_acts and trace.pruned:
+                self.pruned = self.narrow = False
+                self._proven.clear()
+                return False
+            if not trace.padding_acts:
+                raise NotEntered("entered in the middle it gives other logits")
+        self._proven.add(shape)
+        return True
+
+    def _differs(self, trace: Trace, late: int, mask: Tensor | None, *, deep: bool = False) -> Tensor:
+        """Whether unchanged rows give other logits; with a mask, disturbed at padding.
+
+        Args:
+            late: the site at which they open.
+            deep: and at the first one, before others with a disturbance everywhere.
+        """
+
+        def rows(i: int) -> Tensor:
+            anchor = trace.sites[i].anchor
+            padded = mask is not None and mask.shape == anchor.shape[:2]
+            return disturbed(anchor, ~mask.to(anchor.device)) if padded else anchor  # type: ignore[union-attr]
+
+        opened, batch = {late: rows(late)}, trace.batch
+        if deep:
+            everywhere = torch.ones(trace.sites[0].anchor.shape[:2], dtype=torch.bool, device=rows(0).device)
+            others = disturbed(trace.sites[0].anchor, everywhere)
+            opened = {0: torch.cat([rows(0), others]), late: rows(late)} if late else {0: torch.cat([rows(0), others])}
+        with grad_mode(False):
+            logits = self._entered(trace, opened, {}).logits.unflatten(0, (-1, batch))
+        own = logits if not deep else logits[[0, 2]] if late else logits[:1]
+        return unlike(own, trace.rows.logits[None], opened[late].dtype)
 
     # ---- entering it again -------------------------------------------------------------------------------------
 
@@ -286,7 +305,11 @@ class PartialForward:
         Returns:
             All rows after the head, those of earlier sites first; gradients flow back to ``openings``.
         """
-        batch, gates = trace.batch, dict(inside or {})
+        return self._entered(trace, openings, inside or {})
+
+    def _entered(self, trace: Trace, openings: Mapping[int, Tensor], gates: Mapping[int, RowGates]) -> Rows:
+        assert trace.anatomy is not None
+        batch, tuples = trace.batch, trace.anatomy.tuples
         total = sum(rows.shape[0] for rows in openings.values())
         times = total // batch
         opened: dict[int, list[int]] = {}
@@ -296,7 +319,7 @@ class PartialForward:
         live: list[Tensor] = []  # the rows on their way, at most one tensor
 
         def wrap(index: int, hidden: Tensor) -> Any:
-            length = trace.anatomy.tuples[index]
+            length = tuples[index]
             return (hidden, *[None] * (length - 1)) if length else hidden
 
         def entered(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,6 +331,7 @@ class PartialForward:
 
                 def step(rows: Tensor) -> Tensor:
                     n = rows.shape[0]
+                    rows = rows.clone() if self._copies else rows
                     output = first(
                         forward(
                             rows,
@@ -315,7 +339,7 @@ class PartialForward:
                             **cut(kwargs, call.kwargs, batch, total, n),
                         )
                     )
-                    return at(output, trace.position.repeat(n // batch)) if self.pruned and index == end else output
+                    return at(output, trace.position.repeat(n // batch)) if trace.pruned and index == end else output
 
                 parts = [step(live.pop())] if live else []
                 parts += [self._emerge(i, openings[i], trace, call, step) for i in opened.get(index, ())]
@@ -323,12 +347,12 @@ class PartialForward:
                 if index < end:
                     live.append(rows)
                     return wrap(index, hidden)
-                return wrap(index, rows if self.narrow else rows.expand(-1, hidden.shape[1], -1))
+                return wrap(index, rows if trace.narrow else rows.expand(-1, hidden.shape[1], -1))
 
             return behind
 
         with Temporaries() as stack:
-            row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // batch))
+            row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // batch), prune=trace.pruned)
             for i in gates:
                 stack.enter_context(self.sites[i].projection.gate(in_this_thread(partial(gates.get, i))))
             for index, block in enumerate(self.blocks):
@@ -342,59 +366,53 @@ class PartialForward:
                 late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
                 parts = [row.row().to(logits.device)] if late < times else []
                 attention = torch.cat([*parts, *[attention] * late])
-        return self._rows(trace, times, logits, attention)
+        return trace.rows.repeated(times, logits, attention)
 
-    def scaled(self, trace: Trace, alphas: Tensor) -> tuple[Rows, list[Tensor], list[Tensor]]:
-        """Run the whole model with every site's activations scaled together, one row per node and example.
+    def opened(self, trace: Trace, alphas: Mapping[int, Tensor]) -> tuple[Rows, Openings]:
+        """As `Forward.opened`."""
+        openings = Openings(self.sites, trace, alphas)
+        return self.run(trace, openings.rows), openings
 
-        Args:
-            alphas: ``[S]``.
+    def without(self, trace: Trace, columns: Mapping[int, Tensor]) -> Rows:
+        """As `Forward.without`."""
+        return self.run(trace, {i: without(trace, self.sites, i, own) for i, own in columns.items()})
 
-        Returns:
-            The rows (node-major), each site's activations ``[S * B, T, F]`` before scaling, and each down projection's
-            output after it, ``[S * B, T, H]``: differentiable, the first one a leaf.
-        """
-        times, count = len(alphas), len(alphas) * trace.batch
-        shift = (alphas - 1).repeat_interleave(trace.batch)[:, None, None]
-        z: dict[int, Tensor] = {}
-        outputs: dict[int, Tensor] = {}
+    def gated(self, trace: Trace, gates: Mapping[int, RowGates]) -> Rows:
+        """As `Forward.gated`."""
+        inside = {i: on.to(trace.sites[i].z.device) for i, on in sorted(gates.items())}
+        first = entries(trace, self.block_of, list(inside))
+        opened = moved(trace, self.sites, {i: inside.pop(i) for i in first})
+        return self.run(trace, {first[0]: opened}, inside=inside)
 
-        def scale(i: int, active: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
-            z[i] = _by_row(active.detach(), count)
-            u = o if rest is None else o - rest
-            rows = torch.addcmul(_by_row(o, count), _by_row(u, count), shift.to(o))
-            outputs[i] = rows if rows.requires_grad or not torch.is_grad_enabled() else rows.requires_grad_()
-            return outputs[i].view_as(o)
-
+    def scaled(self, trace: Trace, alphas: Tensor) -> tuple[Rows, ScaledRows]:
+        """As `Forward.scaled`: the whole model runs."""
+        times = len(alphas)
+        scaled = ScaledRows(trace, self.sites, dict.fromkeys(range(len(self.sites)), (0, alphas)), times)
         with Temporaries() as stack:
-            row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch))
-            for i, site in enumerate(self.sites):
-                stack.enter_context(site.projection.watch(partial(scale, i)))
+            row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch), prune=trace.pruned)
+            stack.enter_context(scaled.acting())
             repeated = {k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()}
             logits = self._logits(repeated, trace.position.repeat(times))
             attention = row.row().to(logits.device) if row is not None else None
-        order = range(len(self.sites))
-        return self._rows(trace, times, logits, attention), [z[i] for i in order], [outputs[i] for i in order]
-
-    def _rows(self, trace: Trace, times: int, logits: Tensor, attention: Tensor | None) -> Rows:
-        return Rows(logits.float(), attention, trace.rows.example.repeat(times), trace.rows.predicted.repeat(times))
+        return trace.rows.repeated(times, logits, attention), scaled
 
     def _emerge(self, i: int, rows: Tensor, trace: Trace, call: Call, step: Callable[[Tensor], Tensor]) -> Tensor:
         """Carry rows from their site's anchor to the output of its block."""
+        assert trace.anatomy is not None
         placement, seen, times = trace.anatomy.placements[i], trace.sites[i], rows.shape[0] // trace.batch
         if call.hidden is not None and placement.kind == "replay":
-            with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape)):
+            with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape).clone()):
                 return step(call.hidden.repeat(times, 1, 1))
         rows = placement.norm(rows)
         return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
 
-    def _last_layer(self, stack: Temporaries, position: Callable[[int], Tensor]) -> AttentionRow | None:
+    def _last_layer(self, stack: Temporaries, position: Callable[[int], Tensor], *, prune: bool) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""
         site = self._last
         row = None
-        if site.attention is not None and (self.attention or self.pruned):
-            row = stack.enter_context(AttentionRow(site.attention, position, prune=self.pruned))
-        if self.pruned:
+        if site.attention is not None and (self.attention or prune):
+            row = stack.enter_context(AttentionRow(site.attention, position, prune=prune))
+        if prune:
 
             def only_probed(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
                 return (at(args[0], position(args[0].shape[0])), *args[1:]), kwargs
@@ -416,8 +434,3 @@ def _check_loaded(site: Site) -> None:
             f"model: the weights of {site.name!r} are not in memory (offloaded or not loaded), expected them where "
             "the layer runs: load the model with a device_map that offloads nothing to the CPU or the disk"
         )
-
-
-def _by_row(values: Tensor, rows: int) -> Tensor:
-    """``[R, T, ...]`` of what a module sees with the tokens of all rows in one dimension; anything else as it is."""
-    return values.unflatten(0, (rows, -1)) if values.dim() == 2 else values

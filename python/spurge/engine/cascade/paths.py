@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
 from spurge.engine.cascade.memory_model import Footprint
-from spurge.engine.cascade.partial_forward import PartialForward, Target, Trace
 from spurge.engine.cascade.quadrature import Nodes, Piece, Point, gauss_legendre, gauss_radau
+from spurge.engine.cascade.trace import Rows, Share, Target, Trace
+from spurge.engine.models.call_arguments import at
+from spurge.engine.models.sites import Site
 
 Path = Literal["layer", "joint", "neuron"]
 Rule = Literal["legendre", "radau"]
@@ -30,14 +31,14 @@ class Paths:
     """The paths through one model.
 
     Attributes:
-        forward: the model, entered behind any layer.
+        sites: whose activations are scaled.
         footprint: memory of a cascade over inputs of a shape.
         nodes: S, of each interval.
         rule: of these.
         joint: one path on which all layers are scaled together, or one for each layer.
     """
 
-    forward: PartialForward
+    sites: Sequence[Site]
     footprint: Callable[[Mapping[str, Any]], Footprint]
     nodes: int
     rule: Rule
@@ -46,7 +47,7 @@ class Paths:
     @property
     def keys(self) -> list[str]:
         """Names of the paths: their sites', or one for all."""
-        return [ALL] if self.joint else [site.name for site in self.forward.sites]
+        return [ALL] if self.joint else [site.name for site in self.sites]
 
     @cached_property
     def _legendre(self) -> tuple[Tensor, Tensor]:
@@ -66,70 +67,62 @@ class Paths:
             room: bytes for it.
         """
         if self.joint:
-            return [self._of_all_layers(trace, target, room, self._nodes_of(piece)) for piece in pieces]
+            return [self._of_all_layers(trace, target, room, self._nodes_of(piece, end=False)) for piece in pieces]
         return self._of_layers(ends, trace, target, room, pieces)
 
     def _of_layers(
         self, ends: Ends, trace: Trace, target: Target, room: int, pieces: Sequence[Piece]
     ) -> list[dict[str, Tensor]]:
-        number = {site.name: i for i, site in enumerate(self.forward.sites)}
+        number = {site.name: i for i, site in enumerate(self.sites)}
         sites = [number[piece.key] for piece in pieces]
-        rules = [self._nodes_of(piece) for piece in pieces]
+        rules = [self._nodes_of(piece, end=bool(ends)) for piece in pieces]
         found: list[dict[str, Tensor]] = [{} for _ in pieces]
         for group, s in self.footprint(trace.inputs).cuts(room, self.nodes, trace.batch, sites):
             members: dict[int, list[int]] = {}  # site -> its pieces in this block
-            for p in group:
+            for p in sorted(group, key=sites.__getitem__):
                 members.setdefault(sites[p], []).append(p)
             with grad_mode(True):
-                leaves = {
-                    i: ops.open_rows(
-                        trace.sites[i].anchor, trace.sites[i].u, torch.cat([rules[p].alphas[s] for p in own])
-                    ).requires_grad_()
+                rows, opened = trace.forward.opened(
+                    trace, {i: torch.cat([rules[p].alphas[s] for p in own]) for i, own in members.items()}
+                )
+                value = target_values(target, rows)
+            del rows  # of which a target may need little
+            for q, grads in gradients(value, opened.leaves):
+                shares = {
+                    i: [self._share(rules[p], s, ends[q][i] if ends else None) for p in own]
                     for i, own in members.items()
                 }
-                value = target_values(target, self.forward.run(trace, leaves))
-            for q, grads in gradients(value, list(leaves.values())):
-                for (i, own), grad in zip(members.items(), grads, strict=True):
-                    parts = [None] * len(own) if grad is None else grad.chunk(len(own))
-                    for p, part in zip(own, parts, strict=True):
-                        whole = ops.node_sum(part, rules[p].weights[s]) if part is not None else None
-                        last = ends[q][i] if rules[p].end and s.start == 0 else None
-                        if last is not None:
-                            whole = _plus(whole, last, rules[p].end)
-                        score = self._collect(i, trace, whole)
+                for i, parts in opened.scores(grads, shares):
+                    for p, score in zip(members[i], parts, strict=True):
                         total = found[p].setdefault(pieces[p].key, score.new_zeros(value.shape[1], *score.shape))
                         total[q] += score
         return found
 
-    def _nodes_of(self, piece: Piece) -> Nodes:
-        """The nodes of one interval; a rule with a node at 1 is of use where the interval ends there."""
-        alphas, weights, end = self._radau if self.rule == "radau" and piece.high == 1 else (*self._legendre, 0.0)
-        width = piece.high - piece.low
-        return Nodes(piece.low + width * alphas, width * weights, width * end)
+    def _share(self, rule: Nodes, s: slice, last: Tensor | None) -> Share:
+        """What the nodes ``s`` of an interval weigh; its end, where it has one, goes with the first of them."""
+        return Share(rule.weights[s], rule.end, last) if s.start == 0 and rule.end else Share(rule.weights[s])
 
-    def _collect(self, i: int, trace: Trace, pulled: Tensor | None) -> Tensor:
-        """``[B, F]`` from the weighted gradient sum ``[B, T, H]``: through W2, times z, summed over tokens."""
-        z = trace.sites[i].z
-        if pulled is None:  # the target does not read this layer
-            return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
-        return ops.multiply_sum(self.forward.sites[i].projection.pull(pulled.to(z.dtype)), z, _mask(trace, z)).float()
+    def _nodes_of(self, piece: Piece, *, end: bool) -> Nodes:
+        """The nodes of one interval; a rule with a node at 1 is of use where the interval ends there and that is known.
+
+        Args:
+            end: whether it is.
+        """
+        alphas, weights, last = self._radau if end and piece.high == 1 else (*self._legendre, 0.0)
+        width = piece.high - piece.low
+        return Nodes(piece.low + width * alphas, width * weights, width * last)
 
     def _of_all_layers(self, trace: Trace, target: Target, room: int, rule: Nodes) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for s in self.footprint(trace.inputs).node_slices(room, self.nodes, trace.batch):
             with grad_mode(True):
-                rows, z, scaled = self.forward.scaled(trace, rule.alphas[s])
+                rows, scaled = trace.forward.scaled(trace, rule.alphas[s])
                 value = target_values(target, rows)
-            for q, grads in gradients(value, scaled):
-                share = rule.weights[s].repeat_interleave(trace.batch)[:, None]
-                for site, active, grad in zip(self.forward.sites, z, grads, strict=True):
-                    part = active.new_zeros(trace.batch, site.width, dtype=torch.float32)
-                    if grad is not None:
-                        mask = _mask(trace, active)
-                        mask = mask.repeat(len(share) // trace.batch, 1) if mask is not None else None
-                        each = ops.multiply_sum(site.projection.pull(grad), active, mask).float()
-                        part = (each * share.to(each)).unflatten(0, (-1, trace.batch)).sum(0)
-                    whole = total.setdefault(site.name, part.new_zeros(value.shape[1], *part.shape))
+            del rows
+            shares = [Share(rule.weights[s])]
+            for q, grads in gradients(value, scaled.leaves):
+                for i, (part,) in scaled.scores(grads, dict.fromkeys(range(len(self.sites)), shares)):
+                    whole = total.setdefault(self.sites[i].name, part.new_zeros(value.shape[1], *part.shape))
                     whole[q] += part
         return total
 
@@ -144,20 +137,21 @@ class Paths:
             for group in (missing[start : start + size] for start in range(0, len(missing), size)):
                 alphas = torch.tensor([alpha for _, alpha in group], dtype=torch.float64)
                 if self.joint:
-                    rows = self.forward.scaled(trace, alphas)[0]
+                    rows, _ = trace.forward.scaled(trace, alphas)
                 else:
-                    rows = self.forward.run(trace, self._opened(trace, [key for key, _ in group], alphas))
+                    rows = self._opened(trace, [key for key, _ in group], alphas)
                 values = target_values(target, rows).unflatten(0, (len(group), batch))
                 found |= {point: value.t() for point, value in zip(group, values, strict=True)}
         return [found[point] for point in points]
 
-    def _opened(self, trace: Trace, names: Sequence[str], alphas: Tensor) -> dict[int, Tensor]:
+    def _opened(self, trace: Trace, names: Sequence[str], alphas: Tensor) -> Rows:
         """Rows that open at sites, each scaled by its alpha; names of one site stand together, in the sites' order."""
-        number = {site.name: i for i, site in enumerate(self.forward.sites)}
+        number = {site.name: i for i, site in enumerate(self.sites)}
         members: dict[int, list[float]] = {}
         for name, alpha in zip(names, alphas.tolist(), strict=True):
             members.setdefault(number[name], []).append(alpha)
-        return {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, own) for i, own in members.items()}
+        opened = {i: torch.tensor(own, dtype=alphas.dtype) for i, own in members.items()}
+        return trace.forward.opened(trace, opened)[0]
 
 
 def end_gradients(trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, Ends]:
@@ -170,18 +164,14 @@ def end_gradients(trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, E
         return trace, {}
     with grad_mode(True):
         value = target_values(target, trace.rows)
-    ends = dict(gradients(value, trace.outputs, keep=keep))
+    found = dict(gradients(value, trace.outputs, keep=keep))
+    ends = {q: tuple(_where_rows_are(trace, i, grad) for i, grad in enumerate(grads)) for q, grads in found.items()}
     rows = trace.rows
     attention = None if rows.attention is None else rows.attention.detach()
     rows = replace(rows, logits=rows.logits.detach(), attention=attention)
     return replace(trace, rows=rows, outputs=[]), ends
 
 
-def _plus(whole: Tensor | None, last: Tensor, weight: float) -> Tensor:
-    return weight * last.float() if whole is None else whole.add_(last, alpha=weight)
-
-
-def _mask(trace: Trace, z: Tensor) -> Tensor | None:
-    """Which tokens count, ``[B, T]``; None where all do."""
-    mask = trace.inputs.get("attention_mask")
-    return mask.to(z.device, torch.uint8) if torch.is_tensor(mask) and mask.shape[1:] == z.shape[1:2] else None
+def _where_rows_are(trace: Trace, i: int, grad: Tensor | None) -> Tensor | None:
+    """Gradients by a site's output ``[B, T, H]`` at the tokens that its rows compute."""
+    return grad if grad is None or grad.shape[1] == trace.sites[i].u.shape[1] else at(grad, trace.position)

@@ -7,7 +7,7 @@ With gates ``g`` ``[F]`` a site computes ``u = W2 (g * z) + b`` instead of ``u =
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, Temporary, temporary, uncut
-from spurge.engine.models.hooks import alone
+from spurge.engine.models.hooks import EAGER, alone
 from spurge.engine.models.parameters import oddity, plain_name, same_bits, sharer
 from spurge.engine.models.projections import Composite, RowGates, hooked
 from spurge.engine.models.sites import Site
@@ -49,34 +49,6 @@ class _Gate:
         return self._rows if self.acts else None
 
 
-class _Eager:
-    """Makes code under ``torch.compile`` run eagerly, in all threads, while any gate is attached anywhere.
-
-    A compiled model does not look for hooks that came after it was compiled, and keeps those it was compiled
-    with: gates would be ignored, or stay after they were taken off, without a word.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._holders = 0
-        self._stance: Any = None
-
-    @temporary
-    def held(self) -> Iterator[None]:
-        with self._lock:
-            if self._holders == 0:
-                self._stance = torch.compiler.set_stance("force_eager")
-            self._holders += 1
-        yield
-        with self._lock:
-            self._holders -= 1
-            if self._holders == 0:
-                self._stance.__exit__(None, None, None)
-
-
-_EAGER = _Eager()
-
-
 @temporary
 def attached(
     sites: Mapping[str, Site],
@@ -93,7 +65,7 @@ def attached(
     """
     thread = None if everywhere else get_ident()
     with Temporaries() as changes:
-        changes.enter_context(_EAGER.held())
+        changes.enter_context(EAGER.held())
         for name, vector in gates.items():
             projection = sites[name].projection
             weight = projection.parameter

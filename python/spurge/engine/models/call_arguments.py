@@ -13,13 +13,13 @@ from spurge.engine.base.device_checks import require
 
 
 def first(output: Any) -> Tensor:
-    """The hidden states in a block's output: older blocks wrap them in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden states in a block's output: older blocks wrap them in a tuple, or in a list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def like(output: Any, hidden: Tensor) -> Any:
     """A block's output of the same form as ``output`` with other hidden states."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 
 
 def repeat_rows(value: Any, batch: int, times: int) -> Any:

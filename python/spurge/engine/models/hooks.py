@@ -6,7 +6,7 @@ Hooks and replaced forwards act for the thread that installed them: others that 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,42 @@ def alone(model: nn.Module, *, surely: bool = False) -> Iterator[None]:
     lock.release()
 
 
+class _Eager:
+    """Makes code under ``torch.compile`` run eagerly, in all threads, while any hook of Spurge is to act in it.
+
+    A compiled model does not look for hooks that came after it was compiled, and keeps those it was compiled
+    with: they would be ignored, or stay after they were taken off, without a word.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._stance: Any = None
+
+    @temporary
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if self._holders == 0:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._holders += 1
+        yield
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._stance.__exit__(None, None, None)
+
+
+EAGER = _Eager()
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, runs under ``torch.compile``."""
+    return any(
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
 @temporary
 def frozen(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     """The model in evaluation mode, without parameter gradients and for one thread alone; all is put back after.
@@ -54,8 +90,17 @@ def frozen(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     Args:
         gradients: whether the block wants gradients, by activations. False: torch computes none in it, and parameters
             stay as they are.
+
+    Raises:
+        ValueError: gradients are wanted inside ``torch.inference_mode``.
     """
+    if gradients and torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode: there are no gradients inside it, expected torch.no_grad or neither of both"
+        )
     with alone(model), Temporaries() as changes:
+        if _compiled(model):
+            changes.enter_context(EAGER.held())
         changes.enter_context(grad_mode(gradients))
         changes.enter_context(_same_autocast())
         modules = [module for module in model.modules() if module.training]
@@ -115,6 +160,28 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         del module.__dict__["forward"]
     else:
         module.__dict__["forward"] = before
+
+
+def configurations(model: nn.Module) -> list[Any]:
+    """Those of a model's parts, each once."""
+    parts = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in parts if config is not None}.values())
+
+
+@temporary
+def for_rows(configs: Sequence[Any]) -> Iterator[None]:
+    """The model of these configurations takes rows of any number: they ask for no cache, and name a padding token.
+
+    Layers may run several times on different rows, which a cache would add up. Of one row, heads of transformers read
+    the last token where no padding token is named, and refuse several: here they read that of each.
+    """
+    with Temporaries() as changes:
+        for config in configs:
+            for name, value, instead in (("use_cache", True, False), ("pad_token_id", None, -1)):
+                if getattr(config, name, ...) is value:
+                    changes.callback(setattr, config, name, value)
+                    setattr(config, name, instead)
+        yield
 
 
 def in_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:

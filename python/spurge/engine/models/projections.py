@@ -34,6 +34,10 @@ class RowGates:
     columns: Tensor
     values: Tensor
 
+    def to(self, device: torch.device) -> RowGates:
+        """The same on another device."""
+        return RowGates(self.columns.to(device), self.values.to(device))
+
     def full(self, width: int, device: torch.device) -> Tensor:
         """Gates of all neurons of a site, ``[P, F]``: 1 where there are none."""
         ones = torch.ones(width, len(self.values), device=device)
@@ -323,7 +327,14 @@ def linears(module: nn.Module, path: str = "", seen: set[int] | None = None) -> 
     return found
 
 
+@without_gradients
 def plain(module: nn.Module) -> bool:
-    """Whether a linear layer is what its class in torch or transformers says, with W2 as a float parameter."""
-    own = type(module).forward in (nn.Linear.forward, Conv1D.forward)
-    return own and oddity(module._parameters.get("weight")) is None
+    """Whether a linear layer multiplies by W2 as its float parameter ``weight`` holds it, and adds its bias."""
+    weight = module._parameters.get("weight")
+    if weight is None or oddity(weight) is not None:
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward) or weight.is_meta:
+        return True
+    inputs = (features(module) or (0, 0))[0]  # a class with a forward of its own (Falcon's) may do the same
+    z = torch.linspace(-1, 1, inputs, dtype=weight.dtype, device=weight.device)[None]
+    return misfit(nn.functional.linear(z, Linear(module).weight(), Linear(module).bias()), module.forward(z)) is None

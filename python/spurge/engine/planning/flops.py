@@ -13,7 +13,8 @@ from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import PartialForward, Trace
+from spurge.engine.cascade.partial_forward import PartialForward
+from spurge.engine.cascade.trace import Forward
 from spurge.engine.models.call_arguments import first, repeat_rows, take
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 
@@ -36,31 +37,56 @@ class Cost:
 
     Attributes:
         unedited: of the unedited pass.
+        ends: of its own gradients, by every site.
+        scaled: of a pass that runs through all layers, scaled in each.
         forward, backward: by site, of a pass whose rows open there.
         pulled: by site, of the product of one example's gradients with the down projection.
     """
 
     unedited: Operations
+    ends: Operations
+    scaled: Operations
     forward: tuple[Operations, ...]
     backward: tuple[Operations, ...]
     pulled: tuple[int, ...]
 
 
-def cost_of(partial_forward: PartialForward, inputs: Mapping[str, Any]) -> Cost:
+def cost_of(forward: Forward, inputs: Mapping[str, Any]) -> Cost:
     """Counted with the first example of ``inputs``; the model has to be frozen."""
     one = take(inputs, slice(0, 1))
-    unedited = []
+    passes, counts = [], []
     for times in (1, 2):
-        with within(Meter(operations=True)) as meter, grad_mode(False):
-            trace = partial_forward.trace({name: repeat_rows(value, 1, times) for name, value in one.items()})
-        unedited.append(meter.flops)
-    single, double = (_counted(partial_forward, one, times) for times in (1, 2))
-    forward, backward = (
-        tuple(_line(a, b) for a, b in zip(first, second, strict=True))
-        for first, second in zip(single, double, strict=True)
-    )
-    pulled = tuple(site.z.numel() * site.u.shape[-1] for site in trace.sites)  # of two rows, 2 for each multiply-add
-    return Cost(_line(*unedited), forward, backward, pulled)
+        rows = {name: repeat_rows(value, 1, times) for name, value in one.items()}
+        with grad_mode(False):
+            forward.trace(rows)  # which looks, once for a shape, whether it can be entered
+        passes.append(_unedited(forward, rows))
+        entered = isinstance(forward, PartialForward)
+        counts.append(_counted(forward, one, times) if entered else _counted_whole(forward, one, times))
+    unedited, ends, scaled = map(_line, *passes)
+    there, back = (tuple(map(_line, *both)) for both in zip(*counts, strict=True))
+    return Cost(unedited, ends, scaled, there, back, _pulled(forward, one))
+
+
+def _unedited(forward: Forward, rows: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Operations of `Cost.unedited`, `Cost.ends` and `Cost.scaled`."""
+    with within(Meter(operations=True)) as meter, grad_mode(False):
+        trace = forward.trace(rows)
+    with within(Meter(operations=True)) as scaling, grad_mode(False):
+        forward.scaled(trace, zeros(1))
+    trace = forward.trace(rows, differentiable=True)
+    with within(Meter(operations=True)) as back, grad_mode(True):
+        if trace.outputs:
+            torch.autograd.grad(stand_in(trace.rows.logits), trace.outputs, allow_unused=True)
+    return meter.flops, back.flops, scaling.flops
+
+
+def _pulled(forward: Forward, one: Mapping[str, Any]) -> tuple[int, ...]:
+    """By site, of the product of an example's gradients with W2: 2 for each multiply-add."""
+    with grad_mode(False):
+        trace = forward.trace(one)
+    if not trace.sites:
+        return tuple(2 * trace.tokens * site.width * site.hidden for site in forward.sites)
+    return tuple(2 * site.z.numel() * site.u.shape[-1] for site in trace.sites)
 
 
 def _line(one: int, two: int) -> Operations:
@@ -68,11 +94,12 @@ def _line(one: int, two: int) -> Operations:
     return Operations(2 * one - two, two - one)
 
 
-def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
+def _counted(partial_forward: Any, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
     """Operations of a pass with so many rows that open at each site: forwards, and back."""
     with grad_mode(False):
         trace = partial_forward.trace(one)
-    leaf, meter = opened(trace, 0, times), Meter(operations=True)
+    seen, meter = trace.sites[0], Meter(operations=True)
+    leaf = ops.open_rows(seen.anchor, seen.u, zeros(times)).requires_grad_()
     marks: list[int] = []  # operations so far, at each block's start and end
     reached: dict[int, int] = {}  # block -> operations until a gradient came back to its output
 
@@ -100,10 +127,21 @@ def _counted(partial_forward: PartialForward, one: Mapping[str, Any], times: int
     return forward, [back + reached[number] - there for number in partial_forward.block_of]
 
 
-def opened(trace: Trace, site: int, times: int) -> Tensor:
-    """Rows that open at a site, with every node at 0, ready for a gradient."""
-    marks = trace.sites[site]
-    return ops.open_rows(marks.anchor, marks.u, torch.zeros(times, dtype=torch.float64)).requires_grad_()
+def _counted_whole(forward: Forward, one: Mapping[str, Any], times: int) -> tuple[list[int], list[int]]:
+    """The same where rows run through the whole model; gradients by the first site are the most work."""
+    with grad_mode(False):
+        trace = forward.trace(one)
+    with within(Meter(operations=True)) as meter, grad_mode(True):
+        rows, opened = forward.opened(trace, {0: zeros(times)})
+        value = stand_in(rows.logits)
+        there = meter.flops
+        torch.autograd.grad(value, opened.leaves)
+    return [there] * len(forward.sites), [meter.flops - there] * len(forward.sites)
+
+
+def zeros(times: int) -> Tensor:
+    """So many nodes at 0."""
+    return torch.zeros(times, dtype=torch.float64)
 
 
 def stand_in(logits: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ class _Work:
         counts = _Counts(batch, batch * self.footprint.blocks)
         if self.cascade.rule != "radau":
             return replace(counts, free=self.cost.unedited.of(batch), free_passes=1)
-        graded = self.cost.unedited.of(batch) + self.targets * self.cost.backward[0].of(batch)
+        graded = self.cost.unedited.of(batch) + self.targets * self.cost.ends.of(batch)
         return replace(counts, graded=graded, graded_passes=1, peak=self.footprint.kept(batch, differentiable=True))
 
     def _attribution(self, batch: int) -> _Counts:
@@ -295,7 +295,7 @@ class _Work:
     def _joint(self, batch: int) -> _Counts:
         counts = _Counts()
         if self.cascade.completeness:
-            counts = _Counts(batch, batch * self.footprint.blocks, free=self.cost.unedited.of(batch), free_passes=1)
+            counts = _Counts(batch, batch * self.footprint.blocks, free=self.cost.scaled.of(batch), free_passes=1)
         slices = self.footprint.node_slices(self.cascade.budget, self.cascade.nodes, batch)
         pieces = 1 if self.cascade.tolerance is None else 3  # the whole path, and its halves
         for part in slices:
@@ -307,7 +307,7 @@ class _Work:
                     rows=rows,
                     layer_rows=rows * self.footprint.blocks,
                     blocks=1,
-                    graded=self.cost.unedited.of(rows) + self.targets * back,
+                    graded=self.cost.scaled.of(rows) + self.targets * back,
                     graded_passes=1,
                     peak=self.footprint.scaled(count, batch),
                 )

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import is_sharded
-from spurge.engine.cascade.partial_forward import PartialForward
+from spurge.engine.cascade.trace import Forward
 from spurge.engine.models.call_arguments import main_input, take
-from spurge.engine.planning.flops import Cost, opened, stand_in
+from spurge.engine.planning.flops import Cost, stand_in, zeros
 
 _SAMPLED = 2  # layers of the longer run
 _WORK = {"cpu": 5e9, "cuda": 1e12}  # operations of it, forwards: a fraction of a second
@@ -37,26 +37,27 @@ class Rate:
 class Sample:
     """Short runs through the last layers, with ``rows`` rows or as many as are quickly done."""
 
-    def __init__(self, partial_forward: PartialForward, inputs: Mapping[str, Any], cost: Cost, rows: int) -> None:
-        self.forward, self.cost = partial_forward, cost
+    def __init__(self, forward: Forward, inputs: Mapping[str, Any], cost: Cost, rows: int) -> None:
+        self.forward, self.cost = forward, cost
         self.device = main_input(inputs).device
-        block_of, sampled = partial_forward.block_of, len(partial_forward.blocks) - _SAMPLED
+        block_of, sampled = forward.block_of, len(forward.blocks) - _SAMPLED
         before = [i for i, block in enumerate(block_of) if block < sampled]
         self.ends = max(before, default=0), len(block_of) - 1  # sites where the longer run begins, and the shorter
         most = _WORK.get(self.device.type, _WORK["cuda"]) / max(1, cost.forward[self.ends[0]].row)
         examples = max(1, min(rows, int(most), len(main_input(inputs))))
         with grad_mode(False):
-            self.trace = partial_forward.trace(take(inputs, slice(0, examples)))
+            self.trace = forward.trace(take(inputs, slice(0, examples)))
         self.times = max(1, int(min(rows, most)) // examples)
         self.rows = self.times * examples
 
     def graded(self) -> Rate:
         """Of passes with gradients."""
 
-        def run(site: int, leaf: Tensor) -> None:
+        def run(site: int) -> None:
             with grad_mode(True):
-                value = stand_in(self.forward.run(self.trace, {site: leaf}).logits)
-            torch.autograd.grad(value, leaf)
+                rows, opened = self.forward.opened(self.trace, {site: zeros(self.times)})
+                value = stand_in(rows.logits)
+            torch.autograd.grad(value, opened.leaves)
 
         forward, backward = self.cost.forward, self.cost.backward
         return self._rate(run, [forward[i].of(self.rows) + backward[i].of(self.rows) for i in self.ends])
@@ -64,15 +65,15 @@ class Sample:
     def free(self) -> Rate:
         """Of passes without."""
 
-        def run(site: int, leaf: Tensor) -> None:
+        def run(site: int) -> None:
             with grad_mode(False):
-                self.forward.run(self.trace, {site: leaf})
+                self.forward.opened(self.trace, {site: zeros(self.times)})
 
         return self._rate(run, [self.cost.forward[i].of(self.rows) for i in self.ends])
 
-    def _rate(self, run: Callable[[int, Tensor], None], operations: Sequence[int]) -> Rate:
+    def _rate(self, run: Callable[[int], None], operations: Sequence[int]) -> Rate:
         """The line through both runs; where there is but one, all of its time is that of its operations."""
-        long, short = (self._time(partial(run, site, opened(self.trace, site, self.times))) for site in self.ends)
+        long, short = (self._time(partial(run, site)) for site in self.ends)
         more, fewer = operations
         if more <= fewer or long <= short:
             return Rate(0.0, long / max(1, more))
@@ -85,7 +86,7 @@ class Sample:
         weights = [_matrix(parameter) for parameter in block.parameters() if _plain(parameter)]
         if not weights:
             return float("nan")
-        height = self.rows * self.trace.sites[0].z.shape[1]
+        height = self.rows * self.trace.tokens
         pairs = [
             (weight.new_ones(height, weight.shape[1]), weight.t(), weight.new_ones(height, weight.shape[0]), weight)
             for weight in weights

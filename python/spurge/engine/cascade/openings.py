@@ -1,0 +1,123 @@
+"""Rows that open in the middle of a model: what the unedited pass leaves there, with some activations changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from spurge import ops
+from spurge.engine.cascade.trace import Share, Trace
+from spurge.engine.cascade.whole_pass import by_rows
+from spurge.engine.models.projections import RowGates
+from spurge.engine.models.sites import Site
+
+
+class Kept:
+    """What the unedited pass leaves at each site.
+
+    Args:
+        copies: of all of it, where the model writes into its own tensors.
+        differentiable: as for `PartialForward.trace`.
+    """
+
+    def __init__(self, sites: int, batch: int, *, copies: bool, differentiable: bool) -> None:
+        self.seen: list[dict[str, Tensor]] = [{} for _ in range(sites)]
+        self.calls, self.outputs = [0] * sites, dict[int, Tensor]()
+        self._batch, self._copies, self._differentiable = batch, copies, differentiable
+        self._held: list[tuple[Tensor, int]] = []
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything kept was written into."""
+        return any(tensor._version != version for tensor, version in self._held)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is now."""
+        still = tensor.detach().clone() if self._copies else tensor.detach()
+        self._held.append((still, still._version))
+        return still
+
+    def keep(self, i: int, **tensors: Tensor) -> None:
+        self.seen[i].update({name: self.of(tensor) for name, tensor in tensors.items()})
+
+    def watch(self, i: int, z: Tensor, o: Tensor, rest: Tensor | None) -> Tensor | None:
+        """A `Look` at a down projection."""
+        self.calls[i] += 1
+        rows = by_rows(o, self._batch)
+        self.keep(i, z=by_rows(z, self._batch), o=rows)
+        still = self.seen[i]["o"]
+        self.seen[i]["u"] = still if rest is None else by_rows(still.view_as(o) - rest.detach(), self._batch)
+        if not self._differentiable:
+            return None
+        self.outputs[i] = rows if rows.requires_grad else rows.requires_grad_()
+        return rows.view_as(o).clone() if self._copies else rows.view_as(o)
+
+
+class Openings:
+    """Rows that open at single sites with all activations scaled: ``z`` is the same for all, so that gradients are
+    summed in the model's width before one product with W2.
+
+    Args:
+        alphas: site -> what scales each of its groups of rows, ``[m]``.
+
+    Attributes:
+        rows: that open, by site.
+    """
+
+    def __init__(self, sites: Sequence[Site], trace: Trace, alphas: Mapping[int, Tensor]) -> None:
+        self._sites, self._trace = sites, trace
+        self.rows = {i: ops.open_rows(trace.sites[i].anchor, trace.sites[i].u, alphas[i]) for i in sorted(alphas)}
+        if torch.is_grad_enabled():
+            self.rows = {i: rows.requires_grad_() for i, rows in self.rows.items()}
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return list(self.rows.values())
+
+    def scores(
+        self, grads: Sequence[Tensor | None], shares: Mapping[int, Sequence[Share]]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """As `Opened.scores`."""
+        for i, grad in zip(self.rows, grads, strict=True):
+            own = shares[i]
+            parts = [None] * len(own) if grad is None else grad.chunk(len(own))
+            yield i, [self._score(i, part, share) for part, share in zip(parts, own, strict=True)]
+
+    def _score(self, i: int, part: Tensor | None, share: Share) -> Tensor:
+        """``[B, F]`` from gradients ``[S * B, T, H]``: their weighted sum through W2, times z, summed over tokens."""
+        whole = ops.node_sum(part, share.weights) if part is not None else None
+        if share.last is not None:
+            whole = share.end * share.last.float() if whole is None else whole.add_(share.last, alpha=share.end)
+        z = self._trace.sites[i].z
+        if whole is None:  # the target does not read this layer
+            return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
+        pulled = self._sites[i].projection.pull(whole.to(z.dtype))
+        return ops.multiply_sum(pulled, z, self._trace.mask(z)).float()
+
+
+def without(trace: Trace, sites: Sequence[Site], i: int, columns: Tensor) -> Tensor:
+    """Rows ``[n * B, T, H]`` in the place of a site's anchor, each with one of ``columns`` ``[n]`` off."""
+    seen = trace.sites[i]
+    columns = columns.to(seen.z.device)
+    z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
+    w = sites[i].projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
+    return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
+
+
+def entries(trace: Trace, block_of: Sequence[int], gated: Sequence[int]) -> list[int]:
+    """Which gated sites of the first block open the rows: one that runs the block again, gated inside, else all."""
+    assert trace.anatomy is not None
+    first = [i for i in gated if block_of[i] == block_of[gated[0]]]
+    return [i for i in first if trace.anatomy.placements[i].kind == "replay"][:1] or first
+
+
+def moved(trace: Trace, sites: Sequence[Site], gates: Mapping[int, RowGates]) -> Tensor:
+    """Rows ``[P * B, T, H]`` in the place of the sites' common anchor, each with some of their units gated."""
+    rows = trace.sites[min(gates)].anchor
+    for i, on in gates.items():
+        z = trace.sites[i].z
+        change = z[..., on.columns] * (on.values[:, None, None] - 1).to(z.dtype)
+        rows = rows + change @ sites[i].projection.columns(on.columns).t()
+    return rows.flatten(0, 1)
