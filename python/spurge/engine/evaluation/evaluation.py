@@ -107,7 +107,8 @@ def evaluate(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: no set, labels in another order than the model's outputs, a label the model has no output for,
+        ValueError: a model of one output, or of several labels at once; no set, labels in another order than the
+            model's outputs, a label the model has no output for,
             logits that are not finite (all three name the set),
             golden sets that do not fit, a number out of range, an ``edit`` given while another is applied, or gates
             and new weights applied at once.
@@ -133,6 +134,7 @@ def evaluate(
         changes.enter_context(suspended(model))
         changes.enter_context(lifted(model))
         handle = Handle(model, tokenizer)
+        handle.check_single_label("model")
         if not force:
             _check_origin(handle, located)
         return _evaluate(

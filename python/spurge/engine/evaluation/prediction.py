@@ -259,7 +259,12 @@ def predict(
 
 
 def accuracy(model: nn.Module, tokenizer: Any, examples: Examples, **settings: Any) -> float:
-    """Percent of examples whose largest logit is their label's (the first of equal ones); settings of `predict`."""
+    """Percent of examples whose largest logit is their label's (the first of equal ones); settings of `predict`.
+
+    Raises:
+        TypeError, ValueError: as `predict`, or a model of one output, or of several labels at once.
+    """
+    Handle(model).check_single_label("model")
     logits = predict(model, tokenizer, examples, **settings)
     return 100 * float((logits.argmax(1) == examples.targets).double().mean())
 

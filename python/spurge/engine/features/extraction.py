@@ -79,6 +79,8 @@ def extract(
     """
     path, layer = find_head(model, head)
     model = getattr(model, "_orig_mod", model)
+    if head is None:
+        Handle.of(model).check_single_label("model")
     _check_settings(token, storage, dtype, batch_size=batch_size, block=block)
     found = Head.of(model, path)
     settings = {"head": path, "token": token, "autocast": _text(dtype), "storage": _text(storage)}

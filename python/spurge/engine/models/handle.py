@@ -114,6 +114,23 @@ class Handle:
                 f"{', '.join(own)}; load them with labels={list(own)}"
             )
 
+    def check_single_label(self, argument: str) -> None:
+        """Refuses a model that gives no label for each text: numbers (regression), or several labels at once.
+
+        Raises:
+            ValueError: so it is.
+        """
+        config = getattr(self.model, "config", None)
+        outputs, problem = getattr(config, "num_labels", None), getattr(config, "problem_type", None)
+        if isinstance(self.model, Verbalized) or self.head is not None:
+            return
+        if outputs == 1 or problem in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"{argument}: expected a model that gives each text one label, {type(self.model).__name__} has "
+                f"num_labels={outputs} and problem_type={problem!r}; attribution to a target of your own works "
+                "(spurge.Cascade)"
+            )
+
     def probed(self, inputs: Mapping[str, Any]) -> Tensor:
         """The token whose state the head reads, ``[B]`` int64 (`spurge.engine.models.probes.probed_token`)."""
         if not self.decoder:

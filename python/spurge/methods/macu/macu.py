@@ -411,6 +411,7 @@ def _check_labels(handle: Handle, labels: Sequence[str]) -> None:
             f"model: {type(handle.model).__name__} gives the next token, not a label; classify by label words: "
             "see spurge.Verbalizer"
         )
+    handle.check_single_label("model")
     outputs = getattr(getattr(handle.model, "config", None), "num_labels", None)
     if outputs is not None and outputs != len(labels):
         raise ValueError(f"golden: has {len(labels)} labels {tuple(labels)}, the model predicts {outputs}")
