@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from helpers.tiny_models import tiny, tiny_inputs, tiny_tokenizer
 from helpers.tolerance import assert_near
 from spurge.engine.cascade.cascade import Cascade, predicted_logit
+from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
@@ -77,7 +78,9 @@ def test_places_have_one_name(compiled: Any) -> None:
 def test_hooks_act(compiled: Any) -> None:
     plain, inputs = tiny("bert", labels=3, layers=2), tiny_inputs("bert")
     want = Cascade(plain).attribute(inputs, predicted_logit)
-    got = Cascade(compiled).attribute(inputs, predicted_logit)
+    cascade = Cascade(compiled)
+    got = cascade.attribute(inputs, predicted_logit)
+    assert isinstance(cascade.forward, PartialForward)
     for site, value in want.values.items():
         assert_near(got.values[site], value, terms=100, size=value.abs().max())
     neurons = NeuronSet({next(iter(got.values)): [1, 2, 3]})

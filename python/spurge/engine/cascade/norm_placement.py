@@ -79,7 +79,7 @@ def layer_anatomy(
         for site, keep in zip(sites, seen, strict=True):
             stack.enter_context(site.projection.watch(partial(_keep, keep)))
             for module in site.block.modules():
-                if not any(module.children()) and module is not site.down:
+                if next(module.children(), None) is None and module is not site.down:
                     leaves = keep["leaves"]
                     stack.enter_context(hook(module, lambda m, args, made, k=leaves: k.append((m, args[:1], made))))
         model(**inputs)
