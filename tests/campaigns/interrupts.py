@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from campaigns.contexts import Case, cases, same
-from campaigns.strikes import Striker
+from campaigns.strikes import Outcome, Striker
 from helpers.states import differences, model_state, process_state
 from helpers.tiny_models import tiny_tokenizer
 
@@ -62,14 +62,13 @@ class Campaign:
             self._compare(case, before, f"{said}, after the next call")
         return found
 
-    def _strike(self, case: Case, phase: str, moment: float, twice: float | None, said: str) -> Any:
+    def _strike(self, case: Case, phase: str, moment: float, twice: float | None, said: str) -> Outcome:
         try:
             return self.striker.strike(case.call, phase, moment, twice=twice)
         except Exception as error:
             self.wrong.append(f"{said}: raised {type(error).__name__}: {error}")
             traceback.print_exc()
-            self.striker.left = 0
-            return self.striker.strike(lambda mark: None, "", 0, twice=None)
+            return self.striker.stopped()
 
     def _compare(self, case: Case, before: tuple[list[dict[str, Any]], dict[str, Any]], said: str) -> None:
         parts = [

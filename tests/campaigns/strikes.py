@@ -107,9 +107,14 @@ class Striker:
             self._call(call, mark, outcome)
         except KeyboardInterrupt:  # a second one, as the first is caught
             self.left = 0
-        self.alarm.set(0)
-        outcome.strikes = self.struck
+        outcome.strikes = self.stopped().strikes
         return outcome
+
+    def stopped(self) -> Outcome:
+        """No strike is to come any more; what a call that raised an error of its own has come to."""
+        self.left = 0
+        self.alarm.set(0)
+        return Outcome(self.struck)
 
     def _call(self, call: Callable[[Mark], Any], mark: Mark, outcome: Outcome) -> None:
         try:
