@@ -22,7 +22,7 @@ from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.planning.plan import Plan, peak_bytes, plan, plan_swarm
 
-TIGHT = 150_000  # bytes: many blocks of a tiny model
+TIGHT = 300_000  # bytes: many blocks of a tiny model
 
 
 def likelihood(rows: Rows) -> Tensor:

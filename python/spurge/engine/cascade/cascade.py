@@ -286,6 +286,8 @@ class Cascade:
     # ---- the paths ---------------------------------------------------------------------------------------------
 
     def _attribute(self, trace: Trace, target: Target, room: int, *, keep: bool) -> Attribution:
+        if self.path != "neuron":
+            self.footprint(trace.inputs).check(room, self.nodes, trace.batch, joint=self.path == "joint")
         trace, ends = end_gradients(trace, target, keep=keep)
         with grad_mode(False):
             full = target_values(target, trace.rows)

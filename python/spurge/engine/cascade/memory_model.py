@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from spurge.engine.models.hooks import frozen, hook, hook_before
 
 MARGIN = 1.1  # allocators round up
 HOLES = 2  # times what rows that pass without gradients hold at once: a CPU's heap, measured as 1.8 to 2.2
-AGAIN = 1.2  # a heap that has served one block serves the next, of another size, less well
+AGAIN = 1.2  # an allocator that has served one block serves the next, of another size, less well
+AGAIN_CPU = 2.0  # the same of a CPU's heap: with blocks of long texts it held 1.4 to 1.75 times what they need
 PACKED_COPIES = 4  # of the largest weight: what a CPU's matrix products keep beside it
 CUBLAS_WORKSPACE = 32 * 2**20
 CPU_TOKENS = 4096  # tokens of all rows of one block on a CPU; above it activations leave the caches
@@ -84,7 +86,7 @@ class Footprint:
     def peak(self, cuts: Sequence[tuple[Sequence[int], int]], batch: int) -> int:
         """Bytes of several passes as :meth:`backward`, one after the other: of each its sites and nodes."""
         most = max(self.backward(sites, nodes, batch) for sites, nodes in cuts)
-        return int(AGAIN * most) if len(cuts) > 1 else most
+        return int(self._again * most) if len(cuts) > 1 else most
 
     def forward(self, rows: int, batch: int) -> int:
         """Bytes of a pass without gradients with ``rows`` rows per example."""
@@ -110,38 +112,56 @@ class Footprint:
             ValueError: when one node of one opening does not fit ``limit``.
         """
         end, cuts = len(sites), []
-        room = limit if self.backward(sites, nodes, batch) <= limit else int(limit / AGAIN)
+        room = self._room(limit, self.backward(sites, nodes, batch))
         while end:
             start = 0
             while start < end - 1 and self.backward(sites[start:end], nodes, batch) > room:
                 start += 1
-            parts = self.node_slices(limit, nodes, batch, sites[start:end])
+            parts = self._slices(limit, room, nodes, partial(self.backward, sites[start:end], batch=batch))
             cuts += [(range(start, end), part) for part in parts]
             end = start
         return cuts
 
-    def node_slices(self, limit: int, nodes: int, batch: int, group: Sequence[int] | None = None) -> list[slice]:
-        """Slices of the nodes that fit ``limit``.
-
-        Args:
-            group: sites at which rows open; None: rows that run through all layers, as on the joint path.
+    def node_slices(self, limit: int, nodes: int, batch: int) -> list[slice]:
+        """Slices of the nodes, of rows that run through all layers as on the joint path, that fit ``limit``.
 
         Raises:
             ValueError: when one node does not fit.
         """
+        room = self._room(limit, self.scaled(nodes, batch))
+        return self._slices(limit, room, nodes, lambda size: self.scaled(size, batch))
 
-        def need(size: int) -> int:
-            return self.scaled(size, batch) if group is None else self.backward(group, size, batch)
+    def _room(self, limit: int, whole: int) -> int:
+        """What each of several blocks may take, all of it where the whole is one that fits."""
+        return limit if whole <= limit else int(limit / self._again)
 
-        size, room = nodes, limit if need(nodes) <= limit else int(limit / AGAIN)
+    def _slices(self, limit: int, room: int, nodes: int, need: Callable[[int], int]) -> list[slice]:
+        """Slices of the nodes of which each fits the room; ``need`` says what so many nodes take."""
+        size = nodes
         while size > 1 and need(size) > room:
             size = (size + 1) // 2
-        if need(size) > limit:
+        if need(size) > room:
+            self._check_room(limit, math.ceil((need(size) + 1) * self._again))
+        return [slice(start, start + size) for start in range(0, nodes, size)]
+
+    def check(self, limit: int, nodes: int, batch: int, *, joint: bool) -> None:
+        """Refuses a ``limit`` in which no path can be followed, by all that the layers' paths, or the joint one, need.
+
+        Raises:
+            ValueError: one node, or one row without gradients, does not fit.
+        """
+        sites, run = range(len(self.block_of)), self.forward(1, batch)
+        whole = self.scaled(nodes, batch) if joint else self.backward(sites, nodes, batch)
+        least = self.scaled(1, batch) if joint else max(self.backward([i], 1, batch) for i in sites)
+        if max(whole, run) > limit:
+            self._check_room(limit, max(run, math.ceil((least + 1) * self._again)))
+
+    def _check_room(self, limit: int, need: int) -> None:
+        if need > limit:
             raise ValueError(
-                f"memory: one example of {self.tokens} tokens needs {need(size) / 2**20:.0f} MiB, got "
+                f"memory: one example of {self.tokens} tokens needs {math.ceil(need / 2**20)} MiB, got "
                 f"{limit / 2**20:.0f} MiB"
             )
-        return [slice(start, start + size) for start in range(0, nodes, size)]
 
     def rows_forward(self, limit: int, batch: int) -> int:
         """Rows per example that go into one pass without gradients.
@@ -155,6 +175,10 @@ class Footprint:
             need = self.forward(1, batch)
             raise ValueError(f"memory: one row needs {need / 2**20:.0f} MiB, got {limit / 2**20:.0f} MiB")
         return min(rows, max(1, CPU_TOKENS // (self.tokens * batch))) if self.cpu else rows
+
+    @property
+    def _again(self) -> float:
+        return AGAIN_CPU if self.cpu else AGAIN
 
     @property
     def _through(self) -> int:
