@@ -66,7 +66,7 @@ def converged(job: Job, *, tolerance: float, cache: Path | None = None) -> Refer
     from spurge.engine.cascade.cascade import Cascade
 
     exact = job.to(torch.float32)
-    cascade = Cascade(exact.model, nodes=4, tolerance=tolerance)
+    cascade = Cascade(exact.model, nodes=4, tolerance=tolerance, path="layer")
     parts = [cascade.attribute({"input_ids": ids[None]}, _one(exact, i)) for i, ids in enumerate(exact.ids)]
     scores = {site: torch.cat([part.values[site][0].double().cpu() for part in parts]) for site in job.sites}
     residual = max(part.relative_residual() for part in parts)

@@ -72,7 +72,7 @@ def _scores(found: Any) -> Scores:
 def _spurge(model: nn.Module, **settings: Any) -> Ready:
     from spurge.engine.cascade.locator import Locator
 
-    locator = Locator(model, **settings)
+    locator = Locator(model, **({"path": "layer"} | settings))
 
     def inputs(ids: Tensor) -> dict[str, Tensor]:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

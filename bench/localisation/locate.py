@@ -48,7 +48,7 @@ class Method:
 def _spurge(job: Job, **settings: Any) -> Run:
     from spurge.engine.cascade.cascade import Cascade
 
-    cascade = Cascade(job.model, **settings)
+    cascade = Cascade(job.model, **({"path": "layer"} | settings))
     return lambda layers: {k: v[0] for k, v in cascade.attribute(job.inputs, job.target).values.items()}
 
 

@@ -67,7 +67,7 @@ class EveryToken:
 
 
 def _cascade(job: Job, **settings: Any) -> Cascade:
-    return Cascade(job.model, completeness=False, **settings)
+    return Cascade(job.model, completeness=False, **({"path": "layer"} | settings))
 
 
 def _asked(job: Job, cascade: Cascade) -> Callable[[], object]:
@@ -187,11 +187,11 @@ def adaptive(job: Job, counts: Counts, *, tolerance: float, cache: Any) -> Itera
     reference = converged(one, tolerance=tolerance, cache=cache).scores
 
     def ask(**settings: Any) -> tuple[Callable[[], Any], float]:
-        call = _asked(one, Cascade(one.model, **settings))
+        call = _asked(one, Cascade(one.model, **({"path": "layer"} | settings)))
         found = call()
         return call, errors({site: value[0] for site, value in found.values.items()}, reference).total
 
-    first = Cascade(one.model, nodes=NODES, tolerance=TOLERANCE)
+    first = Cascade(one.model, nodes=NODES, tolerance=TOLERANCE, path="layer")
     spent = first.attribute(one.inputs, one.target).nodes
     on, goal = ask(nodes=NODES, tolerance=TOLERANCE)
     mine = counts.adaptive(NODES, [count // NODES for count in spent.values()])

@@ -97,7 +97,7 @@ def test_peers_ask_the_library_s_question(job):
     captum_lig = pytest.importorskip("peers.captum_lig", exc_type=ImportError)
     from spurge.engine.cascade.cascade import Cascade
 
-    found = Cascade(job.model, nodes=6).attribute(job.inputs, job.target).values
+    found = Cascade(job.model, nodes=6, path="layer").attribute(job.inputs, job.target).values
     ours = torch.cat([found[site][0].double() for site in job.sites], 1)
     settings = (job.model, job.ids, job.labels)
     assert relative_error(stacked(knowledge_neurons_loop(*settings, *gauss_legendre(6), chunk=3)), ours) < 1e-5

@@ -24,7 +24,7 @@ def job(request):
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_counts_of_a_question_are_exact(job, nodes):
-    cascade = Cascade(job.model, nodes=nodes, completeness=False)
+    cascade = Cascade(job.model, nodes=nodes, completeness=False, path="layer")
     cascade.attribute(job.inputs, job.target)
     counted = count_flops(lambda: cascade.attribute(job.inputs, job.target))
     assert Counts.of(job.model.config, 8).attribution(nodes) == counted
@@ -39,7 +39,7 @@ def test_counts_of_halved_intervals_are_exact(job):
     model = copy.deepcopy(job.model)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(1e3)
-    cascade = Cascade(model, nodes=2, tolerance=0.1)
+    cascade = Cascade(model, nodes=2, tolerance=0.1, path="layer")
     nodes = cascade.attribute(job.inputs, job.target).nodes.values()
     assert len(set(nodes)) > 1
     counted = count_flops(lambda: cascade.attribute(job.inputs, job.target))

@@ -3,7 +3,6 @@
 from spurge.engine.base.distributed import Ranks as Ranks
 from spurge.engine.cascade.cascade import Cascade as Cascade
 from spurge.engine.cascade.locator import Locator as Locator
-from spurge.engine.cascade.trace import predicted_logit as predicted_logit
 from spurge.engine.causal.adjustment import confounder_weights as confounder_weights
 from spurge.engine.causal.balancing import balance as balance
 from spurge.engine.causal.confounders import Confounders as Confounders
@@ -21,6 +20,7 @@ from spurge.engine.models.heads import Head as Head
 from spurge.engine.models.neurons import NeuronSet as NeuronSet
 from spurge.engine.models.sites import find_sites as find_sites
 from spurge.engine.models.verbalizers import Verbalizer as Verbalizer
+from spurge.engine.passes.trace import predicted_logit as predicted_logit
 from spurge.engine.planning.plan import plan as plan
 from spurge.engine.recordings.embedding import embed as embed
 from spurge.engine.recordings.outcomes import score_texts as score_texts

@@ -19,13 +19,13 @@ from helpers import planted_features, planted_texts
 from helpers.tiny_models import tiny, tiny_inputs, tiny_language, tiny_tokenizer
 from spurge.engine.base.device_checks import deferred
 from spurge.engine.base.gradients import grad_mode
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.edits.gates import attached, suspended
 from spurge.engine.edits.overwrites import lifted
 from spurge.engine.last_layer.capture import captured
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import alone, frozen, hook, hook_before, replaced_forward
+from spurge.engine.passes.partial_forward import PartialForward
 from spurge.engine.planning.plan import plan
 from spurge.engine.recordings.generation import continuations
 from spurge.engine.recordings.padding import padded

@@ -47,12 +47,14 @@ def planned(capsys: pytest.CaptureFixture[str], file: Path, *arguments: object) 
 
 def test_without_data(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
-    out, numbers = planned(capsys, file, "--model", desk / "model", "--tokens", 12, "--examples", 40, "--nodes", 3)
+    out, numbers = planned(
+        capsys, file, "--model", desk / "model", "--tokens", 12, "--examples", 40, "--path", "layer", "--nodes", 3
+    )
     for part in ("40 of 12 tokens", "3 layers, 144 neurons", "layer, legendre, 3 nodes", "in 2 blocks"):
         assert part in out
     assert numbers["rows"] == 40 * (1 + 3 + 3 * 3)
     assert numbers["seconds"] > 0
-    radau = ("--rule", "radau", "--memory", "600kB", "--tolerance", 0.1)
+    radau = ("--path", "layer", "--rule", "radau", "--memory", "600kB", "--tolerance", 0.1)
     out, numbers = planned(capsys, file, "--model", desk / "model", *radau)
     assert "1 of 32 tokens" in out
     assert "at least" in out

@@ -110,6 +110,7 @@ def golden() -> GoldenTokens:
 def macu() -> MacU:
     """The job of `locate` and `edit`."""
     return MacU(
+        path="layer",
         nodes=2,
         texts=None,
         batch_size=4,

@@ -28,6 +28,7 @@ ROOMS = [
     "data",
     "models",
     "causal",
+    "passes",
     "cascade",
     "edits",
     "recordings",

@@ -9,12 +9,12 @@ from spurge.cli.arguments import Container, add_data, add_golden, add_model, pos
 #: Options of ``locate`` and ``edit`` that `MacU` takes.
 MACU_SETTINGS = (
     *("objective", "batch_size", "max_length", "memory"),
-    *("path", "nodes", "tolerance", "top_k", "correlation_set", "keep_punctuation"),
+    *("path", "exact", "audit", "nodes", "tolerance", "top_k", "correlation_set", "keep_punctuation"),
     *("fraction", "share", "cap", "texts", "certify"),
     *("search", "neurons", "edit_texts", "guard"),
 )
 #: Options of ``plan`` that `Cascade` takes.
-CASCADE_SETTINGS = ("path", "nodes", "rule", "tolerance", "memory")
+CASCADE_SETTINGS = ("path", "exact", "audit", "nodes", "rule", "tolerance", "memory")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +90,14 @@ def _add_preset(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_integral(settings: Container) -> None:
-    settings.add_argument("--path", choices=("layer", "joint", "neuron"), help="path of the integral")
-    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes")
     settings.add_argument(
-        "--tolerance", type=float, metavar="X", help="halve intervals while that moves values by more"
+        "--path",
+        choices=("gradient", "neuron", "layer", "joint"),
+        help="each neuron alone, by one gradient (the default) or measured; or a layer's, or all, moved together",
+    )
+    settings.add_argument("--exact", type=int, metavar="N", help="neurons measured beside the gradient")
+    settings.add_argument("--audit", type=int, metavar="N", help="neurons drawn to say how good the scores are")
+    settings.add_argument("--nodes", type=int, metavar="N", help="quadrature nodes of the layer and joint paths")
+    settings.add_argument(
+        "--tolerance", type=float, metavar="X", help="relative error up to which more is measured, or halved"
     )

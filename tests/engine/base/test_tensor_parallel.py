@@ -92,15 +92,15 @@ def answers(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         "split": {"nodes": 2, "memory": "8 MiB"},
     }
     for name, setting in settings.items():
-        asked = Cascade(model, **setting).attribute(inputs, two_targets)
+        asked = Cascade(model, **({"path": "layer"} | setting)).attribute(inputs, two_targets)
         found |= {f"{name} {site}": value for site, value in asked.values.items()}
         found |= {f"{name} rest {site}": value for site, value in asked.erased.items()}
-    asked = Cascade(model, attention=True).attribute(inputs, attended)
+    asked = Cascade(model, attention=True, path="layer").attribute(inputs, attended)
     found |= {f"attention {site}": value for site, value in asked.values.items()}
     site = find_sites(model)[-1]
     found["weight"] = site.weight().detach()
     found["columns"] = site.projection.columns(torch.tensor([site.width - 1, 0, 2])).detach()
-    cascade, neurons = Cascade(model), some(model)
+    cascade, neurons = Cascade(model, path="layer"), some(model)
     gates = torch.tensor([[0.0, 2.0, 0.5, -1.0, 0.0], [1.0, 1.0, 1.0, 3.0, 1.0], [1.0, 0.0, 1.0, 1.0, 1.0]])
     found["ablate"] = cascade.ablate(inputs, two_targets, neurons)
     found["gated"] = cascade.gated(inputs, two_targets, neurons, gates)
@@ -142,7 +142,7 @@ def refusals(model: Any, folder: Path) -> dict[str, str]:
     calls = {
         "fold": lambda: NeuronEdit.build(model, some(model), 0.0).fold(model),
         "norm": lambda: token_scores(model, tiny_inputs("llama"), kind="attention_norm"),
-        "dtype": lambda: Locator(model, dtype=torch.bfloat16),
+        "dtype": lambda: Locator(model, dtype=torch.bfloat16, path="layer"),
         "resume": lambda: MacU().locate(model, None, None, None, resume=folder / "blocks"),  # type: ignore[arg-type]
     }
     for name, call in calls.items():

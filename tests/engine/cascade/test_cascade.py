@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.batches import batch_for, two_targets
 from helpers.tiny_models import DECODERS, FAMILIES, tiny
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.cascade.quadrature import gauss_legendre, gauss_radau
@@ -24,23 +25,6 @@ KINKED = {"distilbert": 0.03}  # a ReLU in the head: the rule converges like 1 /
 # Another number of rows is another order of sums in a float32 product, on some processors more than on others; the
 # values are sums over tokens of terms about 1 that cancel.
 SPLIT = 1e-6
-
-
-def batch_for(family: str, examples: int = 4, tokens: int = 9) -> dict[str, Tensor]:
-    """A batch with padding on the right (images: none)."""
-    generator = torch.Generator().manual_seed(1)
-    if family == "vit":
-        return {"pixel_values": torch.randn(examples, 3, 16, 16, generator=generator)}
-    ids = torch.randint(5, 60, (examples, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(1, examples):
-        mask[row, tokens - row :] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def two_targets(rows: Rows) -> Tensor:
-    """The predicted logit, and a smooth function of all logits."""
-    return torch.stack([predicted_logit(rows), rows.logits.softmax(1)[:, 0]], 1)
 
 
 def plain_loop(model: Any, inputs: dict[str, Tensor], nodes: int, rule: Any = None) -> dict[str, Tensor]:
@@ -76,7 +60,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layer_path_equals_the_plain_loop(family: str) -> None:
     model, inputs = tiny(family, labels=3), batch_for(family)
-    got = Cascade(model, nodes=3).attribute(inputs, two_targets)
+    got = Cascade(model, nodes=3, path="layer").attribute(inputs, two_targets)
     want = plain_loop(model, inputs, 3)
     assert list(got.values) == list(want)
     for name, value in want.items():
@@ -89,14 +73,14 @@ def test_layer_path_equals_the_plain_loop(family: str) -> None:
 def test_padding_changes_nothing(family: str, side: str) -> None:
     model = tiny(family, labels=3)
     inputs = batch_for(family, examples=1, tokens=6)
-    alone = Cascade(model, nodes=2).attribute(inputs, predicted_logit)
+    alone = Cascade(model, nodes=2, path="layer").attribute(inputs, predicted_logit)
     pad = (2, 0) if side == "left" else (0, 2)
     if side == "left" and family == "bert":
         pytest.skip("absolute positions: an encoder is padded on the right")
     padded = {key: torch.nn.functional.pad(value, pad) for key, value in inputs.items()}
     if side == "left":
         padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    got = Cascade(model, nodes=2).attribute(padded, predicted_logit)
+    got = Cascade(model, nodes=2, path="layer").attribute(padded, predicted_logit)
     for name, value in alone.values.items():
         assert relative(got.values[name], value) < 1e-5
 
@@ -106,7 +90,7 @@ def test_completeness(family: str) -> None:
     """Per-layer sums agree with F(1) - F(0) within the tolerance asked for."""
     model, inputs = tiny(family, labels=3), batch_for(family)
     tolerance = KINKED.get(family, 1e-3)
-    found = Cascade(model, tolerance=tolerance).attribute(inputs, predicted_logit)
+    found = Cascade(model, tolerance=tolerance, path="layer").attribute(inputs, predicted_logit)
     assert found.relative_residual() <= tolerance
     for name, value in found.values.items():
         torch.testing.assert_close(found.full - found.erased[name] - value.sum(2), found.residual[name])
@@ -118,31 +102,31 @@ def test_completeness(family: str) -> None:
 def test_radau_takes_the_unedited_model_as_a_node(family: str) -> None:
     """With as many free nodes it is at least as near to the integral, and its sums stay complete."""
     model, inputs = tiny(family, labels=3), batch_for(family)
-    want = Cascade(model, nodes=32).attribute(inputs, two_targets)
+    want = Cascade(model, nodes=32, path="layer").attribute(inputs, two_targets)
     alphas, weights, end = gauss_radau(2)
     loop = plain_loop(
         model, inputs, 2, rule=(torch.cat([alphas, torch.ones(1)]), torch.cat([weights, weights.new_tensor([end])]))
     )
-    got = Cascade(model, nodes=2, rule="radau").attribute(inputs, two_targets)
+    got = Cascade(model, nodes=2, rule="radau", path="layer").attribute(inputs, two_targets)
     for name, value in got.values.items():
         assert relative(value, loop[name]) < 1e-5
-    fine = Cascade(model, nodes=16, rule="radau").attribute(inputs, two_targets)
+    fine = Cascade(model, nodes=16, rule="radau", path="layer").attribute(inputs, two_targets)
     assert max(relative(fine.values[name], value) for name, value in want.values.items() if value.any()) < 1e-3
     assert not got.full.requires_grad
 
 
 def test_radau_keeps_to_the_memory_budget() -> None:
     model, inputs = tiny("bert", layers=4), batch_for("bert", examples=5)
-    want = Cascade(model, nodes=4, rule="radau").attribute(inputs, two_targets)
-    got = Cascade(model, nodes=4, rule="radau", memory=200_000).attribute(inputs, two_targets)
+    want = Cascade(model, nodes=4, rule="radau", path="layer").attribute(inputs, two_targets)
+    got = Cascade(model, nodes=4, rule="radau", memory=200_000, path="layer").attribute(inputs, two_targets)
     for name, value in want.values.items():
         torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=SPLIT)
 
 
 def test_completeness_can_be_left_out() -> None:
     model, inputs = tiny("bert", labels=3), batch_for("bert")
-    bare = Cascade(model, completeness=False).attribute(inputs, predicted_logit)
-    full = Cascade(model).attribute(inputs, predicted_logit)
+    bare = Cascade(model, completeness=False, path="layer").attribute(inputs, predicted_logit)
+    full = Cascade(model, path="layer").attribute(inputs, predicted_logit)
     assert not bare.erased
     assert not bare.residual
     assert math.isnan(bare.relative_residual())
@@ -152,7 +136,7 @@ def test_completeness_can_be_left_out() -> None:
 def test_a_tolerance_out_of_reach_warns() -> None:
     model, inputs = tiny("glm4", labels=3), batch_for("glm4")
     with pytest.warns(UserWarning, match=r"tolerance 1e-07 not reached on \d of 3 paths with up to \d+ nodes"):
-        Cascade(model, tolerance=1e-7).attribute(inputs, predicted_logit)
+        Cascade(model, tolerance=1e-7, path="layer").attribute(inputs, predicted_logit)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
@@ -181,7 +165,7 @@ def test_ablation_is_exact(family: str) -> None:
         with torch.no_grad():
             return model(**inputs).logits.gather(1, predicted[:, None])[:, 0]
 
-    got = Cascade(model).ablate(inputs, predicted_logit, neurons)
+    got = Cascade(model, path="layer").ablate(inputs, predicted_logit, neurons)
     assert got.shape == (1, len(predicted), len(neurons))
     full, by_name = value(), {site.name: site for site in sites}
     for j, ref in enumerate(neurons):
@@ -200,7 +184,7 @@ def test_neuron_path_is_the_ablation_of_every_unit() -> None:
     found = Cascade(model, path="neuron").attribute(inputs, predicted_logit)
     every = NeuronSet({site.name: range(site.width) for site in find_sites(model)})
     torch.testing.assert_close(
-        torch.cat(list(found.values.values()), 2), Cascade(model).ablate(inputs, predicted_logit, every)
+        torch.cat(list(found.values.values()), 2), Cascade(model, path="layer").ablate(inputs, predicted_logit, every)
     )
     assert math.isnan(found.relative_residual())
 
@@ -211,10 +195,10 @@ def test_hard_targets_can_be_ablated_but_not_integrated() -> None:
     def hard(rows: Rows) -> Tensor:
         return (rows.logits.argmax(1) == rows.predicted).float()
 
-    effects = Cascade(model).ablate(inputs, hard, NeuronSet({find_sites(model)[0].name: [1]}))
+    effects = Cascade(model, path="layer").ablate(inputs, hard, NeuronSet({find_sites(model)[0].name: [1]}))
     assert effects.shape == (1, 4, 1)
     with pytest.raises(ValueError, match=r"target: is not differentiable"):
-        Cascade(model).attribute(inputs, hard)
+        Cascade(model, path="layer").attribute(inputs, hard)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "glm4"])
@@ -223,7 +207,7 @@ def test_gated_equals_hooks(family: str) -> None:
     sites = find_sites(model)
     neurons = NeuronSet({sites[1].name: [4, 5], sites[2].name: [0, 7]})
     gates = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.5, -1.0, 1.0], [2.0, 0.0, 0.0, 0.25]])
-    got = Cascade(model).gated(inputs, two_targets, neurons, gates)
+    got = Cascade(model, path="layer").gated(inputs, two_targets, neurons, gates)
     assert got.shape == (3, 4, 2)
     with torch.no_grad():
         predicted = model(**inputs).logits.argmax(1)
@@ -252,7 +236,7 @@ def test_attention_targets_see_the_probed_row(family: str) -> None:
         assert rows.attention is not None
         return rows.attention.square().sum(1)
 
-    found = Cascade(model, attention=True, nodes=32).attribute(inputs, peakedness)
+    found = Cascade(model, attention=True, nodes=32, path="layer").attribute(inputs, peakedness)
     with torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions[-1].mean(1)
     position = inputs["attention_mask"].sum(1) - 1 if family == "llama" else torch.zeros(4, dtype=torch.long)
@@ -267,10 +251,10 @@ def test_memory_budget_splits_without_changing_the_result() -> None:
     model, inputs = tiny("bert", layers=4), batch_for("bert", examples=5)
     neurons = NeuronSet({site.name: [0, 3] for site in find_sites(model)})
     gates = torch.rand(7, len(neurons), generator=torch.Generator().manual_seed(0))
-    whole = Cascade(model, nodes=4)
+    whole = Cascade(model, nodes=4, path="layer")
     want = whole.attribute(inputs, two_targets)
     for budget in (250_000, 400_000, 1_000_000):
-        tight = Cascade(model, nodes=4, memory=budget)
+        tight = Cascade(model, nodes=4, memory=budget, path="layer")
         got = tight.attribute(inputs, two_targets)
         for name, value in want.values.items():
             torch.testing.assert_close(got.values[name], value, rtol=1e-5, atol=SPLIT)
@@ -282,14 +266,16 @@ def test_memory_budget_splits_without_changing_the_result() -> None:
             tight.gated(inputs, two_targets, neurons, gates), whole.gated(inputs, two_targets, neurons, gates)
         )
     with pytest.raises(ValueError, match=r"memory: .* needs .* MiB, got"):
-        Cascade(model, nodes=4, memory=1000).attribute(inputs, two_targets)
+        Cascade(model, nodes=4, memory=1000, path="layer").attribute(inputs, two_targets)
 
 
 def test_targets_index_their_data_by_example_in_every_split() -> None:
     model, inputs = tiny("bert", labels=3), batch_for("bert", examples=5)
     scale = torch.arange(1.0, 6.0)
-    got = Cascade(model, memory=300_000).attribute(inputs, lambda rows: predicted_logit(rows) * scale[rows.example])
-    plain = Cascade(model).attribute(inputs, predicted_logit)
+    got = Cascade(model, memory=300_000, path="layer").attribute(
+        inputs, lambda rows: predicted_logit(rows) * scale[rows.example]
+    )
+    plain = Cascade(model, path="layer").attribute(inputs, predicted_logit)
     for name, value in plain.values.items():
         torch.testing.assert_close(got.values[name], value * scale[None, :, None], rtol=1e-4, atol=1e-6)
 
@@ -307,7 +293,7 @@ def test_nothing_stays_behind(broken: str) -> None:
         return predicted_logit(rows)
 
     with pytest.raises(KeyboardInterrupt if broken == "interrupt" else RuntimeError):
-        Cascade(model).attribute(inputs, fail)
+        Cascade(model, path="layer").attribute(inputs, fail)
     for name, module in model.named_modules():
         assert not module._forward_hooks, name
         assert not module._forward_pre_hooks, name
@@ -319,14 +305,14 @@ def test_nothing_stays_behind(broken: str) -> None:
 
 def test_calls_repeat_bit_for_bit() -> None:
     model, inputs = tiny("llama"), batch_for("llama")
-    first, second = (Cascade(model).attribute(inputs, two_targets) for _ in range(2))
+    first, second = (Cascade(model, path="layer").attribute(inputs, two_targets) for _ in range(2))
     assert all(torch.equal(first.values[name], second.values[name]) for name in first.values)
 
 
 def test_bfloat16_follows_float32() -> None:
     model, inputs = tiny("bert"), batch_for("bert")
-    want = Cascade(model).attribute(inputs, predicted_logit)
-    got = Cascade(model.bfloat16()).attribute(inputs, predicted_logit)
+    want = Cascade(model, path="layer").attribute(inputs, predicted_logit)
+    got = Cascade(model.bfloat16(), path="layer").attribute(inputs, predicted_logit)
     for name, value in want.values.items():
         assert got.values[name].dtype == torch.float32
         assert relative(got.values[name], value) < 0.1
@@ -334,9 +320,9 @@ def test_bfloat16_follows_float32() -> None:
 
 def test_sites_can_be_named() -> None:
     model, inputs = tiny("bert"), batch_for("bert")
-    every = Cascade(model).attribute(inputs, predicted_logit)
+    every = Cascade(model, path="layer").attribute(inputs, predicted_logit)
     one = find_sites(model)[1]
-    got = Cascade(model, sites=[one]).attribute(inputs, predicted_logit)
+    got = Cascade(model, sites=[one], path="layer").attribute(inputs, predicted_logit)
     assert list(got.values) == [one.name]
     torch.testing.assert_close(got.values[one.name], every.values[one.name])
 
@@ -345,7 +331,7 @@ def test_sites_can_be_named() -> None:
 @given(examples=st.integers(1, 4), tokens=st.integers(5, 11), nodes=st.integers(1, 4))
 def test_any_shape_equals_the_plain_loop(examples: int, tokens: int, nodes: int) -> None:
     model, inputs = tiny("gpt2", layers=2), batch_for("gpt2", examples, tokens)
-    got = Cascade(model, nodes=nodes).attribute(inputs, two_targets)
+    got = Cascade(model, nodes=nodes, path="layer").attribute(inputs, two_targets)
     for name, value in plain_loop(model, inputs, nodes).items():
         assert relative(got.values[name], value) < 1e-5
 
@@ -353,7 +339,7 @@ def test_any_shape_equals_the_plain_loop(examples: int, tokens: int, nodes: int)
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"path": "diagonal"}, "path: expected one of layer, joint, neuron, got 'diagonal'"),
+        ({"path": "diagonal"}, "path: expected one of gradient, layer, joint, neuron, got 'diagonal'"),
         ({"nodes": 0}, "nodes: need a whole number from 1 to 64, got 0"),
         ({"nodes": 65}, "nodes: need a whole number"),
         ({"nodes": 2.5}, "nodes: need a whole number"),
@@ -368,12 +354,12 @@ def test_any_shape_equals_the_plain_loop(examples: int, tokens: int, nodes: int)
 )
 def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Cascade(tiny("bert"), **setting)
+        Cascade(tiny("bert"), **({"path": "layer"} | setting))
 
 
 def test_bad_calls_are_refused() -> None:
     model, inputs = tiny("bert"), batch_for("bert")
-    cascade, name = Cascade(model), find_sites(model)[0].name
+    cascade, name = Cascade(model, path="layer"), find_sites(model)[0].name
     with pytest.raises(ValueError, match="inputs: expected input_ids"):
         cascade.attribute({}, predicted_logit)
     with pytest.raises(ValueError, match="inputs: input_ids has no example"):

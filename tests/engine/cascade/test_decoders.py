@@ -154,7 +154,7 @@ def erased(model: Any, inputs: dict[str, Tensor], read: Read, columns: dict[str,
 def test_next_token_targets_equal_the_plain_loop(name: str, side: str) -> None:
     model = tiny_language(name)
     inputs = batch(model, side)
-    got = Cascade(model, nodes=3).attribute(inputs, next_token)
+    got = Cascade(model, nodes=3, path="layer").attribute(inputs, next_token)
     assert_same(got.values, plain_loop(model, inputs, after_text, next_token, 3))
 
 
@@ -163,7 +163,7 @@ def test_next_token_targets_equal_the_plain_loop(name: str, side: str) -> None:
 def test_a_continuation_of_two_tokens_equals_the_plain_loop(name: str, side: str) -> None:
     model = tiny_language(name)
     inputs = batch(model, side, lengths=(9, 2, 6))
-    got = Cascade(model, nodes=2, read=2).attribute(inputs, continuation)
+    got = Cascade(model, nodes=2, read=2, path="layer").attribute(inputs, continuation)
     assert_same(got.values, plain_loop(model, inputs, after_texts, continuation, 2))
 
 
@@ -174,7 +174,7 @@ def test_label_words_equal_the_plain_loop(name: str, side: str) -> None:
     model = tiny_language(name)
     inputs = batch(model, side)
     given = {key: value for key, value in inputs.items() if key != "position_ids"}
-    got = Cascade(Verbalized(model, TOKENS), nodes=3).attribute(given, two_targets)
+    got = Cascade(Verbalized(model, TOKENS), nodes=3, path="layer").attribute(given, two_targets)
     assert_same(got.values, plain_loop(model, inputs, of_labels, two_targets, 3))
 
 
@@ -184,7 +184,7 @@ def test_classification_heads_equal_the_plain_loop(name: str, side: str) -> None
     family, settings = LANGUAGE[name]
     model = tiny(family, labels=3, **settings)
     inputs = batch(model, side)
-    got = Cascade(model, nodes=3).attribute(inputs, two_targets)
+    got = Cascade(model, nodes=3, path="layer").attribute(inputs, two_targets)
     assert_same(got.values, plain_loop(model, inputs, of_head, two_targets, 3))
 
 
@@ -193,9 +193,9 @@ def test_classification_heads_equal_the_plain_loop(name: str, side: str) -> None
 def test_batches_of_one_and_texts_of_one_token(name: str, lengths: tuple[int, ...]) -> None:
     model = tiny_language(name)
     inputs = batch(model, "right", lengths)
-    got = Cascade(model, nodes=2).attribute(inputs, next_token)
+    got = Cascade(model, nodes=2, path="layer").attribute(inputs, next_token)
     assert_same(got.values, plain_loop(model, inputs, after_text, next_token, 2))
-    got = Cascade(Verbalized(model, TOKENS), nodes=2).attribute(inputs, two_targets)
+    got = Cascade(Verbalized(model, TOKENS), nodes=2, path="layer").attribute(inputs, two_targets)
     assert_same(got.values, plain_loop(model, inputs, of_labels, two_targets, 2))
 
 
@@ -204,7 +204,7 @@ def test_the_side_of_the_padding_changes_nothing(name: str) -> None:
     model = Verbalized(tiny_language(name), TOKENS)
     left, right = ({k: v for k, v in batch(model, side).items() if k != "position_ids"} for side in ("left", "right"))
     torch.testing.assert_close(model(**left).logits, model(**right).logits, rtol=1e-4, atol=1e-5)
-    one, other = (Cascade(model, nodes=2).attribute(inputs, two_targets) for inputs in (left, right))
+    one, other = (Cascade(model, nodes=2, path="layer").attribute(inputs, two_targets) for inputs in (left, right))
     for site, value in one.values.items():
         torch.testing.assert_close(value, other.values[site], rtol=1e-3, atol=1e-5 * float(value.abs().max()))
 
@@ -219,7 +219,7 @@ def test_ablations_and_gates_equal_hooks_on_the_plain_model(name: str, side: str
     model = tiny_language(name)
     inputs = batch(model, side)
     read, target = (of_labels, two_targets) if classifier else (after_text, next_token)
-    cascade = Cascade(Verbalized(model, TOKENS) if classifier else model)
+    cascade = Cascade(Verbalized(model, TOKENS) if classifier else model, path="layer")
     sites = find_sites(model)
     predicted = predictions(model, inputs, read)
 

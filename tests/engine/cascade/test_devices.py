@@ -60,10 +60,15 @@ def answers(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     if model.config.model_type == "glm4":
         del settings["tolerance"]  # its paths are steps
     for name, setting in settings.items():
-        asked = Cascade(model, attention=True, memory="1 GiB", **setting).attribute(inputs, both)
+        asked = Cascade(
+            model,
+            attention=True,
+            memory="1 GiB",
+            **({"path": "layer"} | setting),
+        ).attribute(inputs, both)
         for part in ("values", "erased", "residual"):
             found |= {f"{name} {part} {site}": value for site, value in getattr(asked, part).items()}
-    cascade, neurons = Cascade(model, attention=True), some(model)
+    cascade, neurons = Cascade(model, attention=True, path="layer"), some(model)
     gates = torch.linspace(-1, 2, 3 * len(neurons)).view(3, -1)
     found["ablate"] = cascade.ablate(inputs, both, neurons)
     found["gated"] = cascade.gated(inputs, both, neurons, gates)
@@ -149,9 +154,9 @@ def test_offloaded_weights_are_named(family: str) -> None:
     accelerate.cpu_offload(model, torch.device("cpu"))
     message = f"model: the weights of {site!r} are not in memory \\(offloaded or not loaded\\)"
     with pytest.raises(ValueError, match=message):
-        Cascade(model)
+        Cascade(model, path="layer")
     with pytest.raises(ValueError, match=message):
-        Locator(model)
+        Locator(model, path="layer")
     with pytest.raises(ValueError, match=r"model: the weights of the attention of .* are not in memory"):
         token_scores(model, inputs, kind="attention_norm")
     for kind, scores in wanted.items():  # what only runs the model goes on working

@@ -24,13 +24,13 @@ from helpers.tiny_mixtures import (
 )
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
 from spurge.engine.cascade.memory_model import measure_footprint
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.cascade.quadrature import gauss_legendre, gauss_radau
 from spurge.engine.models.experts import Experts
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.projections import Linear, RowGates
 from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.passes.partial_forward import PartialForward
 
 TASKS = [(family, False) for family in MIXTURES] + [(family, True) for family in CLASSIFIERS]
 
@@ -231,7 +231,7 @@ def test_a_shared_expert_is_a_site_beside_them() -> None:
     ]
     assert [type(site.projection) for site in sites[:2]] == [Experts, Linear]
     assert sites[0].ffn is sites[1].ffn
-    cascade = Cascade(model)
+    cascade = Cascade(model, path="layer")
     placements = cascade.forward._anatomy_for(batch()).placements
     assert [placement.kind for placement in placements] == [
         "residual",
@@ -275,7 +275,7 @@ def test_refuses_experts_that_compute_something_else() -> None:
     module = model.model.layers[1].mlp.experts
     text = r"model: the output of the experts 'model\.layers\.1\.mlp\.experts' is not the weighted sum"
     with patched(module, lambda *call: plain_experts(module, *call)[0].tanh()), pytest.raises(ValueError, match=text):
-        Cascade(model).attribute(batch(), predicted_logit)
+        Cascade(model, path="layer").attribute(batch(), predicted_logit)
 
 
 def test_refuses_another_call() -> None:
@@ -292,7 +292,7 @@ def test_refuses_another_call() -> None:
 @pytest.mark.parametrize(("family", "classify"), TASKS)
 def test_layer_path_equals_the_plain_loop(family: str, classify: bool) -> None:
     model, inputs = mixture(family, classify=classify), batch()
-    got = Cascade(model, nodes=3).attribute(inputs, two_targets).values
+    got = Cascade(model, nodes=3, path="layer").attribute(inputs, two_targets).values
     want = plain_loop(model, inputs, gauss_legendre(3))
     assert list(got) == list(want)
     for name, value in want.items():
@@ -305,7 +305,7 @@ def test_radau_and_joint_paths_equal_the_plain_loop(family: str) -> None:
     alphas, weights, end = gauss_radau(2)
     ends = torch.cat([alphas, torch.ones(1)]), torch.cat([weights, torch.tensor([end])])
     for settings, rule in (({"rule": "radau"}, ends), ({"path": "joint"}, gauss_legendre(2))):
-        got = Cascade(model, nodes=2, **settings).attribute(inputs, two_targets).values
+        got = Cascade(model, nodes=2, **({"path": "layer"} | settings)).attribute(inputs, two_targets).values
         for name, value in plain_loop(model, inputs, rule, joint="path" in settings).items():
             assert relative(got[name], value) < 1e-5, (name, settings)
 
@@ -316,7 +316,7 @@ def test_implementations_give_the_same(family: str, implementation: str) -> None
     model, inputs = mixture(family), batch()
     want = plain_loop(model, inputs, gauss_legendre(2))
     model.config._experts_implementation = implementation
-    got = Cascade(model, nodes=2).attribute(inputs, two_targets).values
+    got = Cascade(model, nodes=2, path="layer").attribute(inputs, two_targets).values
     for name, value in want.items():
         assert relative(got[name], value) < 1e-5, name
 
@@ -325,7 +325,7 @@ def test_implementations_give_the_same(family: str, implementation: str) -> None
 def test_ablated_units_equal_the_plain_patch(family: str) -> None:
     model, inputs = mixture(family), batch()
     neurons = NeuronSet({site.name: [1, site.width // 2, site.width - 1] for site in find_sites(model)})
-    got = Cascade(model).ablate(inputs, two_targets, neurons)
+    got = Cascade(model, path="layer").ablate(inputs, two_targets, neurons)
     for j, ref in enumerate(neurons):
         width = next(site.width for site in find_sites(model) if site.name == ref.site)
         gates = torch.ones(2, width)
@@ -340,7 +340,7 @@ def test_gating_one_expert_drops_what_it_adds(family: str) -> None:
     model, inputs, (_, width) = mixture(family), batch(), EXPERTS[family]
     for site in routed(model)[:2]:
         neurons = NeuronSet({site.name: range(width, 2 * width)})
-        got = Cascade(model).gated(inputs, two_targets, neurons, torch.zeros(1, width))[0]
+        got = Cascade(model, path="layer").gated(inputs, two_targets, neurons, torch.zeros(1, width))[0]
         module = site.down
 
         def without(hidden: Tensor, index: Tensor, weights: Tensor, module: Any = module) -> Tensor:
@@ -364,7 +364,7 @@ def test_settings_of_gates_everywhere_equal_the_plain_patch(family: str) -> None
     model, inputs = mixture(family), batch()
     neurons = NeuronSet({site.name: [0, 7, site.width - 2] for site in find_sites(model)})
     settings = torch.rand(4, len(neurons), generator=torch.Generator().manual_seed(2)) * 3 - 1
-    got = Cascade(model).gated(inputs, two_targets, neurons, settings)
+    got = Cascade(model, path="layer").gated(inputs, two_targets, neurons, settings)
     full: dict[str, Tensor] = {}
     sites = {site.name: site for site in find_sites(model)}
     for name, part in zip(neurons.sites, settings.split(3, 1), strict=True):
@@ -375,7 +375,7 @@ def test_settings_of_gates_everywhere_equal_the_plain_patch(family: str) -> None
 def test_completeness_where_routing_does_not_jump() -> None:
     """With every token at every expert, routing weights move smoothly and the sums are complete."""
     model = mixture("mixtral", num_experts_per_tok=4)
-    found = Cascade(model, tolerance=1e-3).attribute(batch(), predicted_logit)
+    found = Cascade(model, tolerance=1e-3, path="layer").attribute(batch(), predicted_logit)
     assert found.relative_residual() <= 1e-3
     for name, value in found.values.items():
         torch.testing.assert_close(found.full - found.erased[name] - value.sum(2), found.residual[name])
@@ -384,7 +384,7 @@ def test_completeness_where_routing_does_not_jump() -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_the_last_mixture_is_complete(family: str) -> None:
     model = mixture(family)
-    found = Cascade(model, nodes=8).attribute(batch(), predicted_logit)
+    found = Cascade(model, nodes=8, path="layer").attribute(batch(), predicted_logit)
     name = routed(model)[-1].name
     assert float(found.residual[name].abs().max()) < 1e-5 * float(found.full.abs().max())
 
@@ -393,11 +393,11 @@ def test_the_last_mixture_is_complete(family: str) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_padding_changes_nothing(family: str, side: str) -> None:
     model, inputs = mixture(family), batch(1)
-    alone = Cascade(model).attribute(inputs, predicted_logit).values
+    alone = Cascade(model, path="layer").attribute(inputs, predicted_logit).values
     pad = (2, 0) if side == "left" else (0, 2)
     padded = {key: nn.functional.pad(value, pad) for key, value in inputs.items()}
     padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    got = Cascade(model).attribute(padded, predicted_logit).values
+    got = Cascade(model, path="layer").attribute(padded, predicted_logit).values
     for name, value in alone.items():
         assert relative(got[name], value) < 1e-5, name
 
@@ -418,7 +418,7 @@ def test_experts_without_a_token_score_zero() -> None:
     for handle in handles:
         handle.remove()
     assert not all(bool(goes.all()) for goes in used.values())
-    found = Cascade(model).attribute(inputs, predicted_logit).values
+    found = Cascade(model, path="layer").attribute(inputs, predicted_logit).values
     for name, goes in used.items():
         value = found[name][0].unflatten(1, (4, -1))
         assert not value[~goes].any()
@@ -431,16 +431,16 @@ def test_a_small_budget_gives_the_same() -> None:
     footprint = measure_footprint(forward, inputs)
     kept = sum(site.width for site in find_sites(model)) * inputs["input_ids"].shape[1] * 4
     assert footprint.trace > kept  # the activations of all experts, and what else a trace holds
-    want = Cascade(model).attribute(inputs, predicted_logit).values
+    want = Cascade(model, path="layer").attribute(inputs, predicted_logit).values
     least = footprint.backward([0], 1, 1)
-    got = Cascade(model, memory=least).attribute(inputs, predicted_logit).values
+    got = Cascade(model, memory=least, path="layer").attribute(inputs, predicted_logit).values
     for name, value in want.items():
         assert relative(got[name], value) < 1e-5, name
 
 
 def test_half_precision() -> None:
     model, inputs = mixture("mixtral"), batch()
-    want = Cascade(model).attribute(inputs, predicted_logit).values
-    got = Cascade(model.bfloat16()).attribute(inputs, predicted_logit).values
+    want = Cascade(model, path="layer").attribute(inputs, predicted_logit).values
+    got = Cascade(model.bfloat16(), path="layer").attribute(inputs, predicted_logit).values
     name = routed(model)[-1].name  # below it, a rounded router may choose other experts
     assert relative(got[name], want[name]) < 0.1

@@ -66,7 +66,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
 
 
 def recording(model: Any, *arguments: Any, **settings: Any) -> Locator:
-    locator = Locator(model, *arguments, **settings)
+    locator = Locator(model, *arguments, **({"path": "layer"} | settings))
     locator._records = True
     return locator
 
@@ -75,18 +75,18 @@ def recording(model: Any, *arguments: Any, **settings: Any) -> Locator:
 @pytest.mark.parametrize("rule", ["legendre", "radau"])
 def test_is_the_cascade(family: str, rule: Any) -> None:
     model, inputs = model_of(family), tiny_inputs(family)
-    locator = Locator(model, rule=rule)
-    want = Cascade(model, nodes=2, rule=rule, completeness=False).attribute(inputs, predicted_logit)
+    locator = Locator(model, rule=rule, path="layer")
+    want = Cascade(model, nodes=2, rule=rule, completeness=False, path="layer").attribute(inputs, predicted_logit)
     assert_same(locator(inputs), want)
     assert_same(locator.ask(inputs).result(), want)
-    other = Cascade(model, nodes=2, rule=rule, completeness=False).attribute(inputs, first_logit)
+    other = Cascade(model, nodes=2, rule=rule, completeness=False, path="layer").attribute(inputs, first_logit)
     assert_same(locator(inputs, first_logit), other)
 
 
 @pytest.mark.parametrize("rule", ["legendre", "radau"])
 def test_questions_of_a_prompt_share_its_unedited_pass(rule: Any) -> None:
     model, inputs = model_of(), tiny_inputs("llama")
-    locator = Locator(model, rule=rule)
+    locator = Locator(model, rule=rule, path="layer")
     prompt = locator.read(inputs)
     assert prompt.traces
     passes: list[int] = []
@@ -99,19 +99,19 @@ def test_questions_of_a_prompt_share_its_unedited_pass(rule: Any) -> None:
 
 def test_a_prompt_that_does_not_fit_is_read_again() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
-    locator = Locator(model, memory="400kB")
+    locator = Locator(model, memory="400kB", path="layer")
     locator.cascade.budget = 4 * locator.cascade.footprint(inputs).kept(4, differentiable=False) - 4
     prompt = locator.read(inputs)
     assert not prompt.traces
     assert prompt.kept == 0
-    assert_same(Locator(model)(prompt), Locator(model)(inputs))
+    assert_same(Locator(model, path="layer")(prompt), Locator(model, path="layer")(inputs))
 
 
 def test_completeness_and_tolerance() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
-    assert not Locator(model)(inputs).erased
-    assert Locator(model, completeness=True)(inputs).erased
-    assert Locator(model, tolerance=1e-3)(inputs).relative_residual() <= 1e-3
+    assert not Locator(model, path="layer")(inputs).erased
+    assert Locator(model, completeness=True, path="layer")(inputs).erased
+    assert Locator(model, tolerance=1e-3, path="layer")(inputs).relative_residual() <= 1e-3
 
 
 def test_texts_of_one_bucket_share_a_graph(recorded: type[Replayed]) -> None:
@@ -119,7 +119,10 @@ def test_texts_of_one_bucket_share_a_graph(recorded: type[Replayed]) -> None:
     locator = recording(model, bucket=8)
     for tokens in (5, 7, 8, 9, 12):
         inputs = tiny_inputs("llama", rows=2, tokens=tokens, seed=tokens)
-        assert_same(locator(inputs), Cascade(model, nodes=2, completeness=False).attribute(inputs, predicted_logit))
+        assert_same(
+            locator(inputs),
+            Cascade(model, nodes=2, completeness=False, path="layer").attribute(inputs, predicted_logit),
+        )
     assert recorded.made == 2
 
 
@@ -128,7 +131,9 @@ def test_padding_to_a_bucket_is_what_a_classifier_takes_for_padding(family: str,
     model = tiny(family, labels=3, pad_token_id=7 if family == "llama" else 0)
     inputs = tiny_inputs(family, rows=1, pad=False)
     locator = recording(model, bucket=16)
-    assert_same(locator(inputs), Cascade(model, nodes=2, completeness=False).attribute(inputs, predicted_logit))
+    assert_same(
+        locator(inputs), Cascade(model, nodes=2, completeness=False, path="layer").attribute(inputs, predicted_logit)
+    )
     assert recorded.made == 1
 
 
@@ -138,7 +143,7 @@ def test_answers_outlive_the_next_replay(recorded: type[Replayed]) -> None:
     first, second = (tiny_inputs("llama", seed=seed) for seed in (1, 2))
     kept = locator(first)
     locator(second)
-    assert_same(kept, Locator(model)(first))
+    assert_same(kept, Locator(model, path="layer")(first))
 
 
 def test_few_graphs_are_kept(recorded: type[Replayed]) -> None:
@@ -177,24 +182,24 @@ def test_checks_wait_for_the_result(recorded: type[Replayed]) -> None:
 def test_mistakes_are_said_at_once_on_a_cpu() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
     with pytest.raises(ValueError, match="target: is NaN or infinite"):
-        Locator(model).ask(inputs, lambda rows: rows.logits[:, 0] * float("nan"))
+        Locator(model, path="layer").ask(inputs, lambda rows: rows.logits[:, 0] * float("nan"))
     with pytest.raises(ValueError, match="bucket: "):
-        Locator(model, bucket=0)
+        Locator(model, bucket=0, path="layer")
     with pytest.raises(ValueError, match=r"dtype: expected a floating-point type, 'fastest' or None, got torch\.int8"):
-        Locator(model, dtype=torch.int8)
+        Locator(model, dtype=torch.int8, path="layer")
     with pytest.raises(ValueError, match="read: a classifier has one vector"):
-        Locator(tiny("llama"), read=2)
+        Locator(tiny("llama"), read=2, path="layer")
 
 
 def test_another_type_is_computed_on_a_copy() -> None:
     model, inputs = model_of(), tiny_inputs("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    locator = Locator(model, dtype=torch.bfloat16)
+    locator = Locator(model, dtype=torch.bfloat16, path="layer")
     assert locator.dtype == torch.bfloat16
-    assert_same(locator(inputs), Locator(copy.deepcopy(model).bfloat16())(inputs))
+    assert_same(locator(inputs), Locator(copy.deepcopy(model).bfloat16(), path="layer")(inputs))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-    assert Locator(model, dtype=torch.float32).cascade.model is model
+    assert Locator(model, dtype=torch.float32, path="layer").cascade.model is model
 
 
 @pytest.mark.parametrize(("ratio", "dtype"), [(0.5, torch.bfloat16), (0.95, torch.float32), (2.0, torch.float32)])
@@ -203,7 +208,7 @@ def test_the_fastest_type_has_to_be_faster_by_a_fifth(
 ) -> None:
     monkeypatch.setattr(locator_module, "_seconds", lambda w: ratio if w.dtype == torch.bfloat16 else 1.0)
     model = model_of()
-    locator = Locator(model, dtype="fastest")
+    locator = Locator(model, dtype="fastest", path="layer")
     assert locator.dtype == dtype
     assert (locator.cascade.model is model) == (dtype == torch.float32)
 
@@ -211,11 +216,11 @@ def test_the_fastest_type_has_to_be_faster_by_a_fifth(
 def test_threads_with_a_locator_each_take_turns() -> None:
     model = model_of()
     batches = [tiny_inputs("llama", seed=seed) for seed in range(4)]
-    want = [Locator(model)(inputs) for inputs in batches]
+    want = [Locator(model, path="layer")(inputs) for inputs in batches]
     got: dict[int, list[Attribution]] = {}
 
     def work(number: int) -> None:
-        own = Locator(model)
+        own = Locator(model, path="layer")
         got[number] = [own(batches[number]) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -237,7 +242,7 @@ def test_threads_with_a_locator_each_take_turns() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_graphs_give_what_plain_calls_give(family: str, rule: Any, dtype: torch.dtype) -> None:
     model = model_of(family).to("cuda", dtype)
-    graphs, plain = Locator(model, rule=rule), Locator(model, rule=rule, graphs=False)
+    graphs, plain = Locator(model, rule=rule, path="layer"), Locator(model, rule=rule, graphs=False, path="layer")
     for seed in range(3):
         inputs = {name: value.cuda() for name, value in tiny_inputs(family, rows=2, seed=seed).items()}
         assert_same(graphs(inputs), plain(inputs), within=1e-5 if dtype == torch.float32 else 0.05)
@@ -249,7 +254,7 @@ def test_graphs_give_what_plain_calls_give(family: str, rule: Any, dtype: torch.
 @needs_gpu
 def test_work_is_queued_on_the_callers_stream() -> None:
     model = model_of().cuda()
-    locator = Locator(model)
+    locator = Locator(model, path="layer")
     inputs = {name: value.cuda() for name, value in tiny_inputs("llama").items()}
     want = locator(inputs)
     stream = torch.cuda.Stream()

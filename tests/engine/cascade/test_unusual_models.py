@@ -16,10 +16,10 @@ from helpers.tolerance import assert_near
 from spurge.engine.base.temporary import Temporaries
 from spurge.engine.cascade.cascade import Cascade, predicted_logit
 from spurge.engine.cascade.locator import Locator
-from spurge.engine.cascade.whole_pass import WholePass
 from spurge.engine.models.hooks import hook_before
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.passes.whole_pass import WholePass
 from spurge.engine.planning.plan import plan
 
 SMALL = {"vocab_size": 99, "num_labels": 3, "pad_token_id": 0}
@@ -123,7 +123,7 @@ def test_every_question_is_answered_as_the_whole_model_would(name: str) -> None:
     def effect(gates: dict[str, Tensor]) -> Tensor:
         return (full - whole(model, inputs, gates)).gather(1, predicted)[:, 0]
 
-    cascade = Cascade(model, nodes=3)
+    cascade = Cascade(model, nodes=3, path="layer")
     found = cascade.attribute(inputs, predicted_logit)
     assert isinstance(cascade.forward, WholePass) == MODELS[name][3]
     assert_near(found.full[0], full.amax(1), terms=100)
@@ -173,7 +173,7 @@ def test_the_layer_path_is_that_of_the_whole_model(name: str) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     want = along(model, inputs, find_sites(model), 200)
-    got = Cascade(model, nodes=24).attribute(inputs, predicted_logit).values
+    got = Cascade(model, nodes=24, path="layer").attribute(inputs, predicted_logit).values
     for site, value in got.items():  # 200 midpoints and 24 nodes, and a kink of a ReLU wherever it falls
         torch.testing.assert_close(value[0], want[site], rtol=0, atol=0.02 * float(want[site].abs().max()))
 
@@ -182,9 +182,9 @@ def test_the_layer_path_is_that_of_the_whole_model(name: str) -> None:
 @pytest.mark.parametrize("settings", [{"path": "joint"}, {"rule": "radau", "nodes": 8}, {"tolerance": 0.05}])
 def test_every_path_of_a_shared_layer_is_complete(settings: dict[str, Any]) -> None:
     model, inputs = model_of("albert"), inputs_of()
-    found = Cascade(model, **{"nodes": 16, **settings}).attribute(inputs, predicted_logit)
+    found = Cascade(model, **{"path": "layer", "nodes": 16, **settings}).attribute(inputs, predicted_logit)
     assert found.relative_residual() < 0.01
-    kept = Cascade(model, **{"nodes": 16, **settings})
+    kept = Cascade(model, **{"path": "layer", "nodes": 16, **settings})
     again = kept.attribute(kept.read(inputs), predicted_logit)
     for site, value in found.values.items():
         assert_near(again.values[site], value, terms=100)
@@ -193,14 +193,14 @@ def test_every_path_of_a_shared_layer_is_complete(settings: dict[str, Any]) -> N
 def test_a_small_budget_cuts_whole_passes_into_blocks() -> None:
     model, inputs = model_of("albert"), inputs_of()
     with pytest.warns(UserWarning, match=r"AlbertForSequenceClassification is run whole .*: it runs its 1 layers as"):
-        want = Cascade(model, nodes=8).attribute(inputs, predicted_logit)
+        want = Cascade(model, nodes=8, path="layer").attribute(inputs, predicted_logit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tight = Cascade(model, nodes=8, memory=400_000)
+        tight = Cascade(model, nodes=8, memory=400_000, path="layer")
         got = tight.attribute(inputs, predicted_logit)
-        assert plan(tight, inputs).blocks > plan(Cascade(model, nodes=8), inputs).blocks
+        assert plan(tight, inputs).blocks > plan(Cascade(model, nodes=8, path="layer"), inputs).blocks
         with pytest.raises(ValueError, match="memory: "):
-            Cascade(model, memory=1000).attribute(inputs, predicted_logit)
+            Cascade(model, memory=1000, path="layer").attribute(inputs, predicted_logit)
     for site, value in got.values.items():
         assert_near(value, want.values[site], terms=1000, size=want.values[site].abs().max())
 
@@ -208,7 +208,7 @@ def test_a_small_budget_cuts_whole_passes_into_blocks() -> None:
 @pytest.mark.filterwarnings("ignore:.*is run whole for every row")
 @pytest.mark.parametrize("name", ["albert", "t5", "opt-language"])
 def test_a_plan_knows_models_that_are_run_whole(name: str) -> None:
-    cascade, inputs = Cascade(model_of(name)), inputs_of()
+    cascade, inputs = Cascade(model_of(name), path="layer"), inputs_of()
     made = plan(cascade, inputs)
     sites, layers = len(cascade.sites), len(cascade.forward.blocks)
     assert made.total_rows == 3 * (1 + sites + 2 * sites)
@@ -221,18 +221,18 @@ def test_a_site_outside_all_layers_is_asked_about() -> None:
     model, inputs = tiny("bert", labels=3), tiny_inputs("bert")
     named = find_sites(model, ["classifier", "bert.encoder.layer.1.output.dense"])
     with pytest.warns(UserWarning, match="is run whole .*: 'classifier' is outside its layers"):
-        cascade = Cascade(model, sites=named)
+        cascade = Cascade(model, sites=named, path="layer")
     found = cascade.attribute(inputs, predicted_logit)
     logits = model(**inputs).logits
     straight = (logits - model.classifier.bias).gather(1, logits.argmax(1, keepdim=True))[:, 0]
     assert_near(found.values["classifier"][0].sum(1), straight.detach(), terms=1000)
-    inner = Cascade(model).attribute(inputs, predicted_logit).values[named[0].name]
+    inner = Cascade(model, path="layer").attribute(inputs, predicted_logit).values[named[0].name]
     assert_near(found.values[named[0].name], inner, terms=1000, size=inner.abs().max())
 
 
 def test_one_prompt_without_a_padding_token() -> None:
     model, inputs = model_of("openai-gpt", pad_token_id=None), inputs_of(1)
-    assert_near(Locator(model)(inputs).full[0], whole(model, inputs, {}).amax(1), terms=100)
+    assert_near(Locator(model, path="layer")(inputs).full[0], whole(model, inputs, {}).amax(1), terms=100)
     assert model.config.pad_token_id is None
 
 
@@ -247,10 +247,10 @@ class Wrapper(nn.Module):
 
 def test_wrapped_layers_are_entered_as_unwrapped_ones() -> None:
     model, inputs = tiny("bert", labels=3), tiny_inputs("bert")
-    want = Cascade(copy.deepcopy(model)).attribute(inputs, predicted_logit)
+    want = Cascade(copy.deepcopy(model), path="layer").attribute(inputs, predicted_logit)
     model.bert.encoder.layer = nn.ModuleList(Wrapper(layer) for layer in model.bert.encoder.layer)
     assert type(find_sites(model)[-1].ffn).__name__ == "BertIntermediate"
-    got = Cascade(model).attribute(inputs, predicted_logit)
+    got = Cascade(model, path="layer").attribute(inputs, predicted_logit)
     for value, right in zip(got.values.values(), want.values.values(), strict=True):
         assert_near(value, right, terms=100, size=right.abs().max())
 
@@ -270,7 +270,7 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_refused() -> None:
         pytest.warns(UserWarning, match="is run whole"),
         pytest.raises(ValueError, match="BertForSequenceClassification mixes the rows of a batch"),
     ):
-        Cascade(model).attribute(tiny_inputs("bert", pad=False), predicted_logit)
+        Cascade(model, path="layer").attribute(tiny_inputs("bert", pad=False), predicted_logit)
 
 
 def padded(pad: int) -> dict[str, Tensor]:
@@ -285,9 +285,9 @@ def padded(pad: int) -> dict[str, Tensor]:
 def test_padding_that_acts_on_real_tokens_is_refused(name: str) -> None:
     model, inputs = model_of(name), padded(0)
     if name == "deberta-conv":  # sees to it that its convolution reads no padding
-        assert Cascade(model, nodes=12).attribute(inputs, predicted_logit).relative_residual() < 1e-3
+        assert Cascade(model, nodes=12, path="layer").attribute(inputs, predicted_logit).relative_residual() < 1e-3
         return
-    cascade = Cascade(model)
+    cascade = Cascade(model, path="layer")
     with pytest.raises(ValueError, match=r"inputs: padding changes what .* answers .*, expected texts of one length"):
         cascade.attribute(inputs, predicted_logit)
     site = cascade.sites[0]
@@ -304,17 +304,17 @@ def test_a_head_that_reads_a_padding_token_is_refused(first_is_padded: bool) -> 
     if not first_is_padded:
         inputs = {name: value.flip(0).roll(1, 0) for name, value in inputs.items()}
     with pytest.raises(ValueError, match="the configuration's pad_token_id is 3, is it the tokenizer's"):
-        Cascade(model).attribute(inputs, predicted_logit)
+        Cascade(model, path="layer").attribute(inputs, predicted_logit)
     model.config.pad_token_id = 1
     model.model.embed_tokens.padding_idx = 1
-    found = Cascade(model, nodes=12).attribute(inputs, predicted_logit)
+    found = Cascade(model, nodes=12, path="layer").attribute(inputs, predicted_logit)
     assert found.relative_residual() < 1e-3
     assert_near(found.full[0], whole(model, inputs, {}).amax(1), terms=100)
 
 
 def test_a_later_batch_is_looked_at_too() -> None:
     model = tiny("llama", labels=3, pad_token_id=3)
-    cascade, inputs = Cascade(model, nodes=8), padded(1)
+    cascade, inputs = Cascade(model, nodes=8, path="layer"), padded(1)
     plain = {"input_ids": inputs["input_ids"].clamp_min(5), "attention_mask": torch.ones_like(inputs["input_ids"])}
     cascade.attribute(plain, predicted_logit)
     assert cascade.forward.pruned  # type: ignore[attr-defined]
@@ -334,8 +334,8 @@ def test_states_that_a_layer_writes_into_are_kept_as_they_were() -> None:
             return output
 
     model, inputs = tiny("llama", layers=LAYERS), tiny_inputs("llama")
-    want = Cascade(copy.deepcopy(model)).attribute(inputs, predicted_logit)
+    want = Cascade(copy.deepcopy(model), path="layer").attribute(inputs, predicted_logit)
     model.model.layers = nn.ModuleList(Scribbling(layer) for layer in model.model.layers)
-    got = Cascade(model).attribute(inputs, predicted_logit)
+    got = Cascade(model, path="layer").attribute(inputs, predicted_logit)
     for value, right in zip(got.values.values(), want.values.values(), strict=True):
         assert_near(value, right, terms=100, size=right.abs().max())

@@ -107,9 +107,9 @@ def test_attribution_under_an_edit_is_that_of_the_folded_model(case: Any) -> Non
     model, edit = case
     folded = copy.deepcopy(model)
     edit.fold(folded)
-    want = Cascade(folded).attribute(batch(), predicted_logit).values
+    want = Cascade(folded, path="layer").attribute(batch(), predicted_logit).values
     with edit.applied(model):
-        got = Cascade(model).attribute(batch(), predicted_logit).values
+        got = Cascade(model, path="layer").attribute(batch(), predicted_logit).values
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=2e-5)
 

@@ -42,7 +42,7 @@ def test_the_longest_text_runs_and_a_longer_one_is_refused(family: str) -> None:
     assert longest is not None
     with torch.no_grad():
         model(**tiny_inputs(family, rows=1, tokens=longest))
-    cascade = Cascade(model, nodes=1)
+    cascade = Cascade(model, nodes=1, path="layer")
     with pytest.raises(ValueError, match=f"max_length: a text has {longest + 1} tokens, the model {longest} positions"):
         cascade.attribute(tiny_inputs(family, rows=1, tokens=longest + 1), predicted_logit)
 
@@ -62,9 +62,9 @@ def test_ids_beyond_the_embedding_are_refused(name: str, value: int, message: st
     inputs[name][1, 2] = value
     model = tiny("bert")
     calls: list[Any] = [
-        lambda: Cascade(model).attribute(inputs, predicted_logit),
-        lambda: Cascade(model).read(inputs),
-        lambda: Locator(model)(inputs),
+        lambda: Cascade(model, path="layer").attribute(inputs, predicted_logit),
+        lambda: Cascade(model, path="layer").read(inputs),
+        lambda: Locator(model, path="layer")(inputs),
         lambda: extract(model, {**inputs, "labels": torch.tensor([0, 1, 0, 1])}, progress=False),
     ]
     for call in calls:
@@ -96,15 +96,15 @@ def test_texts_that_the_model_has_no_room_for_are_refused() -> None:
 def test_texts_and_lists_are_no_inputs(inputs: Any, message: str) -> None:
     model = tiny("bert")
     calls: list[Any] = [
-        Locator(model),
-        Locator(model).read,
-        lambda given: Cascade(model).attribute(given, predicted_logit),
+        Locator(model, path="layer"),
+        Locator(model, path="layer").read,
+        lambda given: Cascade(model, path="layer").attribute(given, predicted_logit),
     ]
     for call in calls:
         with pytest.raises(TypeError, match=message):
             call(inputs)
     with pytest.raises(TypeError, match="input_ids is a list"):
-        Locator(model)(tiny_tokenizer()(["a good film"]))
+        Locator(model, path="layer")(tiny_tokenizer()(["a good film"]))
 
 
 def test_names_of_the_labels_in_another_order_are_refused() -> None:

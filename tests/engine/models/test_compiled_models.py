@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from helpers.tiny_models import tiny, tiny_inputs, tiny_tokenizer
 from helpers.tolerance import assert_near
 from spurge.engine.cascade.cascade import Cascade, predicted_logit
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
@@ -22,6 +21,7 @@ from spurge.engine.models.hooks import hook
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.probes import token_scores
 from spurge.engine.models.sites import find_sites
+from spurge.engine.passes.partial_forward import PartialForward
 
 
 def whole(model: Any) -> Any:
@@ -77,8 +77,8 @@ def test_places_have_one_name(compiled: Any) -> None:
 
 def test_hooks_act(compiled: Any) -> None:
     plain, inputs = tiny("bert", labels=3, layers=2), tiny_inputs("bert")
-    want = Cascade(plain).attribute(inputs, predicted_logit)
-    cascade = Cascade(compiled)
+    want = Cascade(plain, path="layer").attribute(inputs, predicted_logit)
+    cascade = Cascade(compiled, path="layer")
     got = cascade.attribute(inputs, predicted_logit)
     assert isinstance(cascade.forward, PartialForward)
     for site, value in want.values.items():
@@ -116,7 +116,7 @@ class Net(nn.Module):
 def test_a_wrapped_model_is_located_and_edited_under_the_same_names(wrap: Any) -> None:
     plain, inputs = tiny("bert", labels=3, layers=2), tiny_inputs("bert")
     model = wrap(tiny("bert", labels=3, layers=2)).eval()
-    want, got = (Cascade(m).attribute(inputs, predicted_logit) for m in (plain, model))
+    want, got = (Cascade(m, path="layer").attribute(inputs, predicted_logit) for m in (plain, model))
     for value, right in zip(got.values.values(), want.values.values(), strict=True):
         assert_near(value, right, terms=100, size=right.abs().max())
     site = list(got.values)[1]
@@ -138,7 +138,7 @@ def test_compilation_goes_on_afterwards() -> None:
         return run
 
     model, inputs = torch.compile(tiny("bert", layers=1), backend=counting), tiny_inputs("bert")
-    Cascade(model).attribute(inputs, predicted_logit)
+    Cascade(model, path="layer").attribute(inputs, predicted_logit)
     assert not ran
     with torch.no_grad():
         model(**inputs)

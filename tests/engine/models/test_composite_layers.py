@@ -182,7 +182,7 @@ def test_a_layer_without_gradients_says_what_works() -> None:
 
     model = replaced(tiny("bert", layers=1), Inference)
     with pytest.raises(ValueError, match=r"the Inference gives no gradients .*path='neuron' work"):
-        Cascade(model).attribute(tiny_inputs("bert"), predicted_logit)
+        Cascade(model, path="layer").attribute(tiny_inputs("bert"), predicted_logit)
 
 
 def test_a_layer_that_is_not_linear_is_refused() -> None:
@@ -192,7 +192,7 @@ def test_a_layer_that_is_not_linear_is_refused() -> None:
 
     model = replaced(tiny("bert", layers=1), Clipped)
     with pytest.raises(ValueError, match="does not scale with its input"):
-        Cascade(model).attribute(tiny_inputs("bert"), predicted_logit)
+        Cascade(model, path="layer").attribute(tiny_inputs("bert"), predicted_logit)
 
 
 def test_a_weight_that_is_computed_is_read_as_it_acts() -> None:
@@ -201,7 +201,7 @@ def test_a_weight_that_is_computed_is_read_as_it_acts() -> None:
     assert all(isinstance(site.projection, Composite) for site in find_sites(model))
     for site, want in zip(find_sites(model), find_sites(plain), strict=True):
         assert_near(site.weight(), want.weight(), terms=site.width)
-    got, want = (Cascade(m).attribute(inputs, predicted_logit).values for m in (model, plain))
+    got, want = (Cascade(m, path="layer").attribute(inputs, predicted_logit).values for m in (model, plain))
     for value, right in zip(got.values(), want.values(), strict=True):
         assert_near(value, right, terms=1000, size=right.abs().max())
 

@@ -18,11 +18,13 @@ from spurge.engine.models.sites import find_sites
 from spurge.engine.planning.plan import plan
 
 QUESTIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "layer": lambda model, inputs: Cascade(model).attribute(inputs, predicted_logit).values,
-    "radau": lambda model, inputs: Cascade(model, rule="radau").attribute(inputs, predicted_logit).values,
+    "layer": lambda model, inputs: Cascade(model, path="layer").attribute(inputs, predicted_logit).values,
+    "radau": lambda model, inputs: Cascade(model, rule="radau", path="layer").attribute(inputs, predicted_logit).values,
     "joint": lambda model, inputs: Cascade(model, path="joint").attribute(inputs, predicted_logit).values,
-    "locator": lambda model, inputs: Locator(model)(inputs).values,
-    "prompt": lambda model, inputs: Locator(model, rule="radau")(Locator(model, rule="radau").read(inputs)).values,
+    "locator": lambda model, inputs: Locator(model, path="layer")(inputs).values,
+    "prompt": lambda model, inputs: (
+        Locator(model, rule="radau", path="layer")(Locator(model, rule="radau", path="layer").read(inputs)).values
+    ),
     "tokens": lambda model, inputs: {"": token_scores(model, inputs, kind="gradient_x_input")},
 }
 
@@ -52,7 +54,7 @@ def test_inference_mode_is_refused_where_gradients_are_needed(name: str) -> None
 def test_plans_and_ablations_are_made_under_no_grad() -> None:
     model, inputs = tiny("bert", layers=2), tiny_inputs("bert")
     neurons = NeuronSet({find_sites(model)[0].name: [1]})
-    want = Cascade(model).ablate(inputs, predicted_logit, neurons)
+    want = Cascade(model, path="layer").ablate(inputs, predicted_logit, neurons)
     with torch.no_grad():
-        assert plan(Cascade(model), inputs).flops == plan(Cascade(model), inputs).flops
-        assert_near(Cascade(model).ablate(inputs, predicted_logit, neurons), want, terms=10)
+        assert plan(Cascade(model, path="layer"), inputs).flops == plan(Cascade(model, path="layer"), inputs).flops
+        assert_near(Cascade(model, path="layer").ablate(inputs, predicted_logit, neurons), want, terms=10)

@@ -48,7 +48,7 @@ def test_attribution_to_a_target_of_ones_own_works(kind: str) -> None:
         return rows.logits[:, 0]
 
     model = tiny("bert", layers=2, **KINDS[kind])
-    found = Cascade(model, nodes=12).attribute(tiny_inputs("bert"), first)
+    found = Cascade(model, nodes=12, path="layer").attribute(tiny_inputs("bert"), first)
     assert found.relative_residual() < 1e-3
     assert any(float(values.abs().max()) > 0 for values in found.values.values())
 

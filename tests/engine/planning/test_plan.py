@@ -18,8 +18,8 @@ from helpers.tiny_mixtures import batch, mixture
 from helpers.tiny_models import tiny, tiny_inputs, tiny_language
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.passes.partial_forward import PartialForward
 from spurge.engine.planning.plan import Plan, peak_bytes, plan, plan_swarm
 
 TIGHT = 300_000  # bytes: many blocks of a tiny model
@@ -87,7 +87,7 @@ def test_rows_and_blocks_are_those_of_the_run(
     settings: dict[str, Any], memory: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs = family("bert")
-    cascade = Cascade(model, memory=memory, **settings)
+    cascade = Cascade(model, memory=memory, **({"path": "layer"} | settings))
     made = plan(cascade, inputs)
     with counted(monkeypatch) as calls:
         cascade.attribute(inputs, likelihood)
@@ -109,7 +109,7 @@ def test_units_are_planned_as_they_are_ablated(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_layers_that_rows_run_through() -> None:
-    made = plan(Cascade(tiny("bert", layers=4), nodes=3), tiny_inputs("bert", rows=5))
+    made = plan(Cascade(tiny("bert", layers=4), nodes=3, path="layer"), tiny_inputs("bert", rows=5))
     assert (made.layers, made.neurons, made.nodes) == (4, 4 * 48, 3)
     assert made.total_rows == 5 * (1 + 4 + 3 * 4)
     assert made.layer_rows == 5 * (4 + (1 + 3) * (3 + 2 + 1 + 0))
@@ -119,7 +119,7 @@ def test_layers_that_rows_run_through() -> None:
 @pytest.mark.parametrize("settings", [{}, {"rule": "radau"}, {"path": "joint"}, {"path": "neuron"}])
 def test_operations_are_those_that_torch_counts(name: str, settings: dict[str, Any]) -> None:
     model, inputs = family(name)
-    cascade = Cascade(model, nodes=3, **settings)
+    cascade = Cascade(model, nodes=3, **({"path": "layer"} | settings))
     target, targets = (two, 2) if settings else (likelihood, 1)
     made = plan(cascade, inputs, targets=targets)
     with Operations() as counter:
@@ -151,7 +151,7 @@ def test_no_run_holds_more_than_planned(name: str, settings: dict[str, Any]) -> 
     model, inputs = family(name)
     if name == "mixtral" and "memory" in settings:
         settings = {"memory": 4 * TIGHT}
-    cascade = Cascade(model, nodes=4, **settings)
+    cascade = Cascade(model, nodes=4, **({"path": "layer"} | settings))
     made = plan(cascade, inputs, targets=2)
     with Meter() as meter:
         cascade.attribute(inputs, two)
@@ -163,8 +163,8 @@ def test_no_run_holds_more_than_planned(name: str, settings: dict[str, Any]) -> 
 
 def test_calls_add_up() -> None:
     model, inputs = family("llama")
-    once, often = (plan(Cascade(model), inputs, examples) for examples in (5, 17))
-    rest = plan(Cascade(model), {name: value[:2] for name, value in inputs.items()})
+    once, often = (plan(Cascade(model, path="layer"), inputs, examples) for examples in (5, 17))
+    rest = plan(Cascade(model, path="layer"), {name: value[:2] for name, value in inputs.items()})
     assert often.examples == 17
     for count in ("total_rows", "layer_rows", "blocks", "flops"):
         assert getattr(often, count) == 3 * getattr(once, count) + getattr(rest, count)
@@ -188,7 +188,7 @@ def test_a_tolerance_gives_a_lower_bound(path: Any, monkeypatch: pytest.MonkeyPa
 
 def test_a_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = family("llama")
-    cascade = Cascade(model)
+    cascade = Cascade(model, path="layer")
     neurons = NeuronSet({cascade.sites[1].name: [0, 3], cascade.sites[2].name: [1]})
     made = plan_swarm(cascade, inputs, neurons, particles=7, iterations=4, group=5, examples=8)
     with counted(monkeypatch) as calls, Operations() as counter:
@@ -203,7 +203,7 @@ def test_a_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_and_rows() -> None:
-    made = plan(Cascade(tiny("bert"), memory="1MiB"), tiny_inputs("bert"))
+    made = plan(Cascade(tiny("bert"), memory="1MiB", path="layer"), tiny_inputs("bert"))
     assert made.seconds > 0
     assert 0 <= made.elsewhere <= 1
     fixed = dataclasses.replace(made, seconds=7300.0, flops=2 * 10**12, bytes_peak=3 * 2**30, elsewhere=0.25)
@@ -219,7 +219,7 @@ def test_tables_and_rows() -> None:
 
 
 def test_bad_calls_are_refused() -> None:
-    cascade, inputs = Cascade(tiny("bert")), tiny_inputs("bert")
+    cascade, inputs = Cascade(tiny("bert"), path="layer"), tiny_inputs("bert")
     with pytest.raises(ValueError, match="examples: "):
         plan(cascade, inputs, 0)
     with pytest.raises(ValueError, match="targets: "):
@@ -227,7 +227,7 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="has no example"):
         plan(cascade, {name: value[:0] for name, value in inputs.items()})
     with pytest.raises(ValueError, match="memory: "):
-        plan(Cascade(tiny("bert"), memory=1000), inputs)
+        plan(Cascade(tiny("bert"), memory=1000, path="layer"), inputs)
     with pytest.raises(ValueError, match="the model has no neuron"):
         plan_swarm(cascade, inputs, NeuronSet({"nowhere": [0]}), particles=2, iterations=1, group=5)
     with pytest.raises(ValueError, match="group: "):

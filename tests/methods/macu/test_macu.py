@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer, tokenizer_for
 from spurge.engine.base.files import FileError
+from spurge.engine.base.statistics import spearman
 from spurge.engine.cascade.cascade import Cascade, Rows
 from spurge.engine.cascade.quadrature import gauss_legendre
 from spurge.engine.cascade.scores import NeuronScores
@@ -92,7 +93,7 @@ def test_scores_are_sums_of_cascade_attributions(located: Located) -> None:
 def test_scores_are_those_of_a_plain_loop(family: str) -> None:
     """Eq. 5 one layer at a time: scale a layer's activations, run the model, differentiate proximity, add up."""
     model, tokenizer = tiny(family), tokenizer_for(family)
-    macu = MacU(nodes=3, texts=5, certify=0, top_k=2, progress=False)
+    macu = MacU(path="layer", nodes=3, texts=5, certify=0, top_k=2, progress=False)
     found = macu.locate(model, tokenizer, planted_texts.train(), planted_texts.GOLDEN)
     batch = planted_texts.train().sample(5, 0)
     inputs, vocabulary = encode(tokenizer, batch), Vocabulary()
@@ -128,7 +129,7 @@ def test_scores_are_those_of_a_plain_loop(family: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:tolerance")  # kinks where the k-th word changes: the bounds below are what counts
 def test_completeness_holds_within_the_tolerance() -> None:
-    macu = MacU(**{**QUICK, "texts": 12, "tolerance": 1e-2, "certify": 0})
+    macu = MacU(**{**QUICK, "path": "layer", "texts": 12, "tolerance": 1e-2, "certify": 0})
     found = macu.locate(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
     for row in found.summary():
         for side in ("causal", "spurious"):
@@ -136,6 +137,25 @@ def test_completeness_holds_within_the_tolerance() -> None:
             slack = 0.05 * abs(row[f"{side}_effect"]) + 0.05
             assert abs(row[f"{side}_sum"] - row[f"{side}_effect"]) <= slack
     assert found.info["nodes"] >= 2
+
+
+def test_scores_are_the_gradient_s(located: Located) -> None:
+    """Eq. 5 of single neurons: by the literal path they are ranked as by switching each of them off."""
+    exact = MacU(**{**QUICK, "path": "neuron", "certify": 0}).locate(
+        planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN
+    )
+    for side in ("causal", "spurious"):
+        got, want = (torch.cat(list(getattr(found, side).values.values())) for found in (located, exact))
+        assert (spearman(got, want) or 0) > 0.8
+    audit = located.certificate["audit"]
+    assert set(audit) == {"causal", "spurious"}
+    assert audit["causal"]["drawn"] >= 32
+    assert "all spurious scores, by" in str(located)
+
+
+def test_the_audit_is_kept_in_the_file(tmp_path: Path, located: Located) -> None:
+    located.save(tmp_path / "located")
+    assert str(Located.load(tmp_path / "located")) == str(located)
 
 
 def test_selection_is_the_share_rule(located: Located) -> None:
@@ -162,7 +182,7 @@ def test_the_certificate_is_an_exact_ablation(located: Located) -> None:
     model, few = planted_texts.model(), planted_texts.train().sample(48, 0).sample(8, 0)
     macu = MacU(**QUICK)
     ask = question(macu, model, few)
-    cascade = Cascade(model, attention=True)
+    cascade = Cascade(model, attention=True, path="layer")
     record = located.certificate["neurons"][0]
     ref = next(ref for ref in located.causal.top(4) | located.spurious.top(4) if str(ref) == record["neuron"])
     one = NeuronSet.from_refs([ref])
@@ -250,7 +270,7 @@ def proximity_of(settings: dict[str, Any], texts: list[str]) -> tuple[torch.Tens
     few = Examples([Example(text, 0) for text in texts], planted_texts.LABELS)
     ask = question(macu, model, few)
     one = NeuronSet({find_sites(model)[0].name: [0]})
-    got = Cascade(model, attention=True).gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
+    got = Cascade(model, attention=True, path="layer").gated(ask.inputs, ask.exact, one, torch.ones(1, 1))[0, :, 2:]
     return got, token_scores(model, ask.inputs)
 
 
@@ -318,19 +338,19 @@ def test_resume(tmp_path: Path, located: Located, monkeypatch: pytest.MonkeyPatc
     calls: list[int] = []
     attribute = Cascade.attribute
 
-    def stopping(self: Cascade, *arguments: Any) -> Any:
+    def stopping(self: Cascade, *arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return attribute(self, *arguments)
+        return attribute(self, *arguments, **options)
 
     monkeypatch.setattr(Cascade, "attribute", stopping)
     arguments = (model, tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
     with pytest.raises(KeyboardInterrupt):
-        MacU(**QUICK).locate(*arguments, resume=folder)
+        MacU(**QUICK, audit=0).locate(*arguments, resume=folder)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert len(list(folder.iterdir())) == 2
-    found = MacU(**QUICK).locate(*arguments, resume=folder)
+    found = MacU(**QUICK, audit=0).locate(*arguments, resume=folder)
     assert len(calls) == 4  # only the third batch was left
     for site, vector in found.spurious.values.items():
         assert torch.equal(vector, located.spurious.values[site])
@@ -340,7 +360,7 @@ def test_resume(tmp_path: Path, located: Located, monkeypatch: pytest.MonkeyPatc
     block = sorted(folder.iterdir())[0]
     block.write_bytes(block.read_bytes()[:-5])
     with pytest.raises(FileError, match="truncated"):
-        MacU(**QUICK).locate(*arguments, resume=folder)
+        MacU(**QUICK, audit=0).locate(*arguments, resume=folder)
 
 
 def test_a_swarm_resumes(tmp_path: Path, located: Located) -> None:

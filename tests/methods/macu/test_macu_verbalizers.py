@@ -134,7 +134,7 @@ def test_attention_is_that_of_the_prompts_last_token() -> None:
         seen.append(rows.attention)
         return rows.logits[:, 0]
 
-    Cascade(model, attention=True, nodes=1).attribute(inputs, look)
+    Cascade(model, attention=True, nodes=1, path="layer").attribute(inputs, look)
     torch.testing.assert_close(seen[0][:6], want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(token_scores(model, inputs), want * inputs["attention_mask"], rtol=1e-4, atol=1e-5)
 

@@ -129,7 +129,7 @@ def test_likelihood_is_minus_the_divergence(weights: list[float], seed: int) -> 
     logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
     got = Likelihood(wanted)(Rows(logits, None, torch.tensor([0, 0]), torch.tensor([0, 0])))
     expected = -torch.nn.functional.kl_div(logits.log_softmax(1), wanted.expand(2, -1), reduction="none").sum(1)
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got.float(), expected, atol=1e-6, rtol=1e-5)
     assert bool((got <= 1e-6).all())
 
 
@@ -154,7 +154,7 @@ def test_counterfactual_rows_have_the_answers_wanted_of_them() -> None:
     assert set(made.counts()) == {"kept", "swapped", "neutral"}
     assert all(made.counts().values())
     assert any("tuesday" in phrase.text for phrase in made.phrases)
-    torch.testing.assert_close(made.wanted.sum(1), torch.ones(len(made.rows)))
+    torch.testing.assert_close(made.wanted.sum(1), torch.ones(len(made.rows), dtype=torch.float64))
     for row, wanted in zip(made.rows, made.wanted, strict=True):
         if row.kind == "swapped":
             assert wanted[row.example.label] == 1
@@ -169,7 +169,7 @@ def test_counterfactual_rows_have_the_answers_wanted_of_them() -> None:
     with torch.no_grad():  # the unedited model agrees with itself
         logits = model(**job.inputs).logits
     value = job.target(Rows(logits, None, torch.arange(60), logits.argmax(1)))
-    torch.testing.assert_close(value, torch.zeros(60), atol=1e-5, rtol=0)
+    torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-12, rtol=0)
 
 
 def test_texts_without_golden_words_are_refused() -> None:

@@ -78,9 +78,9 @@ def breaks(folder: Path, ranks: Ranks) -> None:
             raise ValueError("a bad batch")
         return gated(self, *given)
 
-    def dying(self: Cascade, *given: Any) -> Any:
+    def dying(self: Cascade, *given: Any, **options: Any) -> Any:
         calls["attribute"] += 1
-        found = attribute(self, *given)
+        found = attribute(self, *given, **options)
         if ranks.rank == 1 and calls["attribute"] == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
@@ -162,7 +162,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_blocks(monkeypatch: pytes
 
     monkeypatch.setattr(screening, "_answered", answered)
     select = partial(NeuronScores.select, fraction=0.5)
-    found = screening.screen(Cascade(tiny("bert")), range(9), select)  # type: ignore[arg-type]
+    found = screening.screen(Cascade(tiny("bert"), path="layer"), range(9), select)  # type: ignore[arg-type]
     assert most <= 1
     assert (found.blocks, found.nodes) == (9, 8)
     assert found.gaps() == {"mlp.0": {f"{side}_{name}": value for side in SIDES for name, value in GAPS.items()}}

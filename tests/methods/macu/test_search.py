@@ -186,7 +186,7 @@ def test_swarm_search_erases_moves_and_improves() -> None:
     job, every = job_of(model, "bert"), some_neurons(model)
     erased = NeuronSet({every.sites[0]: [0, 1]})
     free = every - erased
-    found = swarm_search(Cascade(model), [job], free, erased, SWARM)
+    found = swarm_search(Cascade(model, path="layer"), [job], free, erased, SWARM)
     both = list(free | erased)
     assert len(found.gates) == len(both)
     assert all(found.gates[i] == 0 for i, ref in enumerate(both) if ref in erased)
@@ -214,8 +214,8 @@ def test_the_guard_refuses_what_costs_accuracy() -> None:
         predicted,
         job.weights,
     )
-    loose = swarm_search(Cascade(model), [against], neurons, NeuronSet(), SWARM)
-    tight = swarm_search(Cascade(model), [against], neurons, NeuronSet(), SWARM, guard=0.0)
+    loose = swarm_search(Cascade(model, path="layer"), [against], neurons, NeuronSet(), SWARM)
+    tight = swarm_search(Cascade(model, path="layer"), [against], neurons, NeuronSet(), SWARM, guard=0.0)
 
     def agreement(gates: Tensor) -> float:
         with torch.no_grad(), NeuronEdit.build(model, neurons, gates).applied(model):
@@ -230,9 +230,9 @@ def test_swarm_search_refuses() -> None:
     model = tiny("bert")
     job, neurons = job_of(model, "bert"), some_neurons(model)
     with pytest.raises(ValueError, match="need neurons and texts"):
-        swarm_search(Cascade(model), [job], NeuronSet(), neurons, SWARM)
+        swarm_search(Cascade(model, path="layer"), [job], NeuronSet(), neurons, SWARM)
     with pytest.raises(ValueError, match="free and erased neurons must differ"):
-        swarm_search(Cascade(model), [job], neurons, neurons, SWARM)
+        swarm_search(Cascade(model, path="layer"), [job], neurons, neurons, SWARM)
     nameless = Job(job.inputs, job.target, job.labels - 1, job.weights)
     with pytest.raises(ValueError, match="guard: the texts have no labels"):
-        swarm_search(Cascade(model), [nameless], neurons, NeuronSet(), SWARM, guard=1.0)
+        swarm_search(Cascade(model, path="layer"), [nameless], neurons, NeuronSet(), SWARM, guard=1.0)

@@ -81,7 +81,7 @@ def test_a_weight_of_0_leaves_a_text_out(objective: str, texts: int | None) -> N
 def test_scores_completeness_and_certificate_are_weighted_sums_over_texts() -> None:
     """Against each text alone: a weight of 1 for it and of 0 for all others."""
     train, weights = TRAIN[:5], torch.tensor([0.5, 2.0, 1.0, 0.25, 1.25])
-    settings: dict[str, Any] = {"batch_size": 2, "certify": 64, "certify_texts": 5}
+    settings: dict[str, Any] = {"path": "layer", "batch_size": 2, "certify": 64, "certify_texts": 5}
     found = locate(weights, train, **settings)
     alone = [locate(row, train, **settings) for row in torch.eye(5)]
     for site, vector in found.spurious.values.items():

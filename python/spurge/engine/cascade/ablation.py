@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.cascade.attribution import target_values
-from spurge.engine.cascade.trace import Target, Trace
 from spurge.engine.models.projections import RowGates
+from spurge.engine.passes.trace import Target, Trace
 
 Unit = tuple[int, int]  # a site, by its number, and a neuron of it
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from spurge.engine.base.device_checks import require
 from spurge.engine.base.gradients import grad_mode
-from spurge.engine.cascade.trace import Rows, Target
+from spurge.engine.cascade.audit import Agreement, Sample, agreements
+from spurge.engine.passes.trace import Rows, Target
 
 ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
 
@@ -30,6 +32,8 @@ class Attribution:
         residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
         nodes: site -> quadrature nodes used.
         change: site -> largest relative change of its values by halving an interval; None where nodes were fixed.
+        exact: of the gradient path, units whose values are exact differences; the largest number of any block.
+        samples: of the gradient path, what its audit measured, for each block of examples.
     """
 
     values: dict[str, Tensor]
@@ -38,6 +42,18 @@ class Attribution:
     residual: dict[str, Tensor]
     nodes: dict[str, int]
     change: dict[str, float | None]
+    exact: int = 0
+    samples: tuple[Sample, ...] = ()
+
+    @cached_property
+    def agreement(self) -> list[Agreement]:
+        """Of each target, how well its values agree with the effects of switching each unit off (MacU Eq. 5).
+
+        Empty without an audit.
+        """
+        if not self.samples:
+            return []
+        return agreements(torch.cat([value.double().cpu() for value in self.values.values()], 2), self.samples)
 
     def relative_residual(self) -> float:
         """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN where F(0) was not measured."""
@@ -111,4 +127,6 @@ def join(parts: list[Attribution]) -> Attribution:
         joined("residual"),
         {name: max(part.nodes[name] for part in parts) for name in parts[0].nodes},
         change,
+        max(part.exact for part in parts),
+        tuple(sample for part in parts for sample in part.samples),
     )

@@ -1,5 +1,8 @@
 """The cascade: what would the model do if these neurons were scaled so, asked for all layers in one pass.
 
+What switching one neuron off does is estimated for all of them by one gradient of the unedited model
+(`spurge.engine.cascade.first_order`), and measured for as many as matter.
+
 Integrated gradients of the feed-forward neurons, layer by layer, usually run the whole model once per layer and
 quadrature node. Here one batch holds all those questions and each begins only behind the layer where it differs:
 the down projection is linear, so scaling a layer's activations by ``alpha`` moves its output by ``(alpha - 1) u``,
@@ -27,18 +30,21 @@ from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
+from spurge.engine.cascade.first_order import first_order
+from spurge.engine.cascade.gradient_path import effort, literal
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
-from spurge.engine.cascade.norm_placement import NotEntered
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
-from spurge.engine.cascade.trace import Forward, Rows, Target, Trace, padding_complaint, predicted_logit
-from spurge.engine.cascade.whole_pass import WholePass
 from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.graded_pass import graded_pass, untraced
+from spurge.engine.passes.norm_placement import NotEntered
+from spurge.engine.passes.partial_forward import PartialForward
+from spurge.engine.passes.trace import Forward, Rows, Target, Trace, padding_complaint, predicted_logit
+from spurge.engine.passes.whole_pass import WholePass
 
 __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"]
 
@@ -64,21 +70,29 @@ class Cascade:
 
     Args:
         model: a ``transformers`` classifier (encoder or decoder), image classifier or causal language model.
-        path: ``"layer"``: all units of a layer scaled together, layer by layer (knowledge neurons, DEPN);
-            ``"joint"``: all layers scaled together, the cheapest, its sum is the whole network's effect;
-            ``"neuron"``: each unit alone, as MacU Eq. 5 reads; there the integral is ``F(1) - F(unit off)``, computed
-            exactly with one forward row per unit.
+        path: ``"gradient"``: each unit alone, as MacU Eq. 5 reads: its integral is ``F(1) - F(unit off)``, estimated
+            for all units by one gradient at the unedited model, and measured for the ``exact`` units whose estimates
+            are at stake most; ``"neuron"``: measured for every unit, one forward row for each; ``"layer"``: all units
+            of a layer scaled together, layer by layer (knowledge neurons, DEPN); ``"joint"``: all layers scaled
+            together, whose sum is the whole network's effect.
+        exact: units that are measured on the gradient path, 32 by default.
+        audit: units that are drawn from the others and measured, 256 by default: `Attribution.agreement` says by them
+            how well all values agree with the equation. 0: it says nothing.
+        seed: of that draw.
         nodes: quadrature nodes S of the layer and joint paths; of each interval when ``tolerance`` is given.
         rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
             which a single backward pass over the examples gives for all layers.
             A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
             are a step at 0 and converge slowly; the residual says so, and the neuron path is the one to use. In a
             mixture of experts the routers of later layers jump along a path, and what jumps is in no integral.
-        tolerance: refine each layer's path, halving intervals with ``nodes`` in each, until halving one changes the
-            layer's values by at most ``tolerance`` (relative 2-norm) *and* its completeness residual is at most
-            ``tolerance`` times the example's largest layer effect ``|F(1) - F(0)|``. None: ``nodes`` as they are.
-        completeness: measure F(0) and with it the residual, one more forward row per layer and example (a fifth to a
-            sixth of the work with two nodes). False leaves both out of the result; a tolerance needs them.
+        tolerance: on the gradient path: measure more units until the relative error of all values (2-norm) is at most
+            that, by the upper bound of its audit; a warning says where a quarter of the units was not enough. On the
+            layer and joint paths: refine each path, halving intervals with ``nodes`` in each, until halving one changes
+            its values by at most ``tolerance`` (relative 2-norm) *and* its completeness residual is at most
+            ``tolerance`` times the example's largest layer effect ``|F(1) - F(0)|``. None: as they are.
+        completeness: on the layer and joint paths, measure F(0) and with it the residual, one more forward row per
+            layer and example (a fifth to a sixth of the work with two nodes). False leaves both out of the result; a
+            tolerance needs them.
         memory: budget in bytes or as text (``"256MiB"``) for what is needed beyond the model itself; a share of what
             is free by default. The work is split to fit; the result does not depend on the split.
         attention: give targets the attention row of the probed token (first token of an encoder, last real token of a
@@ -95,7 +109,10 @@ class Cascade:
         self,
         model: nn.Module | Handle,
         *,
-        path: Path = "layer",
+        path: Path = "gradient",
+        exact: int | None = None,
+        audit: int | None = None,
+        seed: int = 0,
         nodes: int = 2,
         rule: Rule = "legendre",
         tolerance: float | None = None,
@@ -115,7 +132,8 @@ class Cascade:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
         if tolerance is not None and path == "neuron":
             raise ValueError("tolerance: the neuron path is exact and takes none")
-        if tolerance is not None and not completeness:
+        self.effort = effort(path, exact, audit, tolerance, seed)
+        if tolerance is not None and path != "gradient" and not completeness:
             raise ValueError("completeness: a tolerance needs it, got False")
         self.handle = Handle.of(model)
         self.model, self.path, self.nodes = self.handle.model, path, nodes
@@ -142,7 +160,7 @@ class Cascade:
 
     def read_all(self, batches: Sequence[Mapping[str, Any]]) -> list[Prompt]:
         """As :meth:`read`, of several batches that are asked in turn: as many as fit together are kept."""
-        differentiable, total, fitting = self.rule == "radau", 0, []
+        differentiable, total, fitting = self.path == "gradient" or self.rule == "radau", 0, []
         for inputs in batches:
             main_input(inputs)
             self.handle.limits.check(inputs)
@@ -151,25 +169,31 @@ class Cascade:
             total += kept if fitting[-1] else 0
         with frozen(self.model, gradients=differentiable):
             return [
-                Prompt(inputs, list(self._traces(inputs, differentiable=differentiable)) if fits else [], total)
+                Prompt(inputs, list(self._traces(inputs, graded=True)) if fits else [], total)
                 for inputs, fits in zip(batches, fitting, strict=True)
             ]
 
-    def attribute(self, inputs: Mapping[str, Any] | Prompt, target: Target) -> Attribution:
+    def attribute(
+        self, inputs: Mapping[str, Any] | Prompt, target: Target, *, measured: Target | None = None
+    ) -> Attribution:
         """Attribution of every neuron to ``target`` on a batch.
 
         Args:
             inputs: keyword arguments of the model, tensors ``[B, ...]``, or what :meth:`read` made of them.
             target: rows -> ``[R]`` or ``[R, Q]``, differentiable in the rows' logits and attention; it indexes its own
                 per-example data with ``rows.example``.
+            measured: on the gradient path, what units are measured by, where that is not differentiable and ``target``
+                a smooth form of it; ``target`` by default.
 
         Raises:
             ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
         """
         with frozen(self.model):
-            traces = self._traces(inputs, differentiable=self.rule == "radau")
-            keep = isinstance(inputs, Prompt)
-            parts = [self._attribute(trace, target, self._room(inputs), keep=keep) for trace in traces]
+            traces, room, keep = self._traces(inputs, graded=True), self._room(inputs), isinstance(inputs, Prompt)
+            if self.path == "gradient":
+                parts = [self._literal(trace, target, measured or target, room, keep=keep) for trace in traces]
+            else:
+                parts = [self._attribute(trace, target, room, keep=keep) for trace in traces]
         return join(parts)
 
     def ablate(self, inputs: Mapping[str, Any] | Prompt, target: Target, neurons: NeuronSet) -> Tensor:
@@ -212,8 +236,12 @@ class Cascade:
         """Bytes for a question, beside what a prompt keeps."""
         return self.budget - inputs.kept if isinstance(inputs, Prompt) else self.budget
 
-    def _traces(self, inputs: Mapping[str, Any] | Prompt, *, differentiable: bool = False) -> Iterator[Trace]:
-        """The unedited pass, a block of examples at a time."""
+    def _traces(self, inputs: Mapping[str, Any] | Prompt, *, graded: bool = False) -> Iterator[Trace]:
+        """The unedited pass, a block of examples at a time.
+
+        Args:
+            graded: with the gradients that attributions read from it.
+        """
         if isinstance(inputs, Prompt):
             if inputs.traces:
                 yield from inputs.traces
@@ -224,14 +252,28 @@ class Cascade:
         numbers, start = torch.arange(batch, device=main_input(inputs).device), 0
 
         def read(part: slice, forward: Forward) -> Trace:
-            return forward.trace(take(inputs, part), numbers[part], differentiable=differentiable)
+            given, number = take(inputs, part), numbers[part]
+            if self.path != "gradient" or not graded:
+                return forward.trace(given, number, differentiable=graded and self.rule == "radau")
+            if not self.effort.measures:
+                return untraced(forward, given, number)
+            trace = forward.trace(given, number)
+            trace.graded = graded_pass(forward, given, number, trace.anatomy)
+            return trace
 
         with tqdm(total=batch, desc="cascade", unit="example", disable=not self.progress) as bar:
             while start < batch:
-                size = self.footprint(inputs).examples(self.budget, self.nodes)
+                size = self.at_once(inputs)
                 yield self._entered(partial(read, slice(start, start + size)))
                 start += size
                 bar.update(size)
+
+    def at_once(self, inputs: Mapping[str, Any]) -> int:
+        """Examples that go into one unedited pass."""
+        footprint = self.footprint(inputs)
+        if self.path == "gradient":
+            return footprint.read_examples(self.budget)
+        return footprint.examples(self.budget, self.nodes)
 
     def _entered(self, ask: Callable[[Forward], Result]) -> Result:
         """What is asked of the model as it can be entered; where it cannot, of whole passes, from then on."""
@@ -320,6 +362,20 @@ class Cascade:
         if goal is not None:
             _warn_of_missed(goal, found, residual)
         return Attribution(values, full, erased, residual, nodes, change)
+
+    def _literal(self, trace: Trace, target: Target, measured: Target, room: int, *, keep: bool) -> Attribution:
+        if trace.padding_acts:
+            raise ValueError(padding_complaint(self.model))
+        assert trace.graded is not None
+        found = first_order(trace.graded, target, stakes=self.effort.measures, keep=keep)
+        trace = replace(trace, graded=None)
+        with grad_mode(False):
+            full = target_values(measured, trace.rows).t()
+            effects = literal(found, partial(self._ablate, trace, measured, room=room), self.effort)
+        values = {site.name: own for site, own in zip(self.sites, effects.values, strict=True)}
+        samples = () if effects.sample is None else (effects.sample,)
+        none: dict[str, float | None] = dict.fromkeys(values)
+        return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), none, effects.exact, samples)
 
     def _neuron_path(self, trace: Trace, target: Target, full: Tensor, room: int) -> Attribution:
         units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from spurge.engine.base.checks import integer
+from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.device_checks import Check, deferred, settle
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph
+from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import Site
@@ -60,7 +61,9 @@ class Locator:
         model: as `Cascade` takes it. Weights edited in place are seen; applied gates, too, but for recorded graphs and
             copies (``dtype``): make a new Locator then.
         target: what is attributed, unless a call names another one.
-        nodes, rule, tolerance, completeness, attention, read, memory, sites: as `Cascade` takes them; the layer path.
+        path: ``"gradient"``: one forward and one backward pass; or ``"layer"``.
+        exact, audit, seed, nodes, rule, tolerance, completeness, attention, read, memory, sites: as `Cascade` takes
+            them; on the gradient path nothing is measured unless it is asked for.
         dtype: compute in this type, on a copy of the model; ``"fastest"``: bfloat16 where a short measurement on the
             model's own matrices finds it faster by a fifth. None: the model as it is.
         graphs: record CUDA graphs. Calls with a target of their own, a tolerance, or a :class:`Prompt` run without, and
@@ -76,6 +79,10 @@ class Locator:
         model: nn.Module,
         target: Target = predicted_logit,
         *,
+        path: Literal["gradient", "layer"] = "gradient",
+        exact: int | None = None,
+        audit: int | None = None,
+        seed: int = 0,
         nodes: int = 2,
         rule: Rule = "legendre",
         tolerance: float | None = None,
@@ -92,19 +99,28 @@ class Locator:
         handle = _as_type(Handle.of(model), dtype)
         parameters = list(handle.model.parameters())
         divided = handle.mesh is not None or len({parameter.device for parameter in parameters}) > 1
+        choice("path", path, ("gradient", "layer"))
+        if path == "gradient":
+            exact = exact or 0
+            audit = audit or (AUDIT if tolerance is not None else 0)
         self.cascade = Cascade(
             handle,
+            path=path,
+            exact=exact,
+            audit=audit,
+            seed=seed,
             nodes=nodes,
             rule=rule,
             tolerance=tolerance,
-            completeness=completeness or tolerance is not None,
+            completeness=completeness or (path == "layer" and tolerance is not None),
             attention=attention,
             read=read,
             memory=memory,
             sites=sites,
         )
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
-        self._records = graphs and self.device.type == "cuda" and tolerance is None and not divided
+        fixed = tolerance is None and not (path == "gradient" and self.cascade.effort.measures)
+        self._records = graphs and self.device.type == "cuda" and fixed and not divided
         self._filler = None if attention else _filler(handle)  # a target that reads attention knows the text's length
         self._graphs: OrderedDict[tuple[Any, ...], CudaGraph[Asked] | None] = OrderedDict()
 
@@ -181,7 +197,9 @@ class Locator:
 
 def _copied(found: Attribution) -> Attribution:
     """The same numbers in memory of their own."""
-    parts = {name: {key: value.clone() for key, value in getattr(found, name).items()} for name in _TENSORS}
+    parts: dict[str, Any] = {
+        name: {key: value.clone() for key, value in getattr(found, name).items()} for name in _TENSORS
+    }
     return replace(found, full=found.full.clone(), **parts)
 
 

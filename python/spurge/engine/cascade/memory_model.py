@@ -15,10 +15,10 @@ from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import PartialForward
-from spurge.engine.cascade.trace import Forward, Trace
 from spurge.engine.models.call_arguments import take
 from spurge.engine.models.hooks import frozen, hook, hook_before
+from spurge.engine.passes.partial_forward import PartialForward
+from spurge.engine.passes.trace import Forward, Trace
 
 MARGIN = 1.1  # allocators round up
 HOLES = 2  # times what rows that pass without gradients hold at once: a CPU's heap, measured as 1.8 to 2.2
@@ -103,6 +103,18 @@ class Footprint:
         fitting = (limit - self.fixed) // (self.backward(sites, nodes, 1) - self.fixed)
         if self.cpu:
             fitting = min(fitting, CPU_TOKENS // (self.tokens * nodes * len(sites)))
+        return max(1, fitting)
+
+    def read(self, batch: int) -> int:
+        """Bytes of an unedited pass whose activations' gradients are read, with its backward pass."""
+        graph = (self.blocks - 1) * (self.saved + self.row) + self.last + self.spare + self.opened + self.head
+        return self._bytes(batch, self.trace + graph)
+
+    def read_examples(self, limit: int) -> int:
+        """Examples that go into one such pass; at least one."""
+        fitting = (limit - self.fixed) // (self.read(1) - self.fixed)
+        if self.cpu:
+            fitting = min(fitting, CPU_TOKENS // self.tokens)
         return max(1, fitting)
 
     def cuts(self, limit: int, nodes: int, batch: int, sites: Sequence[int]) -> list[tuple[range, slice]]:

@@ -17,11 +17,11 @@ from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
 from spurge.engine.cascade.memory_model import Footprint
 from spurge.engine.cascade.quadrature import Nodes, Piece, Point, gauss_legendre, gauss_radau
-from spurge.engine.cascade.trace import Rows, Share, Target, Trace
 from spurge.engine.models.call_arguments import at
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.trace import Rows, Share, Target, Trace
 
-Path = Literal["layer", "joint", "neuron"]
+Path = Literal["gradient", "layer", "joint", "neuron"]
 Rule = Literal["legendre", "radau"]
 Ends = dict[int, tuple[Tensor | None, ...]]  # per target, the unedited model's gradient at each site's output
 

@@ -26,7 +26,7 @@ from spurge.engine.base.gradients import without_gradients
 from spurge.engine.base.temporary import Temporary
 from spurge.engine.models.hooks import hook
 from spurge.engine.models.parameters import oddity
-from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked, misfit
+from spurge.engine.models.projections import GateHook, Gating, Look, RowGates, gated_after, hooked, misfit, norms
 
 SUPPORTED = (
     "a transformers experts module with 3-D parameters gate_up_proj (or up_proj) and down_proj, called as "
@@ -129,6 +129,10 @@ class Experts:
     def columns(self, indices: Tensor) -> Tensor:
         expert, neuron = self._split(indices)
         return self._down[expert, :, neuron].t()
+
+    @without_gradients
+    def column_norms(self) -> Tensor:
+        return norms(self._down, 1).flatten()
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
         expert, neuron = self._split(indices)

@@ -134,6 +134,9 @@ class Projection(Protocol):
     def columns(self, indices: Tensor) -> Tensor:
         """A copy of the columns ``indices`` ``[n]`` of W2, ``[H, n]``."""
 
+    def column_norms(self) -> Tensor:
+        """Size of each column of W2, float32 ``[F]``."""
+
     def write(self, indices: Tensor, columns: Tensor) -> None:
         """Puts ``columns`` ``[H, n]`` in the place of those of ``indices``, in the parameter itself."""
 
@@ -153,6 +156,12 @@ class Projection(Protocol):
         """SHA-256 of what decides W2."""
 
 
+def norms(weight: Tensor, dim: int) -> Tensor:
+    """Sizes along a dimension, float32."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight, dim=dim, dtype=wide).float()
+
+
 class _LinearGate(GateHook):
     """Forward pre-hook of a linear layer: gates on its input."""
 
@@ -163,10 +172,15 @@ class _LinearGate(GateHook):
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A down projection that is one linear layer, ``nn.Linear`` or transformers' ``Conv1D``: its input is ``z``."""
+    """A down projection that is one linear layer, ``nn.Linear`` or transformers' ``Conv1D``: its input is ``z``.
+
+    Attributes:
+        whole: the input holds all of ``z``.
+    """
 
     module: nn.Module
     key: ClassVar[str] = "weight"
+    whole: ClassVar[bool] = True
 
     @property
     def parameter(self) -> Tensor:
@@ -189,6 +203,10 @@ class Linear:
 
     def columns(self, indices: Tensor) -> Tensor:
         return self.weight()[:, indices]
+
+    @without_gradients
+    def column_norms(self) -> Tensor:
+        return norms(self.weight(), 0)
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
         self.weight()[:, indices] = columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -45,6 +45,8 @@ class RowSharded(Linear):
 
     All ranks call every method, in the same order: each answers with what all of them hold.
     """
+
+    whole: ClassVar[bool] = False
 
     @property
     def _weight(self) -> Any:

@@ -13,10 +13,10 @@ from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.cascade.partial_forward import PartialForward
-from spurge.engine.cascade.trace import Forward
 from spurge.engine.models.call_arguments import first, repeat_rows, take
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
+from spurge.engine.passes.partial_forward import PartialForward
+from spurge.engine.passes.trace import Forward
 
 
 @dataclass(frozen=True)

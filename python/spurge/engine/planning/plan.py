@@ -122,7 +122,7 @@ def plan(cascade: Cascade, inputs: Mapping[str, Any], examples: int | None = Non
     integer("targets", targets, 1)
     work = _Work(cascade, inputs, targets)
     counts = _total(_calls(examples, inputs), work.attribution)
-    integral = cascade.path != "neuron"
+    integral = cascade.path in ("layer", "joint")
     return work.plan(
         counts,
         examples=_count(examples, inputs),
@@ -256,18 +256,32 @@ class _Work:
         return _total(_split(batch, self._examples(batch)), partial(self._gating, site, particles))
 
     def _examples(self, batch: int) -> int:
-        return min(batch, self.footprint.examples(self.cascade.budget, self.cascade.nodes))
+        return min(batch, self.cascade.at_once(self.inputs))
 
     def _unedited(self, batch: int) -> _Counts:
         counts = _Counts(batch, batch * self.footprint.blocks)
-        if self.cascade.rule != "radau":
+        if self.cascade.path != "gradient" and self.cascade.rule != "radau":
             return replace(counts, free=self.cost.unedited.of(batch), free_passes=1)
         graded = self.cost.unedited.of(batch) + self.targets * self.cost.ends.of(batch)
-        return replace(counts, graded=graded, graded_passes=1, peak=self.footprint.kept(batch, differentiable=True))
+        return replace(counts, graded=graded, graded_passes=1, peak=self._graph(batch))
+
+    def _graph(self, batch: int) -> int:
+        if self.cascade.path == "gradient":
+            return self.footprint.read(batch)
+        return self.footprint.kept(batch, differentiable=True)
 
     def _attribution(self, batch: int) -> _Counts:
-        counts = {"layer": self._layers, "joint": self._joint, "neuron": self._neurons}[self.cascade.path](batch)
-        return self._unedited(batch) + counts
+        kinds = {"gradient": self._measured, "layer": self._layers, "joint": self._joint, "neuron": self._neurons}
+        return self._unedited(batch) + kinds[self.cascade.path](batch)
+
+    def _measured(self, batch: int) -> _Counts:
+        """Units that are switched off beside the gradient's estimates, as if spread over all sites."""
+        effort, sites = self.cascade.effort, len(self.cascade.sites)
+        if not effort.measures:
+            return _Counts()
+        share, more = divmod(effort.exact + effort.audit, sites)
+        unedited = _Counts(batch, batch * self.footprint.blocks, free=self.cost.unedited.of(batch), free_passes=1)
+        return unedited + self._forward({i: n for i in self.sites if (n := share + (i < more))}, batch)
 
     def _layers(self, batch: int) -> _Counts:
         nodes, budget = self.cascade.nodes, self.cascade.budget

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import is_sharded
-from spurge.engine.cascade.trace import Forward
 from spurge.engine.models.call_arguments import main_input, take
+from spurge.engine.passes.trace import Forward
 from spurge.engine.planning.flops import Cost, stand_in, zeros
 
 _SAMPLED = 2  # layers of the longer run

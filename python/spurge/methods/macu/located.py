@@ -13,6 +13,7 @@ from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents, flat, of_group
+from spurge.engine.cascade.audit import Agreement
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 
 _SIDES = ("causal", "spurious")
@@ -136,4 +137,6 @@ class Located(Saved, kind="located", what="a file of located neurons"):
         agreement = ", ".join(f"{k} {v:.2f}" for k, v in self.certificate.get("agreement", {}).items() if v is not None)
         if agreement:
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")
+        for side, own in self.certificate.get("audit", {}).items():
+            lines.append(f"all {side} scores, by {own['drawn']} neurons drawn: {Agreement.of(own)}")
         return "\n".join(lines)

@@ -21,6 +21,7 @@ from spurge.engine.base.budgets import budget
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
 from spurge.engine.cascade.cascade import Cascade
+from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -135,14 +136,7 @@ class MacU(Settings):
         _check_labels(handle, golden.labels)
         counting = WeightedExamples.of(train, weights)
         chosen = counting.sample(self.texts, self.seed)
-        cascade = Cascade(
-            handle,
-            path=self.path,
-            nodes=self.nodes,
-            tolerance=self.tolerance,
-            memory=self._memory(handle.device, ranks),
-            attention=self.objective == "proximity",
-        )
+        cascade = self._cascade(handle, ranks, audit=0)
         with frozen(handle.model):
             questions = Questions(handle, counting.examples, chosen, golden, self)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
@@ -184,6 +178,8 @@ class MacU(Settings):
                 questions = Questions(handle, counting.examples, few, golden, self)
             # Short: every rank computes it, so that none waits, and all take that of rank 0.
             certificate = screening.certify(cascade, questions, scores, short)
+            if self.path == "gradient" and self.audit:
+                certificate["audit"] = screening.audited(self._cascade(handle, ranks, audit=self.audit), questions)
             certificate = ranks.broadcast(Message(certificate)).facts
         return Located(scores["causal"], scores["spurious"], sets["causal"], sets["spurious"], certificate, info)
 
@@ -268,6 +264,22 @@ class MacU(Settings):
         return NeuronEdit.build(handle.model, moved, gates[torch.tensor(keep, dtype=torch.bool)], info)
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _cascade(self, handle: Handle, ranks: Ranks, *, audit: int) -> Cascade:
+        literal = self.path == "gradient"
+        if literal and self.tolerance is not None:
+            audit = max(audit, AUDIT)
+        return Cascade(
+            handle,
+            path=self.path,
+            exact=self.exact if literal else None,
+            audit=audit if literal else None,
+            seed=self.seed,
+            nodes=self.nodes,
+            tolerance=self.tolerance,
+            memory=self._memory(handle.device, ranks),
+            attention=self.objective == "proximity",
+        )
 
     def _select(self, often: NeuronSet, whole: NeuronScores) -> NeuronSet:
         """Neurons that enough batches select; of too many, those of highest score."""
@@ -376,6 +388,7 @@ def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as resume files have been told apart by them since the first: by their names, without later ones."""
     later = {"keep_punctuation": False, "correlation_set": "occurrences"}
     names = {"kind_weights": "weights"}
+    settings = {k: v for k, v in settings.items() if k not in ("exact", "audit") or settings["path"] == "gradient"}
     return {names.get(k, k): value for k, value in settings.items() if k not in later or value != later[k]}
 
 

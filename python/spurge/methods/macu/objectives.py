@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,17 +50,21 @@ class Likelihood:
 
     .. math:: -\mathrm{KL}(q \| p) = \sum_y q_y \log p_y - \sum_y q_y \log q_y
 
-    0 at best; for a single wanted label the log-likelihood of that label.
+    0 at best; for a single wanted label the log-likelihood of that label. Computed in float64: near 0 it is a
+    difference of numbers that float32 holds too coarsely.
 
     Attributes:
         wanted: q, ``[B, Y]``.
+        reads: it is a function of the logits alone. At its best, where kept texts are without an edit, its gradient
+            vanishes, and what a neuron moves is told by the gradients of the logits.
     """
 
     wanted: Tensor
+    reads: ClassVar[str] = "logits"
 
     def __call__(self, rows: Rows) -> Tensor:
-        wanted = self.wanted[rows.example].to(rows.logits.device)
-        return (wanted * rows.logits.log_softmax(1)).sum(1) + torch.special.entr(wanted).sum(1)
+        wanted = self.wanted[rows.example].to(rows.logits.device, torch.float64)
+        return (wanted * rows.logits.double().log_softmax(1)).sum(1) + torch.special.entr(wanted).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class CounterfactualSet:
 
     Attributes:
         rows: N rows.
-        wanted: ``[N, Y]`` float32 on the CPU.
+        wanted: ``[N, Y]`` float64 on the CPU.
         phrases: the telling phrases that neutral rows play with.
     """
 
@@ -198,7 +203,7 @@ def counterfactual_set(
     wanted: list[Tensor] = []
     for row in rows:
         if row.reference is None:
-            wanted.append(torch.nn.functional.one_hot(torch.tensor(row.example.label), len(causal)).float())
+            wanted.append(torch.nn.functional.one_hot(torch.tensor(row.example.label), len(causal)).double())
         else:
             answer = next(answers)
             if row.kind == "neutral" and int(answer.argmax()) != row.example.label:
@@ -216,11 +221,11 @@ def _length(example: Example) -> int:
 
 @without_gradients
 def _answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
-    """The unedited model's distribution over labels for each text, ``[Y]`` float32 on the CPU."""
+    """The unedited model's distribution over labels for each text, ``[Y]`` float64 on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
     answers: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         logits = handle.logits(handle.encode([examples[i] for i in batch], max_length))
-        answers.update(zip(batch, logits.float().softmax(1).cpu(), strict=True))
+        answers.update(zip(batch, logits.double().softmax(1).cpu(), strict=True))
     return [answers[i] for i in range(len(examples))]

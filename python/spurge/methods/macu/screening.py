@@ -6,7 +6,7 @@ Batches are shared between the ranks of a job. What is kept of them does not gro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,8 @@ from spurge.engine.base.files import PathLike, canonical_json
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import spearman
 from spurge.engine.base.tensor_files import flat, of_group
-from spurge.engine.cascade.cascade import Attribution, Cascade, Target
+from spurge.engine.cascade.attribution import join
+from spurge.engine.cascade.cascade import Attribution, Cascade, Rows, Target
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.models.neurons import NeuronSet
 
@@ -34,6 +35,7 @@ class Question:
     Attributes:
         inputs: what the model is called with, tensors ``[B, T]``.
         target: rows -> ``[R, Q]``, what is integrated.
+        measured: what single neurons are measured by on the gradient path, ``[R, Q]``; None: ``target``.
         mix: ``[Q, B, 2]``: share of target q of text b in the causal and the spurious score, times the text's weight.
         exact: target of the certificate, rows -> ``[R, Q']``; ``names`` has one name for each.
         exact_mix: ``[Q', B, Q']``.
@@ -45,6 +47,32 @@ class Question:
     exact: Target
     exact_mix: Tensor
     names: tuple[str, ...]
+    measured: Target | None = None
+
+    def sided(self, target: Target) -> Sided:
+        """One of its targets as the two scores add it up."""
+        return Sided(target, self.mix)
+
+
+@dataclass(frozen=True, eq=False)
+class Sided:
+    """A target of Q numbers as what each text adds to the causal and to the spurious score, ``[R, 2]``.
+
+    Attributes:
+        target: rows -> ``[R, Q]``.
+        mix: ``[Q, B, 2]``.
+    """
+
+    target: Target
+    mix: Tensor
+
+    @property
+    def reads(self) -> str | None:
+        return getattr(self.target, "reads", None)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        value = self.target(rows).reshape(len(rows.logits), -1)
+        return torch.einsum("rq,qrc->rc", value, self.mix[:, rows.example].to(value))
 
 
 class Questions(Protocol):
@@ -206,7 +234,8 @@ def _answered(cascade: Cascade, questions: Questions, number: int, blocks: Block
     block = blocks.find(name, lambda file: Block.of_parts(file.value("facts", dict), file.tensors))
     if block is None:
         question = questions[number]
-        block = _block(cascade.attribute(question.inputs, question.target), question.mix)
+        found = cascade.attribute(question.inputs, question.target, measured=question.measured)
+        block = _block(found, question.mix)
         facts, tensors = block.parts()
         blocks.keep(name, tensors, facts=canonical_json(facts))
     return block
@@ -228,6 +257,23 @@ def _block(found: Attribution, mix: Tensor) -> Block:
             row[f"{side}_moved"] = float((share * moved).abs().sum())
             row[f"{side}_missed"] = float((share * found.residual[key].to(moved)).abs().sum())
     return Block(scores, completeness, max(found.nodes.values(), default=0))
+
+
+def audited(cascade: Cascade, questions: Questions) -> dict[str, Any]:
+    """How well what each text adds to the two scores agrees with the effects of switching each neuron off.
+
+    Args:
+        cascade: of the gradient path, with an audit.
+
+    Returns:
+        ``{"causal": {"spearman": [value, low, high], "pearson", "error", "error_bound", "missed", "missed_bound",
+        "drawn"}, "spurious"}``.
+    """
+    parts = []
+    for question in (questions[number] for number in range(len(questions))):
+        measured = question.sided(question.measured or question.target)
+        parts.append(cascade.attribute(question.inputs, question.sided(question.target), measured=measured))
+    return {side: asdict(own) for side, own in zip(SIDES, join(parts).agreement, strict=False)}
 
 
 def certify(

@@ -31,8 +31,14 @@ class Settings:
         search: how gates are found. ``"pso"``: Eq. 8 and 9; neurons of the spurious set alone are erased and the swarm
             moves the overlap. ``"gradient"``: Adam on the gates of the whole spurious set, from 1; not in the paper.
         neurons: ``"located"``, or ``"all"``: the search moves every gate, and nothing is erased beforehand.
-        path: path of Eq. 5. ``"layer"`` as knowledge neurons and DEPN; ``"neuron"`` is the literal reading, exact and
-            dear.
+        path: how Eq. 5 is read, see `spurge.Cascade`. ``"gradient"``, literally: each neuron alone, estimated by one
+            gradient; ``"neuron"``, the same, measured for every neuron; ``"layer"`` and ``"joint"``: those of a layer,
+            or all, moved together, as knowledge neurons and DEPN do.
+        exact: of the gradient path, neurons of each batch that are measured, those at stake most. With 0 a score is a
+            sum over texts, whatever the batches. Hard proximity has no gradient that knows its first term: there the
+            soft one estimates, and the hard one measures.
+        audit: of the gradient path, neurons that are drawn and measured on the certificate's texts: how well scores
+            agree with Eq. 5. Intervals are good from about 256 on.
         nodes, tolerance: quadrature of Eq. 5, see `spurge.Cascade`; the paper does not give its steps.
             Proximity bends more than a logit: on MiniLM and 8 texts of SST-2 the scores of 2, 4 and 8 nodes are 17, 8
             and 5 % off, and correlate 0.99, 0.998 and 0.999 with those of 48.
@@ -73,7 +79,9 @@ class Settings:
     objective: Objective = "proximity"
     search: Search = "pso"
     neurons: Scope = "located"
-    path: Path = "layer"
+    path: Path = "gradient"
+    exact: int = 0
+    audit: int = 32
     nodes: int = 4
     tolerance: float | None = None
     top_k: int = 5
@@ -165,12 +173,23 @@ _CHOICES: dict[str, Any] = {
     "sign": Literal["positive", "absolute"],
 }
 _LEAST = dict.fromkeys(("nodes", "cap", "edit_texts", "batch_size", "certify_texts"), 1)
-_LEAST |= {"certify": 0, "seed": 0}
+_LEAST |= {"certify": 0, "seed": 0, "exact": 0, "audit": 0}
 
 #: The settings that the result of localisation depends on.
 LOCATING = frozenset(
     (
-        *("objective", "path", "nodes", "tolerance", "top_k", "token_score", "proximity", "merge", "sharpness"),
+        *(
+            "objective",
+            "path",
+            "exact",
+            "nodes",
+            "tolerance",
+            "top_k",
+            "token_score",
+            "proximity",
+            "merge",
+            "sharpness",
+        ),
         *("keep_punctuation", "correlation_set", "fraction", "share", "cap", "sign", "texts", "batch_size"),
         *("max_length", "kind_weights", "seed"),
     )

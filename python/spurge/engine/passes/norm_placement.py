@@ -44,6 +44,22 @@ class Anatomy:
     tuples: list[int]
 
 
+def by_rows(values: Tensor, rows: int) -> Tensor:
+    """``[R, ...]`` of what a module sees with R rows one behind the other; tokens of all of them may share a dimension.
+
+    Raises:
+        NotEntered: it cannot be so.
+    """
+    if values.dim() > 2 and values.shape[0] == rows:
+        return values
+    if values.dim() < 2 or values.shape[0] % rows:
+        raise NotEntered(
+            f"model: a down projection is called with {tuple(values.shape)} for {rows} rows, expected the rows one "
+            "behind the other"
+        )
+    return values.unflatten(0, (rows, -1))
+
+
 def layer_anatomy(
     model: nn.Module, blocks: Sequence[nn.Module], sites: Sequence[Site], inputs: Mapping[str, Any]
 ) -> Anatomy:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.tiny_models import FAMILIES, tiny
-from spurge.engine.cascade.norm_placement import layer_anatomy
-from spurge.engine.cascade.partial_forward import PartialForward
 from spurge.engine.models.call_arguments import cut, first, leading, like, repeat_rows, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, frozen, hook, hook_before, replaced_forward
 from spurge.engine.models.sites import find_sites
+from spurge.engine.passes.norm_placement import layer_anatomy
+from spurge.engine.passes.partial_forward import PartialForward
 
 
 def inputs_for(family: str, examples: int = 3) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def test_unknown_layers_are_replayed() -> None:
     forward = PartialForward(Handle(model))
     assert forward.trace(inputs).anatomy.placements[0].kind == "replay"
     assert not forward.pruned
-    got = Cascade(model).ablate(inputs, predicted_logit, NeuronSet({site.name: [3]}))[0, :, 0]
+    got = Cascade(model, path="layer").ablate(inputs, predicted_logit, NeuronSet({site.name: [3]}))[0, :, 0]
 
     def erase(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         z = args[0].clone()

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, temporary
-from spurge.engine.cascade.norm_placement import NotEntered
-from spurge.engine.cascade.trace import Rows, Share, Trace, unedited_rows
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import main_input, repeat_rows, split_call
 from spurge.engine.models.handle import Handle
@@ -25,6 +23,8 @@ from spurge.engine.models.hooks import configurations, for_rows, hook_before, in
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.norm_placement import by_rows
+from spurge.engine.passes.trace import Rows, Share, Trace, unedited_rows
 
 # How far two ways to the same logits may lie apart, of the largest one: what TF32 leaves, and half precision in depth.
 _APART, _HALF_APART = 1e-3, 0.1
@@ -116,22 +116,6 @@ class ScaledRows:
                     whole = whole.to(z.device) + ops.multiply_sum(pulled.flatten(1, -2), z.flatten(1, -2), None).float()
             each = whole.unflatten(0, (len(weights), -1)) * weights.to(whole)[:, None, None]
             yield i, [part.sum(0) for part in each.split([len(share.weights) for share in shares[i]])]
-
-
-def by_rows(values: Tensor, rows: int) -> Tensor:
-    """``[R, ...]`` of what a module sees with R rows one behind the other; tokens of all of them may share a dimension.
-
-    Raises:
-        NotEntered: it cannot be so.
-    """
-    if values.dim() > 2 and values.shape[0] == rows:
-        return values
-    if values.dim() < 2 or values.shape[0] % rows:
-        raise NotEntered(
-            f"model: a down projection is called with {tuple(values.shape)} for {rows} rows, expected the rows one "
-            "behind the other"
-        )
-    return values.unflatten(0, (rows, -1))
 
 
 class WholePass:

@@ -18,10 +18,6 @@ from torch import Tensor, nn
 from spurge.engine.base.device_checks import deferring, require
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
-from spurge.engine.cascade.norm_placement import Anatomy, NormPlacement, NotEntered, check_once, layer_anatomy
-from spurge.engine.cascade.openings import Kept, Openings, entries, moved, without
-from spurge.engine.cascade.trace import Call, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
-from spurge.engine.cascade.whole_pass import ScaledRows, disturbed, unlike
 from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
 from spurge.engine.models.handle import Handle
@@ -37,6 +33,10 @@ from spurge.engine.models.hooks import (
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.norm_placement import Anatomy, NormPlacement, NotEntered, check_once, layer_anatomy
+from spurge.engine.passes.openings import Kept, Openings, entries, moved, without
+from spurge.engine.passes.trace import Call, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
+from spurge.engine.passes.whole_pass import ScaledRows, disturbed, unlike
 
 
 class PartialForward:

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spurge.engine.cascade.norm_placement import Anatomy
 from spurge.engine.models.call_arguments import main_input
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.projections import RowGates
+from spurge.engine.models.readout import Readout
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.activation_gradients import ActivationGradients
+from spurge.engine.passes.norm_placement import Anatomy
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ class Call:
     hidden: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """The rows of an unedited pass, in their graph, and the gradients that lead from them to the activations."""
+
+    rows: Rows
+    gradients: ActivationGradients
+
+
 @dataclass
 class Trace:
     """The unedited pass over a batch: computed once, entered many times."""
@@ -90,6 +101,7 @@ class Trace:
     rows: Rows
     forward: Forward  # what made it and answers what is asked of it
     padding_acts: bool = False  # what stands at padding changes the logits
+    graded: Graded | None = None  # the same pass with its graph, where gradients at activations are read
     # of a model that is entered in the middle:
     sites: Sequence[SiteTrace] = ()
     calls: Sequence[Call] = ()  # one per block
@@ -148,13 +160,18 @@ class Forward(Protocol):
     """A way to run a model on rows of one's own; row ``r`` belongs to example ``r % B``.
 
     Attributes:
-        model: what is run.
+        handle, model: what is run.
+        readout: how its logits are read.
+        attention: whether rows have the attention row of the probed token.
         sites: where rows may open.
         blocks: L, its layers.
         block_of: of each site, the layer behind which its rows begin; -1: before the first.
     """
 
+    handle: Handle
     model: nn.Module
+    readout: Readout
+    attention: bool
     sites: list[Site]
     blocks: list[nn.Module]
     block_of: list[int]

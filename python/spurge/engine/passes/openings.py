@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.cascade.trace import Share, Trace
-from spurge.engine.cascade.whole_pass import by_rows
 from spurge.engine.models.projections import RowGates
 from spurge.engine.models.sites import Site
+from spurge.engine.passes.trace import Share, Trace
+from spurge.engine.passes.whole_pass import by_rows
 
 
 class Kept:

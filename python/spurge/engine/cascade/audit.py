@@ -1,0 +1,260 @@
+r"""How good estimates of effects are, from a random sample of them that was measured exactly.
+
+Units are drawn with replacement, unit k with probability :math:`p_k`; :math:`w = 1/(m p_k)` turns sums over the m draws
+into sums over all units (Hansen and Hurwitz, 1943). The estimates e are known for all units, so only what they miss has
+to be sampled: of effects :math:`x = e + d`, :math:`\sum x^2 = \sum e^2 + 2 \sum e d + \sum d^2`, and the rank
+correlation is one less six times the mean square of what separates a unit's two ranks, as shares of all.
+
+Errors sit in few units, so what a draw adds to a loss is far from normal: intervals are those of the bootstrap-t on the
+logarithm of the loss (Efron and Tibshirani, 1993, section 12.5), widened by what coverage was short of in repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEVEL = 0.95
+WIDER, WIDER_BOUND = 1.3, 1.5  # of intervals and of one-sided bounds, in standard errors
+_RESAMPLES = 1000
+
+
+def _number(value: Any) -> Any:
+    return np.nan if value is None else value
+
+
+class Range(NamedTuple):
+    """A number as the audit estimates it, and its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well the values of one target agree with the effects of switching each unit off.
+
+    Values of all B examples and units are compared at once.
+
+    Attributes:
+        spearman, pearson: correlations.
+        error: relative error, 2-norm.
+        error_bound: which the error is below, one-sided at 95 %.
+        missed: share of the true top 1 % that is not among the top 1 % of the values.
+        missed_bound: which that is below, one-sided at 95 %.
+        drawn: units that were measured for it.
+    """
+
+    spearman: Range
+    pearson: Range
+    error: float
+    error_bound: float
+    missed: float
+    missed_bound: float
+    drawn: int
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Agreement:
+        """From what `dataclasses.asdict` and JSON made of one; None where a number was not finite."""
+        read = {name: _number(value) for name, value in facts.items()}
+        return cls(**read | {name: Range(*map(_number, facts[name])) for name in ("spearman", "pearson")})
+
+    def __str__(self) -> str:
+        rank, line = self.spearman, self.pearson
+        return (
+            f"rank correlation {rank.value:.3f} [{rank.low:.3f}, {rank.high:.3f}], "
+            f"correlation {line.value:.3f} [{line.low:.3f}, {line.high:.3f}], "
+            f"relative error {self.error:.2g} (below {self.error_bound:.2g}), "
+            f"top 1 % missed {100 * self.missed:.0f} % (below {100 * self.missed_bound:.0f} %)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Units of one block of B examples that an audit drew, m of them.
+
+    Attributes:
+        weights: w of each draw, float64 ``[m]``.
+        estimates: ``[Q, B, m]`` float64 on the CPU.
+        exact: the same units' effects.
+        typical: w of a unit that crosses into the top or out of it.
+    """
+
+    weights: Tensor
+    estimates: Tensor
+    exact: Tensor
+    typical: float
+
+
+def draw(stakes: Tensor, crossing: Tensor, rest: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, float]:
+    """``count`` of the units ``rest``, their weights, float64, and that which a unit has that crosses into the top.
+
+    A quarter of the draws is uniform, which ranks need, a quarter each in proportion to stakes and to their squares,
+    where errors are, and a quarter where a unit may rise into the top 1 % or fall from it.
+
+    Args:
+        stakes: of all units, ``[N]``.
+        crossing: how likely each crosses into or out of the top, as :func:`crossing` gives it.
+        rest: those that may be drawn, int64 ``[n]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stake, cross = stakes[rest].double().cpu(), crossing[rest].double().cpu()
+    stake = stake / stake.max().clamp_min(torch.finfo(stake.dtype).tiny)
+    p = torch.zeros_like(stake)
+    for share in (torch.ones_like(stake), stake, stake.square(), cross):
+        total = share.sum()
+        p += share / total if total > 0 else 1 / len(share)
+    p /= p.sum()
+    drawn = torch.multinomial(p, count, replacement=True, generator=generator)
+    typical = float((cross / (count * p)).sum() / cross.sum()) if cross.sum() > 0 else len(rest) / count
+    return rest[drawn.to(rest.device)], 1 / (count * p[drawn]), typical
+
+
+def likely_crossing(values: Tensor, stakes: Tensor) -> Tensor:
+    """How likely each unit crosses into or out of the top 1 %, up to a factor, ``[N]``.
+
+    Args:
+        values, stakes: ``[Q, B, N]``.
+    """
+    flat = values.flatten(1)
+    k = max(1, round(flat.shape[1] / 100))
+    threshold = flat.topk(k, 1).values[:, -1, None, None]
+    return (stakes / (values - threshold).abs().clamp_min(1e-30)).clamp_max(1).square().sum((0, 1))
+
+
+def agreements(values: Tensor, samples: Sequence[Sample]) -> list[Agreement]:
+    """Of each target, how well its values agree with what the samples measured.
+
+    Args:
+        values: ``[Q, B, N]``, float64 on the CPU: B examples in one or more blocks, in order.
+        samples: of each block; together they have the B examples.
+    """
+    return [_agreement(values[q].numpy(), [_Draws.of(sample, q) for sample in samples]) for q in range(len(values))]
+
+
+class _Draws(NamedTuple):
+    """A sample for one target: ``[B, m]``, weights ``[m]``."""
+
+    weights: np.ndarray
+    estimates: np.ndarray
+    exact: np.ndarray
+    typical: float
+
+    @classmethod
+    def of(cls, sample: Sample, q: int) -> _Draws:
+        return cls(sample.weights.numpy(), sample.estimates[q].numpy(), sample.exact[q].numpy(), sample.typical)
+
+
+def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
+    n, total, squares = values.size, values.sum(), np.square(values).sum()
+    ranked = np.sort(values, axis=None)
+
+    # What each draw adds, [m of all blocks]; their sums are estimates of sums over all units and examples.
+    gap = np.concatenate([(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
+    cross = np.concatenate([(own.estimates * (own.exact - own.estimates)).sum(0) * own.weights for own in blocks])
+    missed_squares = np.concatenate([np.square(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
+    moved = np.concatenate([_moved_ranks(own, ranked) for own in blocks])
+
+    mean, second, product = total + gap.sum(), squares + 2 * cross.sum() + missed_squares.sum(), squares + cross.sum()
+    spread_e, spread_x = n * squares - total**2, n * second - mean**2
+    if not (spread_e > 0 and spread_x > 0 and second > 0):
+        nothing = Range(np.nan, np.nan, np.nan)
+        return Agreement(nothing, nothing, np.nan, np.nan, np.nan, np.nan, len(gap))
+    scale = np.sqrt(spread_e * spread_x)
+    correlation = (n * product - total * mean) / scale
+    # Losses are sums of what draws add, linearised where they are ratios.
+    slope = -correlation / (2 * spread_x)
+    by_gap = -total / scale - 2 * slope * -mean
+    by_cross = n / scale + 2 * n * slope
+    by_square = n * slope
+    lost = _linear(1 - correlation, [(-by_gap, gap), (-by_cross, cross), (-by_square, missed_squares)])
+    share = missed_squares.sum() / second
+    error = _linear(share, [((1 - share) / second, missed_squares), (-2 * share / second, cross)])
+    rank = 6 * moved / n
+    k = max(1, round(n / 100))
+    # The true top k lacks at most the larger of the two: those that rise above the k-th value, and those that fall.
+    risen, fallen = (np.concatenate(part) for part in zip(*(_crossed(own, ranked[-k]) for own in blocks), strict=True))
+    most = max(own.typical for own in blocks)
+    pearson, spearman = _loss(lost), _loss(rank)
+    return Agreement(
+        _correlation(spearman),
+        _correlation(pearson),
+        float(np.sqrt(share)),
+        float(np.sqrt(_loss(error).bound)),
+        min(1.0, float(max(risen.sum(), fallen.sum())) / k),
+        min(1.0, max(_count_bound(part, most) for part in (risen, fallen)) / k),
+        len(gap),
+    )
+
+
+def _moved_ranks(own: _Draws, ranked: np.ndarray) -> np.ndarray:
+    """Squares of what separates a unit's rank by its estimate from that of its effect, as shares of all."""
+    places = np.searchsorted(ranked, own.estimates) - np.searchsorted(ranked, own.exact)
+    return np.square(places / len(ranked)).sum(0) * own.weights
+
+
+def _crossed(own: _Draws, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each draw, how many values belong above a threshold and are below, and the other way round."""
+    above, belongs = own.estimates >= threshold, own.exact >= threshold
+    return (belongs & ~above).sum(0) * own.weights, (above & ~belongs).sum(0) * own.weights
+
+
+def _linear(value: float, parts: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
+    """What each of m draws adds to a loss: its own share of ``value``, moved by how its parts differ from the mean."""
+    count = len(parts[0][1])
+    return value / count + sum(slope * (part - part.mean()) for slope, part in parts)
+
+
+class _Loss(NamedTuple):
+    value: float
+    low: float
+    high: float
+    bound: float
+
+
+def _correlation(loss: _Loss) -> Range:
+    return Range(*(max(-1.0, 1 - part) for part in (loss.value, loss.high, loss.low)))
+
+
+def _loss(added: np.ndarray) -> _Loss:
+    """A loss, the sum of what m draws add, with its interval and upper bound: bootstrap-t on its logarithm."""
+    m, value = len(added), float(added.sum())
+    if not value > 0 or m < 2:
+        return _Loss(max(value, 0.0), 0.0, max(value, 0.0), max(value, 0.0))
+    error = added.std(ddof=1) * np.sqrt(m) / value
+    times = np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), size=_RESAMPLES)
+    sums, squares = times @ added, times @ np.square(added)
+    spread = np.sqrt(np.maximum(squares * m - np.square(sums), 0) / (m - 1))
+    usable = (sums > 0) & (spread > 0)
+    t = np.log(sums[usable] / value) / (spread[usable] / sums[usable])
+    if not usable.any():
+        return _Loss(value, value, value, value)
+    tail = (1 - LEVEL) / 2
+    low, high, one = np.quantile(t, [tail, 1 - tail, 1 - LEVEL])
+
+    def at(quantile: float, wider: float) -> float:
+        return value * float(np.exp(np.clip(-quantile * wider * error, -50, 50)))
+
+    return _Loss(value, at(high, WIDER), at(low, WIDER), at(one, WIDER_BOUND))
+
+
+def _count_bound(added: np.ndarray, most: float) -> float:
+    """Upper bound of a weighted count, by the gamma interval of Fay and Feuer (1997).
+
+    Args:
+        added: what each draw adds.
+        most: what one more could have added.
+    """
+    count, variance = added.sum() + most, np.square(added).sum() + most**2
+    shape = torch.tensor(count**2 / variance, dtype=torch.float64)
+    low, high = torch.zeros_like(shape), 20 + 4 * shape
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if torch.special.gammainc(shape, middle) < LEVEL else (low, middle)
+    return float(high * variance / count)

@@ -1,0 +1,203 @@
+"""Where a backward pass leaves every neuron's gradient times activation, summed over tokens, and keeps no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from spurge import ops
+from spurge.engine.base.device_checks import require
+from spurge.engine.base.temporary import Temporaries, temporary
+from spurge.engine.models.hooks import hook, hook_before
+from spurge.engine.models.projections import Linear
+from spurge.engine.models.sites import Site
+from spurge.engine.passes.norm_placement import by_rows
+
+BENT = 0.2  # weight of the second part of a stake; found where effects of all units were known
+
+
+@dataclass(frozen=True, eq=False)
+class FirstOrder:
+    """Of one target, by site, ``[B, F]`` float32.
+
+    Attributes:
+        estimate: gradient times activation, summed over tokens.
+        stake: how far the estimate may be off, up to a common factor; empty where nobody asked.
+    """
+
+    estimate: list[Tensor]
+    stake: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What the calls of one site add up to, ``[B, F]`` each; parts of stakes where these were asked for.
+
+    Attributes:
+        total: gradient times activation, summed over tokens.
+        magnitude: the same without signs.
+        reach: the largest activation of any token, as a share of the stream it adds to.
+        bend: the largest of any token by how much its gradient turns with that share, squared.
+    """
+
+    total: Tensor
+    magnitude: Tensor
+    reach: Tensor
+    bend: Tensor
+
+    @classmethod
+    def zero(cls, batch: int, site: Site) -> _Sums:
+        return cls(*torch.zeros(4, batch, site.width, device=site.parameter.device))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        reach, bend = torch.maximum(self.reach, other.reach), torch.maximum(self.bend, other.bend)
+        return _Sums(self.total + other.total, self.magnitude + other.magnitude, reach, bend)
+
+
+@dataclass(eq=False)
+class ActivationGradients:
+    """The activations of one forward pass as places where its gradients are read.
+
+    Each gradient is summed into ``[B, F]`` as the backward pass makes it; none is kept. A layer that runs more than
+    once is read at each of its calls.
+
+    Args:
+        sites: where.
+        batch: B of the pass.
+        mask: which tokens are real, ``[B, T]``; None where all are. Those that are not have no gradient, whatever they
+            hold: where they have one at the first site, padding changes the rows.
+        complaint: says so.
+
+    Attributes:
+        streams: of each site, what it adds to, ``[B, T, H]``.
+    """
+
+    sites: Sequence[Site]
+    batch: int
+    mask: Tensor | None
+    complaint: Callable[[], str]
+    streams: list[Tensor | None] = field(init=False)
+    _stakes: bool = field(init=False, default=False)
+    _leaves: list[Tensor] = field(init=False, default_factory=list)
+    _sums: dict[int, _Sums] = field(init=False, default_factory=dict)
+    _sizes: dict[int, Tensor] = field(init=False, default_factory=dict)  # of the gradients of outputs, [B, T]
+
+    def __post_init__(self) -> None:
+        self.streams = [None] * len(self.sites)
+
+    @temporary
+    def watched(self) -> Iterator[None]:
+        """Gradients can be read at the sites of a forward pass that runs meanwhile, in this thread."""
+        with Temporaries() as stack:
+            for i, site in enumerate(self.sites):
+                projection = site.projection
+                if isinstance(projection, Linear) and projection.whole:
+                    stack.enter_context(hook_before(site.down, partial(self._before, i)))
+                    stack.enter_context(hook(site.down, partial(self._after, i)))
+                else:
+                    stack.enter_context(projection.watch(partial(self._behind, i)))
+            yield
+
+    def read(self, value: Tensor, *, stakes: bool, keep: bool) -> FirstOrder:
+        """The estimates for a target's values on the rows of the pass, ``[B]``.
+
+        Args:
+            stakes: what is at stake, too.
+            keep: leave the graph as it is, for another target.
+        """
+        self._sums, self._stakes = {}, stakes
+        if value.requires_grad:
+            torch.autograd.grad(value.sum(), self._leaves, retain_graph=keep, allow_unused=True)
+        found = FirstOrder([], [])
+        for i, site in enumerate(self.sites):
+            sums = self._sums.pop(i, None) or _Sums.zero(self.batch, site)  # the target reads nothing of it
+            found.estimate.append(sums.total.float())
+            if stakes:
+                norms = site.projection.column_norms().to(sums.reach)
+                stake = sums.magnitude * sums.reach * norms + BENT * (sums.bend * norms).square()
+                found.stake.append(stake.float())
+        return found
+
+    def _before(self, i: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        z = self._opened(args[0])
+        z = z.view_as(z)  # what else reads the activations is none of the neurons' business
+        z.register_hook(partial(self._add, i, z.detach(), z._version))
+        return (z, *args[1:]), kwargs
+
+    def _after(self, i: int, module: nn.Module, args: tuple, output: Tensor) -> None:
+        output.register_hook(partial(self._size, i))
+
+    def _behind(self, i: int, z: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
+        o, z, version = self._opened(o), z.detach(), z._version
+        pull = self.sites[i].projection.pull
+
+        def add(gradient: Tensor) -> None:
+            self._size(i, gradient)
+            self._add(i, z, version, pull(gradient.to(z.dtype)))
+
+        o.register_hook(add)
+        return o
+
+    def _opened(self, value: Tensor) -> Tensor:
+        if value.requires_grad:
+            return value
+        leaf = value.detach().requires_grad_()
+        self._leaves.append(leaf)
+        return leaf
+
+    def _size(self, i: int, gradient: Tensor) -> None:
+        """Sees the gradient of a site's output, which comes before that of its activations."""
+        masked = i == 0 and self.mask is not None
+        if not self._stakes and not masked:
+            return
+        size = _norm(_rows(gradient, self.batch))
+        if self._stakes:
+            self._sizes[i] = size
+        if masked and (mask := self._mask(size)) is not None:
+            require(~(size * (mask == 0)).any(), self.complaint)
+
+    def _mask(self, tokens: Tensor) -> Tensor | None:
+        """The mask of ``[B, T, ...]``, uint8; None where these are other tokens than the mask speaks of."""
+        if self.mask is None or self.mask.shape != tokens.shape[:2]:
+            return None
+        return self.mask.to(tokens.device, torch.uint8)
+
+    def _add(self, i: int, z: Tensor, version: int, gradient: Tensor) -> None:
+        if z._version != version:
+            raise ValueError(f"model: writes over the activations of {self.sites[i].name!r} after they were used")
+        z, gradient = _rows(z, self.batch), _rows(gradient, self.batch)
+        mask = self._mask(z)
+        if self._stakes:
+            stream = self._stream(i, z)
+            scale = stream.clamp_min(torch.finfo(stream.dtype).tiny).reciprocal()
+            total, magnitude, reach = ops.first_order(gradient, z, scale, mask)
+            bend = ops.first_order(gradient, z, (self._sizes.pop(i) * scale).sqrt(), mask)[2]
+            sums = _Sums(total, magnitude, reach, bend)
+        else:
+            total = ops.multiply_sum(gradient, z, mask)
+            sums = _Sums(total, total, total, total)
+        self._sums[i] = self._sums[i] + sums if i in self._sums else sums
+
+    def _stream(self, i: int, z: Tensor) -> Tensor:
+        """Size of what the site adds to, ``[B, T]``; 1 where that was not seen token by token."""
+        stream = self.streams[i]
+        if stream is None or stream.shape[:2] != z.shape[:2]:
+            return z.new_ones(z.shape[:2], dtype=_wide(z.dtype))
+        return _norm(stream.to(z.device))
+
+
+def _rows(values: Tensor, rows: int) -> Tensor:
+    """``[B, T, ...]`` of what a module sees, tokens in one dimension."""
+    return by_rows(values, rows).flatten(1, -2)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=2, dtype=_wide(vectors.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
