@@ -189,9 +189,9 @@ def test_a_prompt_is_read_once_and_asked_twice() -> None:
 def test_a_small_budget_changes_nothing_but_the_blocks() -> None:
     model, inputs = tiny("bert"), batch_for("bert")
     want = Cascade(model, **ESTIMATES).attribute(inputs, two_targets)
-    got = Cascade(model, memory=150_000, **ESTIMATES).attribute(inputs, two_targets)
+    got = Cascade(model, memory=400_000, **ESTIMATES).attribute(inputs, two_targets)
     assert relative(joined(got), joined(want)) < 1e-5
-    audited = Cascade(model, memory=150_000, exact=2, audit=16).attribute(inputs, two_targets)
+    audited = Cascade(model, memory=400_000, exact=2, audit=16).attribute(inputs, two_targets)
     assert len(audited.samples) > 1
     assert audited.agreement[0].drawn == 16 * len(audited.samples)
 

@@ -269,10 +269,14 @@ class Cascade:
                 bar.update(size)
 
     def at_once(self, inputs: Mapping[str, Any]) -> int:
-        """Examples that go into one unedited pass."""
+        """Examples of a batch that go into one unedited pass.
+
+        Raises:
+            ValueError: on the gradient path, a budget too small for one.
+        """
         footprint = self.footprint(inputs)
         if self.path == "gradient":
-            return footprint.read_examples(self.budget)
+            return footprint.read_examples(self.budget, len(main_input(inputs)), more=self.effort.measures)
         return footprint.examples(self.budget, self.nodes)
 
     def _entered(self, ask: Callable[[Forward], Result]) -> Result:
@@ -368,9 +372,11 @@ class Cascade:
             raise ValueError(padding_complaint(self.model))
         assert trace.graded is not None
         found = first_order(trace.graded, target, stakes=self.effort.measures, keep=keep)
-        trace = replace(trace, graded=None)
+        if not keep:
+            trace.graded = None  # its graph is not held while units are measured
         with grad_mode(False):
             full = target_values(measured, trace.rows).t()
+            room = self.footprint(trace.inputs).after(room)
             effects = literal(found, partial(self._ablate, trace, measured, room=room), self.effort)
         values = {site.name: own for site, own in zip(self.sites, effects.values, strict=True)}
         samples = () if effects.sample is None else (effects.sample,)

@@ -107,15 +107,25 @@ class Footprint:
 
     def read(self, batch: int) -> int:
         """Bytes of an unedited pass whose activations' gradients are read, with its backward pass."""
-        graph = (self.blocks - 1) * (self.saved + self.row) + self.last + self.spare + self.opened + self.head
+        graph = self.blocks * (self.saved + self.row) + self.spare + self.opened + self.head
         return self._bytes(batch, self.trace + graph)
 
-    def read_examples(self, limit: int) -> int:
-        """Examples that go into one such pass; at least one."""
-        fitting = (limit - self.fixed) // (self.read(1) - self.fixed)
+    def read_examples(self, limit: int, batch: int, *, more: bool) -> int:
+        """Of ``batch`` examples, how many go into one such pass.
+
+        Args:
+            more: whether other work follows it.
+
+        Raises:
+            ValueError: one, or one row of it without gradients, does not fit ``limit``.
+        """
+        room = self.after(limit) if more else self._room(limit, self.read(batch))
+        fitting = (room - self.fixed) // max(1, self.read(1) - self.fixed)
+        if fitting < 1 or (more and self.forward(1, 1) > room):
+            self._check_room(limit, math.ceil((max(self.forward(1, 1), self.read(1)) + 1) * self._again))
         if self.cpu:
             fitting = min(fitting, CPU_TOKENS // self.tokens)
-        return max(1, fitting)
+        return max(1, min(fitting, batch))
 
     def cuts(self, limit: int, nodes: int, batch: int, sites: Sequence[int]) -> list[tuple[range, slice]]:
         """Blocks of the openings at ``sites`` (by place in that list), each with a slice of the nodes, few and large.
@@ -143,9 +153,13 @@ class Footprint:
         room = self._room(limit, self.scaled(nodes, batch))
         return self._slices(limit, room, nodes, lambda size: self.scaled(size, batch))
 
+    def after(self, limit: int) -> int:
+        """What work may take that follows other work in the same memory."""
+        return int(limit / self._again)
+
     def _room(self, limit: int, whole: int) -> int:
         """What each of several blocks may take, all of it where the whole is one that fits."""
-        return limit if whole <= limit else int(limit / self._again)
+        return limit if whole <= limit else self.after(limit)
 
     def _slices(self, limit: int, room: int, nodes: int, need: Callable[[int], int]) -> list[slice]:
         """Slices of the nodes of which each fits the room; ``need`` says what so many nodes take."""
