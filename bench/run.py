@@ -2,6 +2,8 @@
 
 python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captum, knowledge neurons, hand-written loops
 python bench/run.py latency --json FILE     language models: seconds, errors and memory, prompt by prompt
+python bench/run.py faithfulness --json FILE  estimates of switching each neuron off, beside the exact effects
+python bench/run.py audit   --json FILE     do the intervals of those estimates' audit hold the truth
 python bench/run.py savings --json FILE     what each saving should give, and what it gives
 python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
 python bench/run.py last-layer --json FILE  scores of a last layer's edges, medians, accuracy at every rate
@@ -28,6 +30,8 @@ MODULES = {  # of each command: it has ``run`` and, where methods run in process
     "locate": "localisation.locate",
     "latency": "localisation.latency",
     "savings": "localisation.savings",
+    "faithfulness": "localisation.faithfulness",
+    "audit": "localisation.audit",
     "memory": "localisation.memory",
     "plan": "localisation.plan",
     "kernels": "kernel_rates.kernels",
@@ -37,6 +41,7 @@ MODULES = {  # of each command: it has ``run`` and, where methods run in process
     "limits": "common.limits",
     "swarm": "kernel_rates.swarms",  # of kernels
 }
+PARTS = ("accuracy", "time", "peak")  # of faithfulness
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -58,6 +63,13 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _parts(text: str) -> list[str]:
+    names = _names(text)
+    if strange := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, got {strange[0]!r}")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--quick", action="store_true", help="smaller and fewer: to see that it runs, not to quote")
     add = partial(commands.add_parser, parents=[common])
     _add_localisation(add)
+    _add_faithfulness(add)
     _add_kernels_and_last_layers(add)
     _add_causal(add)
     limits = add("limits", help="what the machine can do")
@@ -130,6 +143,27 @@ def _add_localisation(add: Add) -> None:
     plans = add("plan", help="are plans right")
     plans.add_argument("--threads", type=_positive, default=1)
     plans.add_argument("--shapes", type=_names, default=["minilm-32x8", "smollm2-32x1"])
+
+
+def _add_faithfulness(add: Add) -> None:
+    faithfulness = add("faithfulness", help="estimates against exact ablation")
+    faithfulness.add_argument("--threads", type=_positive, default=1)
+    faithfulness.add_argument("--minilm", type=Path, help="folder of a MiniLM classifier with its tokenizer")
+    faithfulness.add_argument("--texts", type=Path, help="labelled texts for it, JSONL or CSV")
+    faithfulness.add_argument("--smollm2", action="store_true", help="ask SmolLM2-135M, too")
+    faithfulness.add_argument("--only", type=_parts, default=[*PARTS], help="of accuracy, time, peak")
+    faithfulness.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
+    faithfulness.add_argument("--repeats", type=_positive, default=5)
+    faithfulness.add_argument("--budget", type=float, default=40.0, help="seconds for the repeats of one method")
+    faithfulness.add_argument("--cache", type=Path, help="folder to keep the exact effects in")
+
+    audit = add("audit", help="coverage of the audit's intervals")
+    audit.add_argument("--threads", type=_positive, default=1)
+    audit.add_argument("--minilm", type=Path, required=True, help="folder of a MiniLM classifier with its tokenizer")
+    audit.add_argument("--texts", type=Path, required=True, help="labelled texts for it, JSONL or CSV")
+    audit.add_argument("--batches", type=_names, default=["0x8", "1x2", "2x2"], help="SEEDxSENTENCES,...")
+    audit.add_argument("--repetitions", type=_positive, default=200)
+    audit.add_argument("--cache", type=Path, help="folder to keep the exact effects in")
 
 
 def _add_kernels_and_last_layers(add: Add) -> None:
