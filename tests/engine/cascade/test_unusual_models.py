@@ -143,9 +143,8 @@ def test_every_question_is_answered_as_the_whole_model_would(name: str) -> None:
         assert_near(values, whole(model, inputs, full_gates), terms=1000)
 
 
-def along(model: nn.Module, inputs: dict[str, Tensor], sites: list[Site], nodes: int) -> dict[str, Tensor]:
-    """The layer path by its definition: whole passes, gradients by what goes into each call of a down projection."""
-    points, weights = torch.linspace(0, 1, 2 * nodes + 1)[1::2], 1 / nodes  # the middle of each step
+def along(model: nn.Module, inputs: dict[str, Tensor], sites: list[Site], points: Tensor) -> dict[str, Tensor]:
+    """Means over points of the layer path: whole passes, gradients by what goes into each call of a down projection."""
     predicted, found = whole(model, inputs, {}).argmax(1, keepdim=True), {}
     for site in sites:
         total = torch.zeros(len(predicted), site.width)
@@ -161,9 +160,28 @@ def along(model: nn.Module, inputs: dict[str, Tensor], sites: list[Site], nodes:
                 value = logits_of(model, inputs).gather(1, predicted).sum()
             grads = torch.autograd.grad(value, [scaled for _, scaled in seen])
             for grad, (z, _) in zip(grads, seen, strict=True):
-                total += weights * (grad * z).reshape(len(predicted), -1, site.width).sum(1)
+                total += 1 / len(points) * (grad * z).reshape(len(predicted), -1, site.width).sum(1)
         found[site.name] = total
     return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:.*is run whole for every row")
+def test_the_gradient_path_is_that_of_the_whole_model(name: str) -> None:
+    model, inputs = model_of(name), inputs_of(2, 5)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    sites = find_sites(model)
+    want = along(model, inputs, sites, torch.ones(1))
+    got = Cascade(model, exact=0, audit=0).attribute(inputs, predicted_logit).values
+    for site, value in got.items():
+        assert_near(value[0], want[site], terms=1000, size=want[site].abs().max())
+    exact = Cascade(model, exact=4, audit=0).attribute(inputs, predicted_logit).values
+    every = Cascade(model, path="neuron").attribute(inputs, predicted_logit).values
+    moved = {site: (exact[site] != got[site]).any(0).any(0) for site in got}
+    assert 0 < sum(int(where.sum()) for where in moved.values()) <= 4
+    for site, where in moved.items():
+        assert_near(exact[site][..., where], every[site][..., where], terms=1000)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -172,7 +190,8 @@ def test_the_layer_path_is_that_of_the_whole_model(name: str) -> None:
     model, inputs = model_of(name), inputs_of(2, 5)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    want = along(model, inputs, find_sites(model), 200)
+    middles = torch.linspace(0, 1, 401)[1::2]
+    want = along(model, inputs, find_sites(model), middles)
     got = Cascade(model, nodes=24, path="layer").attribute(inputs, predicted_logit).values
     for site, value in got.items():  # 200 midpoints and 24 nodes, and a kink of a ReLU wherever it falls
         torch.testing.assert_close(value[0], want[site], rtol=0, atol=0.02 * float(want[site].abs().max()))
