@@ -248,3 +248,23 @@ def test_ablation_beside_it_is_the_same() -> None:
     got = Cascade(model).ablate(inputs, predicted_logit, neurons)
     want = Cascade(model, path="neuron").attribute(inputs, predicted_logit).values[name][..., [0, 3]]
     assert torch.allclose(got, want, atol=1e-6)
+
+
+def test_the_highest_values_by_name() -> None:
+    model, inputs = tiny("bert", labels=3), batch_for("bert")
+    found = Cascade(model, exact=2, audit=32).attribute(inputs, two_targets)
+    flat = joined(found)
+    for target, example, values in ((0, None, flat[0].mean(0)), (1, 2, flat[1, 2])):
+        top = found.top(5, target=target, example=example)
+        assert [value for _, value in top] == pytest.approx(values.topk(5).values.tolist(), rel=1e-5)
+        for ref, value in top:
+            column = found.values[ref.site][target, :, ref.index]
+            assert value == pytest.approx(float(column.mean() if example is None else column[example]), rel=1e-5)
+    assert len(found.top(10_000)) == flat.shape[2]
+    with pytest.raises(ValueError, match="n: "):
+        found.top(0)
+    assert Locator(model).ask(inputs).top(3) == Locator(model)(inputs).top(3)
+    lines = str(found).splitlines()
+    assert lines[0] == repr(found) == "Attribution(2 x 4 values for 144 neurons of 3 sites, 2 of them measured)"
+    assert len(lines) == 13
+    assert "rank correlation" in lines[-1]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import integer
 from spurge.engine.base.device_checks import require
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.audit import Agreement, Sample, agreements
+from spurge.engine.models.sites import NeuronRef
 from spurge.engine.passes.trace import Rows, Target
 
 ALL = "all"  # the key of what belongs to no single site: the joint path's F(0) and residual
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """Attributions of every neuron for Q targets and B examples; tensors are float32.
 
@@ -54,6 +58,39 @@ class Attribution:
         if not self.samples:
             return []
         return agreements(torch.cat([value.double().cpu() for value in self.values.values()], 2), self.samples)
+
+    def top(self, n: int = 10, *, target: int = 0, example: int | None = None) -> list[tuple[NeuronRef, float]]:
+        """The ``n`` neurons with the highest values of a target, and these, highest first.
+
+        Args:
+            n: how many; all, where there are fewer.
+            target: q.
+            example: of one example; None: the mean over all of them.
+
+        Raises:
+            ValueError: ``n`` below 1.
+            IndexError: a target or an example that there is not.
+        """
+        rows = [value[target] for value in self.values.values()]
+        flat = torch.cat([row.mean(0) if example is None else row[example] for row in rows])
+        best = flat.topk(min(integer("n", n, 1), len(flat)))
+        starts = list(accumulate((row.shape[1] for row in rows), initial=0))
+        places = [(i, bisect_right(starts, i) - 1) for i in best.indices.tolist()]
+        sites = list(self.values)
+        refs = [NeuronRef(sites[site], i - starts[site]) for i, site in places]
+        return list(zip(refs, best.values.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        units = sum(value.shape[2] for value in self.values.values())
+        targets, examples = self.full.shape
+        measured = f", {self.exact} of them measured" if self.exact else ""
+        return f"Attribution({targets} x {examples} values for {units:,} neurons of {len(self.values)} sites{measured})"
+
+    def __str__(self) -> str:
+        """The neurons with the highest values, and how well all values agree with Eq. 5."""
+        lines = [repr(self), *(f"{ref}  {value:.4g}" for ref, value in self.top())]
+        lines += [f"target {q}, by {own.drawn} neurons drawn: {own}" for q, own in enumerate(self.agreement)]
+        return "\n".join(lines)
 
     def relative_residual(self) -> float:
         """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN where F(0) was not measured."""

@@ -23,7 +23,7 @@ from spurge.engine.cascade.cuda_graph import CudaGraph
 from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.sites import Site
+from spurge.engine.models.sites import NeuronRef, Site
 
 MOST_GRAPHS = 8  # each keeps its own memory
 FASTER = 1.2  # bfloat16 has to be so many times faster to be chosen
@@ -47,6 +47,10 @@ class Answer:
         """
         settle(self._checks)
         return self._found
+
+    def top(self, n: int = 10, *, target: int = 0, example: int | None = None) -> list[tuple[NeuronRef, float]]:
+        """As `Attribution.top`; ranked on the device, which alone is waited for."""
+        return self.result().top(n, target=target, example=example)
 
 
 class Locator:
