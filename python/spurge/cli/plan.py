@@ -81,9 +81,7 @@ def plan_texts(
 def plan_locating(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> Plan:
     """What `MacU.locate` will take at most, the certificate left out."""
     proximity = macu.objective == "proximity"
-    cascade = Cascade(
-        model, path=macu.path, nodes=macu.nodes, tolerance=macu.tolerance, memory=macu.memory, attention=proximity
-    )
+    cascade = Cascade(model, **macu.reading(), memory=macu.memory, attention=proximity)
     texts = len(train) if macu.texts is None else min(macu.texts, len(train))
     rows, targets = (texts, 2) if proximity else (COUNTERFACTUAL_ROWS * texts, 1)
     return plan_texts(

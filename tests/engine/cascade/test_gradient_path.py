@@ -234,11 +234,22 @@ def test_a_neuron_that_the_target_does_not_read() -> None:
         ({"audit": 1.5}, "audit: "),
         ({"tolerance": 0.1, "audit": 8}, "audit: a tolerance needs at least 32, got 8"),
         ({"seed": -1}, "seed: "),
+        ({"path": "gradient", "nodes": 4}, "nodes: belongs to the layer and joint paths, got path 'gradient'"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         Cascade(tiny("bert"), **settings)
+
+
+def test_who_asks_for_a_quadrature_gets_the_layer_path() -> None:
+    model = tiny("bert")
+    assert [Cascade(model, **given).path for given in ({}, {"nodes": 3}, {"rule": "radau"})] == [
+        "gradient",
+        "layer",
+        "layer",
+    ]
+    assert Locator(model, nodes=1).cascade.path == "layer"
 
 
 def test_ablation_beside_it_is_the_same() -> None:

@@ -176,7 +176,9 @@ def test_the_gradient_path_is_that_of_the_whole_model(name: str) -> None:
     got = Cascade(model, exact=0, audit=0).attribute(inputs, predicted_logit).values
     for site, value in got.items():
         assert_near(value[0], want[site], terms=1000, size=want[site].abs().max())
-    exact = Cascade(model, exact=4, audit=0).attribute(inputs, predicted_logit).values
+    measured = Cascade(model, exact=4, audit=100).attribute(inputs, predicted_logit)
+    assert measured.agreement[0].drawn == 100
+    exact = measured.values
     every = Cascade(model, path="neuron").attribute(inputs, predicted_logit).values
     moved = {site: (exact[site] != got[site]).any(0).any(0) for site in got}
     assert 0 < sum(int(where.sum()) for where in moved.values()) <= 4

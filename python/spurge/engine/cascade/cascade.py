@@ -19,13 +19,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge.engine.base.checks import choice
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
@@ -33,7 +32,7 @@ from spurge.engine.cascade.attribution import Attribution, check_differentiable,
 from spurge.engine.cascade.first_order import first_order
 from spurge.engine.cascade.gradient_path import effort, literal
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
-from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients
+from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients, settled
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
 from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
@@ -74,12 +73,14 @@ class Cascade:
             for all units by one gradient at the unedited model, and measured for the ``exact`` units whose estimates
             are at stake most; ``"neuron"``: measured for every unit, one forward row for each; ``"layer"``: all units
             of a layer scaled together, layer by layer (knowledge neurons, DEPN); ``"joint"``: all layers scaled
-            together, whose sum is the whole network's effect.
+            together, whose sum is the whole network's effect. None: ``"layer"`` where ``nodes`` or ``rule`` are given,
+            else ``"gradient"``.
         exact: units that are measured on the gradient path, 32 by default.
         audit: units that are drawn from the others and measured, 256 by default: `Attribution.agreement` says by them
             how well all values agree with the equation. 0: it says nothing.
         seed: of that draw.
-        nodes: quadrature nodes S of the layer and joint paths; of each interval when ``tolerance`` is given.
+        nodes: quadrature nodes S of the layer and joint paths, 2 by default; of each interval when
+            ``tolerance`` is given.
         rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
             which a single backward pass over the examples gives for all layers.
             A norm right behind the down projection (GLM-4) undoes any scale but zero: there the layer and joint paths
@@ -109,12 +110,12 @@ class Cascade:
         self,
         model: nn.Module | Handle,
         *,
-        path: Path = "gradient",
+        path: Path | None = None,
         exact: int | None = None,
         audit: int | None = None,
         seed: int = 0,
-        nodes: int = 2,
-        rule: Rule = "legendre",
+        nodes: int | None = None,
+        rule: Rule | None = None,
         tolerance: float | None = None,
         completeness: bool = True,
         memory: str | int | None = None,
@@ -123,8 +124,7 @@ class Cascade:
         read: int = 1,
         progress: bool = False,
     ):
-        choice("path", path, get_args(Path))
-        choice("rule", rule, get_args(Rule))
+        path, nodes, rule = settled(path, nodes, rule)
         if rule == "radau" and path != "layer":
             raise ValueError(f"rule: radau belongs to the layer path, got path {path!r}")
         gauss_legendre(nodes)  # raises for a number of nodes there is no rule for

@@ -95,7 +95,8 @@ def literal(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort) -> Lite
         if effort.audit and done < total:
             crossing = likely_crossing(units.flat(values), units.flat(each))
             drawn, weights, typical = draw(stakes, crossing, order[done:], effort.audit, seed)
-            exact = ablate(units.of(drawn)).double().cpu()
+            once, again = drawn.unique(return_inverse=True)
+            exact = ablate(units.of(once)).double().cpu()[..., again.cpu()]
             sample = Sample(weights, units.take(values, drawn).double(), exact, typical)
         if effort.tolerance is None or sample is None:
             break

@@ -21,6 +21,7 @@ from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph
 from spurge.engine.cascade.gradient_path import AUDIT
+from spurge.engine.cascade.paths import settled
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import NeuronRef, Site
@@ -65,7 +66,7 @@ class Locator:
         model: as `Cascade` takes it. Weights edited in place are seen; applied gates, too, but for recorded graphs and
             copies (``dtype``): make a new Locator then.
         target: what is attributed, unless a call names another one.
-        path: ``"gradient"``: one forward and one backward pass; or ``"layer"``.
+        path: ``"gradient"``: one forward and one backward pass; or ``"layer"``. None as in `Cascade`.
         exact, audit, seed, nodes, rule, tolerance, completeness, attention, read, memory, sites: as `Cascade` takes
             them; on the gradient path nothing is measured unless it is asked for.
         dtype: compute in this type, on a copy of the model; ``"fastest"``: bfloat16 where a short measurement on the
@@ -83,12 +84,12 @@ class Locator:
         model: nn.Module,
         target: Target = predicted_logit,
         *,
-        path: Literal["gradient", "layer"] = "gradient",
+        path: Literal["gradient", "layer"] | None = None,
         exact: int | None = None,
         audit: int | None = None,
         seed: int = 0,
-        nodes: int = 2,
-        rule: Rule = "legendre",
+        nodes: int | None = None,
+        rule: Rule | None = None,
         tolerance: float | None = None,
         completeness: bool = False,
         attention: bool = False,
@@ -103,27 +104,28 @@ class Locator:
         handle = _as_type(Handle.of(model), dtype)
         parameters = list(handle.model.parameters())
         divided = handle.mesh is not None or len({parameter.device for parameter in parameters}) > 1
-        choice("path", path, ("gradient", "layer"))
-        if path == "gradient":
+        way, _, _ = settled(path, nodes, rule)
+        choice("path", way, ("gradient", "layer"))
+        if way == "gradient":
             exact = exact or 0
             audit = audit or (AUDIT if tolerance is not None else 0)
         self.cascade = Cascade(
             handle,
-            path=path,
+            path=way,
             exact=exact,
             audit=audit,
             seed=seed,
             nodes=nodes,
             rule=rule,
             tolerance=tolerance,
-            completeness=completeness or (path == "layer" and tolerance is not None),
+            completeness=completeness or (way == "layer" and tolerance is not None),
             attention=attention,
             read=read,
             memory=memory,
             sites=sites,
         )
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
-        fixed = tolerance is None and not (path == "gradient" and self.cascade.effort.measures)
+        fixed = tolerance is None and not (way == "gradient" and self.cascade.effort.measures)
         self._records = graphs and self.device.type == "cuda" and fixed and not divided
         self._filler = None if attention else _filler(handle)  # a target that reads attention knows the text's length
         self._graphs: OrderedDict[tuple[Any, ...], CudaGraph[Asked] | None] = OrderedDict()

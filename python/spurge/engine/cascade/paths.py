@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.cascade.attribution import ALL, gradients, target_values
 from spurge.engine.cascade.memory_model import Footprint
@@ -23,7 +24,26 @@ from spurge.engine.passes.trace import Rows, Share, Target, Trace
 
 Path = Literal["gradient", "layer", "joint", "neuron"]
 Rule = Literal["legendre", "radau"]
+
 Ends = dict[int, tuple[Tensor | None, ...]]  # per target, the unedited model's gradient at each site's output
+
+
+def settled(path: Path | None, nodes: int | None, rule: Rule | None) -> tuple[Path, int, Rule]:
+    """A path and its quadrature with defaults: the layer path for who asks for a quadrature, the gradient path else.
+
+    Raises:
+        ValueError: an unknown path or rule, or a quadrature of the gradient path.
+    """
+    asked = {"nodes": nodes, "rule": rule}
+    given = [name for name, value in asked.items() if value is not None]
+    if path is None:
+        path = "layer" if given else "gradient"
+    choice("path", path, get_args(Path))
+    if path == "gradient" and given:
+        raise ValueError(f"{given[0]}: belongs to the layer and joint paths, got path 'gradient'")
+    if rule is not None:
+        choice("rule", rule, get_args(Rule))
+    return path, 2 if nodes is None else nodes, rule or "legendre"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from spurge.engine.base.budgets import budget
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
 from spurge.engine.cascade.cascade import Cascade
-from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -266,20 +265,8 @@ class MacU(Settings):
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _cascade(self, handle: Handle, ranks: Ranks, *, audit: int) -> Cascade:
-        literal = self.path == "gradient"
-        if literal and self.tolerance is not None:
-            audit = max(audit, AUDIT)
-        return Cascade(
-            handle,
-            path=self.path,
-            exact=self.exact if literal else None,
-            audit=audit if literal else None,
-            seed=self.seed,
-            nodes=self.nodes,
-            tolerance=self.tolerance,
-            memory=self._memory(handle.device, ranks),
-            attention=self.objective == "proximity",
-        )
+        memory, proximity = self._memory(handle.device, ranks), self.objective == "proximity"
+        return Cascade(handle, **self.reading(audit), memory=memory, attention=proximity)
 
     def _select(self, often: NeuronSet, whole: NeuronScores) -> NeuronSet:
         """Neurons that enough batches select; of too many, those of highest score."""

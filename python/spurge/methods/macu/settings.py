@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import choice, integer, share_of
 from spurge.engine.cascade.cascade import Path
+from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.data.words import CorrelationSet, CorrelationTokens
 from spurge.engine.models.probes import Score
 from spurge.methods.macu.objectives import KindWeights
@@ -150,6 +151,18 @@ class Settings:
                 "guard: only the particle swarm refuses settings; use search='pso', or weigh kept texts higher in "
                 "kind_weights"
             )
+
+    def reading(self, audit: int = 0) -> dict[str, Any]:
+        """How Eq. 5 is read: settings of `spurge.Cascade`.
+
+        Args:
+            audit: neurons of the gradient path that are drawn and measured.
+        """
+        if self.path != "gradient":
+            return {"path": self.path, "nodes": self.nodes, "tolerance": self.tolerance}
+        if self.tolerance is not None:
+            audit = max(audit, AUDIT)
+        return {"path": self.path, "exact": self.exact, "audit": audit, "seed": self.seed, "tolerance": self.tolerance}
 
     @property
     def correlation_tokens(self) -> CorrelationTokens:
