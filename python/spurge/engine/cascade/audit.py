@@ -2,8 +2,11 @@ r"""How good estimates of effects are, from a random sample of them that was mea
 
 Units are drawn with replacement, unit k with probability :math:`p_k`; :math:`w = 1/(m p_k)` turns sums over the m draws
 into sums over all units (Hansen and Hurwitz, 1943). The estimates e are known for all units, so only what they miss has
-to be sampled: of effects :math:`x = e + d`, :math:`\sum x^2 = \sum e^2 + 2 \sum e d + \sum d^2`, and the rank
-correlation is one less six times the mean square of what separates a unit's two ranks, as shares of all.
+to be sampled: of effects :math:`x = e + d`, :math:`\sum x^2 = \sum e^2 + 2 \sum e d + \sum d^2`.
+
+Ranks are shares of all, ties sharing theirs, and the rank correlation follows from the mean square of what separates a
+unit's two ranks and from the variances of both. What share of the effects lies below one of them is the share of the
+estimates below it, which is known, and what the sample says that the two differ by.
 
 Errors sit in few units, so what a draw adds to a loss is far from normal: intervals are those of the bootstrap-t on the
 logarithm of the loss (Efron and Tibshirani, 1993, section 12.5), widened by what coverage was short of in repetitions.
@@ -159,7 +162,6 @@ def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     gap = np.concatenate([(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
     cross = np.concatenate([(own.estimates * (own.exact - own.estimates)).sum(0) * own.weights for own in blocks])
     missed_squares = np.concatenate([np.square(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
-    moved = np.concatenate([_moved_ranks(own, ranked) for own in blocks])
 
     mean, second, product = total + gap.sum(), squares + 2 * cross.sum() + missed_squares.sum(), squares + cross.sum()
     spread_e, spread_x = n * squares - total**2, n * second - mean**2
@@ -176,12 +178,11 @@ def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     lost = _linear(1 - correlation, [(-by_gap, gap), (-by_cross, cross), (-by_square, missed_squares)])
     share = missed_squares.sum() / second
     error = _linear(share, [((1 - share) / second, missed_squares), (-2 * share / second, cross)])
-    rank = 6 * moved / n
     k = max(1, round(n / 100))
     # The true top k lacks at most the larger of the two: those that rise above the k-th value, and those that fall.
     risen, fallen = (np.concatenate(part) for part in zip(*(_crossed(own, ranked[-k]) for own in blocks), strict=True))
     most = max(own.typical for own in blocks)
-    pearson, spearman = _loss(lost), _loss(rank)
+    pearson, spearman = _loss(lost), _loss(_rank_lost(blocks, ranked))
     return Agreement(
         _correlation(spearman),
         _correlation(pearson),
@@ -193,10 +194,44 @@ def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     )
 
 
-def _moved_ranks(own: _Draws, ranked: np.ndarray) -> np.ndarray:
-    """Squares of what separates a unit's rank by its estimate from that of its effect, as shares of all."""
-    places = np.searchsorted(ranked, own.estimates) - np.searchsorted(ranked, own.exact)
-    return np.square(places / len(ranked)).sum(0) * own.weights
+def _rank_lost(blocks: Sequence[_Draws], ranked: np.ndarray) -> np.ndarray:
+    """What each draw adds to the loss of rank correlation: squares of what separates a unit's two ranks, less what
+    the variances of the ranks, which ties make smaller, differ by.
+
+    Args:
+        ranked: the estimates of all units and examples in ascending order, ``[n]``.
+    """
+    n = len(ranked)
+    effects, estimates = (np.concatenate([getattr(own, k).ravel() for own in blocks]) for k in ("exact", "estimates"))
+    share = np.concatenate([np.broadcast_to(own.weights, own.exact.shape).ravel() for own in blocks]) / n
+    whole = np.full(n, 1 / n)
+
+    def rank(values: np.ndarray) -> np.ndarray:
+        moved = _share_below(effects, share, values) - _share_below(estimates, share, values)
+        return np.clip(_share_below(ranked, whole, values) + moved, 0, 1)
+
+    moved = np.concatenate(
+        [np.square(_share_below(ranked, whole, own.estimates) - rank(own.exact)).sum(0) * own.weights for own in blocks]
+    )
+    deviations = [np.sqrt(_rank_variance(*of)) for of in ((ranked, whole), (effects, share / share.sum()))]
+    if not min(deviations) > 0:
+        return np.full(len(moved), np.nan)
+    spread = 2 * deviations[0] * deviations[1]
+    return (moved / n - (deviations[0] - deviations[1]) ** 2 / len(moved)) / spread
+
+
+def _share_below(sample: np.ndarray, share: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The share of ``sample`` that lies below each value; of what equals it, half."""
+    order = np.argsort(sample, kind="stable")
+    ordered, below = sample[order], np.concatenate([[0.0], np.cumsum(share[order])])
+    left, right = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    return (below[left] + below[right]) / 2
+
+
+def _rank_variance(sample: np.ndarray, share: np.ndarray) -> float:
+    """Variance of ranks as shares of all, a twelfth without ties."""
+    tied = np.bincount(np.unique(sample, return_inverse=True)[1].ravel(), share)
+    return (1 - float((tied**3).sum())) / 12
 
 
 def _crossed(own: _Draws, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +254,14 @@ class _Loss(NamedTuple):
 
 
 def _correlation(loss: _Loss) -> Range:
-    return Range(*(max(-1.0, 1 - part) for part in (loss.value, loss.high, loss.low)))
+    return Range(*(max(1 - part, -1.0) for part in (loss.value, loss.high, loss.low)))
 
 
 def _loss(added: np.ndarray) -> _Loss:
     """A loss, the sum of what m draws add, with its interval and upper bound: bootstrap-t on its logarithm."""
     m, value = len(added), float(added.sum())
+    if np.isnan(value):
+        return _Loss(value, value, value, value)
     if not value > 0 or m < 2:
         return _Loss(max(value, 0.0), 0.0, max(value, 0.0), max(value, 0.0))
     error = added.std(ddof=1) * np.sqrt(m) / value

@@ -1,0 +1,63 @@
+"""An audit's intervals on made-up effects, all of which are known: they hold the truth as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spurge.engine.cascade.audit import Sample, agreements, draw, likely_crossing
+
+UNITS, EXAMPLES, DRAWN = 2000, 2, 256
+
+
+def mean_ranks(values: Tensor) -> Tensor:
+    """Ranks of all elements from 1 on; ties have their mean."""
+    flat = values.flatten()
+    ordered, places = flat.sort()[0], torch.tensor(0.5)
+    left, right = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
+    return (left + right) / 2 + places
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    return float(np.corrcoef(mean_ranks(a), mean_ranks(b))[0, 1])
+
+
+def effects(kind: str) -> tuple[Tensor, Tensor]:
+    """Estimates and effects, ``[B, N]``."""
+    generator = torch.Generator().manual_seed(0)
+    estimates, noise = torch.randn(2, EXAMPLES, UNITS, generator=generator, dtype=torch.float64)
+    if kind == "scaled":  # almost the right order, another distribution
+        return estimates, 5 * (estimates + 0.3 * noise) ** 3
+    if kind == "shifted":
+        return estimates, estimates + 3 + 0.3 * noise
+    if kind == "tied":  # an effect is a step, most of them none
+        return estimates, (estimates + noise).mul(0.7).trunc()
+    both = torch.rand(EXAMPLES, UNITS, generator=generator) < 0.3  # of units nothing depends on
+    return estimates.masked_fill(both, 0), (estimates + 0.2 * noise).masked_fill(both, 0)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "shifted", "tied", "zeros"])
+def test_intervals_of_rank_correlation_hold_whatever_the_effects_distribution(kind: str):
+    values, exact = effects(kind)
+    truth, stakes = spearman(values, exact), (exact - values).abs() + 0.1
+    pooled, crossing = stakes.square().sum(0).sqrt(), likely_crossing(values[None], stakes[None])
+    held = []
+    for seed in range(40):
+        drawn, weights, typical = draw(pooled, crossing, torch.arange(UNITS), DRAWN, seed)
+        sample = Sample(weights, values[None, :, drawn], exact[None, :, drawn], typical)
+        found = agreements(values[None], [sample])[0].spearman
+        assert found.value == pytest.approx(truth, abs=0.15)
+        held.append(found.low - 1e-3 <= truth <= found.high + 1e-3)
+    assert np.mean(held) >= 0.85
+
+
+def test_effects_that_are_all_alike_have_no_rank_correlation():
+    values = effects("scaled")[0]
+    exact = torch.zeros_like(values)
+    exact[:, 0] = 1.0
+    drawn = torch.arange(DRAWN) + 1
+    weights = torch.full((DRAWN,), UNITS / DRAWN, dtype=torch.float64)
+    sample = Sample(weights, values[None, :, drawn], exact[None, :, drawn], UNITS / DRAWN)
+    assert np.isnan(agreements(values[None], [sample])[0].spearman.value)
