@@ -34,12 +34,14 @@ QUICK_NEURONS = 4  # of each layer
 class Method:
     """A way to get a value for each neuron; ``prepare(question, asked)`` is done once and returns what is timed.
 
-    ``logit_only``: it knows no other target. ``peak``: its peak memory is measured.
+    ``logit_only``: it knows no other target. ``unlike``: for targets that another one estimates. ``peak``: its peak
+    memory is measured.
     """
 
     name: str
     prepare: Callable[[Question, Asked], Run]
     logit_only: bool = False
+    unlike: bool = False
     peak: bool = True
     note: str = ""
 
@@ -50,6 +52,10 @@ def _gradient(question: Question, asked: Asked, **settings: Any) -> Run:
     cascade = Cascade(question.model, attention=question.attention, **settings)
     measured = asked.measured if asked.measured is not asked.target else None
     return lambda: _first(cascade.attribute(question.inputs, asked.target, measured=measured))
+
+
+def _own(question: Question, asked: Asked, **settings: Any) -> Run:
+    return _gradient(question, Asked.of(asked.measured), **settings)
 
 
 def _path(question: Question, asked: Asked, *, path: Any, nodes: int) -> Run:
@@ -119,6 +125,7 @@ def all_methods(layer_nodes: int) -> list[Method]:
         Method("forward-backward", _forward_backward, note="of the predicted logit, to the input embeddings"),
         Method("gradient", partial(_gradient, exact=0, audit=0)),
         *short,
+        Method("gradient-own", partial(_own, exact=0, audit=0), unlike=True, note="of the measured target itself"),
         Method("spurge", partial(_gradient, audit=0), note="as it comes, its audit left out"),
         Method("spurge+audit", _gradient, note="as it comes"),
         Method(f"layer-{layer_nodes}", partial(_path, path="layer", nodes=layer_nodes)),
@@ -133,7 +140,9 @@ def methods_of(question: Question, target: str, patterns: list[str]) -> list[Met
     every = all_methods(4 if len(question.neurons) <= 6 else 2)
     if importlib.util.find_spec("captum") is None:
         every = [method for method in every if method.name != "captum"]
+    asked = question.targets[target]
     known = [method for method in every if target == "logit" or not method.logit_only]
+    known = [method for method in known if asked.measured is not asked.target or not method.unlike]
     return [method for method in known if any(fnmatch(method.name, pattern) for pattern in patterns)]
 
 

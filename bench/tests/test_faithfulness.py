@@ -155,11 +155,12 @@ def test_commands_ask_about_proximity_and_write_rows(classifier: tuple[Path, Pat
         "--cache",
         str(tmp_path / "kept"),
     ]
-    only = ["--only", "accuracy", "--methods", "gradient,spurge"]
+    only = ["--only", "accuracy", "--methods", "gradient,gradient-own,spurge"]
     assert run.main(["faithfulness", *given, *only, "--json", str(tmp_path / "f.json")]) == 0
     results = Results.load(tmp_path / "f.json")
     cases = {f"minilm-8x2 {target}" for target in ("logit", "logprob", "soft", "hard")}
     assert {row["case"] for row in results.select(method="spurge")} == cases
+    assert {row["case"] for row in results.select(method="gradient-own")} == {"minilm-8x2 hard"}
     assert run.main(["audit", *given, "--batches", "0x2", "--json", str(tmp_path / "a.json")]) == 0
     shares = Results.load(tmp_path / "a.json").select(case="all", metric="error coverage")
     assert 0 <= shares[0]["value"] <= 100
