@@ -8,13 +8,13 @@ from spurge.cli.arguments import Container, add_data, add_golden, add_model, pos
 
 #: Options of ``locate`` and ``edit`` that `MacU` takes.
 MACU_SETTINGS = (
-    *("objective", "batch_size", "max_length", "memory"),
+    *("objective", "units", "batch_size", "max_length", "memory"),
     *("path", "exact", "audit", "nodes", "tolerance", "top_k", "correlation_set", "keep_punctuation"),
     *("fraction", "share", "cap", "texts", "certify"),
     *("search", "neurons", "edit_texts", "guard"),
 )
 #: Options of ``plan`` that `Cascade` takes.
-CASCADE_SETTINGS = ("path", "exact", "audit", "nodes", "rule", "tolerance", "memory")
+CASCADE_SETTINGS = ("path", "units", "exact", "audit", "nodes", "rule", "tolerance", "memory")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +90,11 @@ def _add_preset(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_integral(settings: Container) -> None:
+    settings.add_argument(
+        "--units",
+        choices=("neurons", "heads", "both"),
+        help="feed-forward neurons (the default), attention heads, or both; edit and evaluate read it from their files",
+    )
     settings.add_argument(
         "--path",
         choices=("gradient", "neuron", "layer", "joint"),

@@ -19,13 +19,14 @@ from spurge.report.tables import seconds
 def run(arguments: argparse.Namespace) -> int:
     """Searches gates, and writes the file of ``--out``. Without ``--preset``, the one that `locate` was run with.
 
-    Correlation tokens are read as `locate` read them.
+    Correlation tokens and units are read as `locate` read them.
     """
     with Ranks.from_environment(arguments.device) as ranks:
         prepare(arguments, "out", "resume")
         located = Located.load(arguments.located)
         preset = "paper" if located.info.get("objective") == "proximity" else "best"
-        macu = read_macu(arguments, preset, **tokens_of(located))
+        units = located.info.get("settings", {}).get("units", "neurons")
+        macu = read_macu(arguments, preset, units=units, **tokens_of(located))
         model, tokenizer = read_model(arguments, device=str(ranks.device))
         train = read_data(arguments, arguments.data, model)
         golden = read_golden(arguments, train.labels)

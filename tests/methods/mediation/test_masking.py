@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.tiny_models import WIDTH, tiny, tiny_tokenizer
+from helpers.tiny_models import HEADS, HIDDEN, WIDTH, tiny, tiny_tokenizer
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites
@@ -57,6 +57,18 @@ def test_outcomes_are_those_of_the_masked_model(model, tokenizer):
     assert masked != plain
     assert float(found.losses[1]) == pytest.approx(loss, rel=1e-5)
     assert found.drop == pytest.approx(float((found.none - found.masked).mean()))
+
+
+def test_heads_are_masked_where_they_are_meant(model, tokenizer):
+    site = find_sites(model, units="heads")[1]
+    found = run(model, tokenizer, NeuronSet({site.name: [1, 2]}), units="heads", draws=1)
+    keep = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat_interleave(HIDDEN // HEADS)
+    handle = site.down.register_forward_pre_hook(lambda _, args: (args[0] * keep,))
+    masked = continuations(Handle(model, tokenizer), PROMPTS, 4)
+    handle.remove()
+    assert found.masked.tolist() == pytest.approx(length(masked))
+    with pytest.raises(ValueError, match="is the output projection of an attention; say whether its heads"):
+        run(model, tokenizer, NeuronSet({site.name: [1, 2]}))
 
 
 def test_random_neurons_are_others_of_the_same_sites(model, tokenizer):

@@ -19,12 +19,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
@@ -38,7 +39,7 @@ from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import Site
+from spurge.engine.models.sites import Site, Units
 from spurge.engine.passes.graded_pass import graded_pass, untraced
 from spurge.engine.passes.norm_placement import NotEntered
 from spurge.engine.passes.partial_forward import PartialForward
@@ -65,7 +66,7 @@ class Prompt:
 
 
 class Cascade:
-    r"""Integrated gradients, exact ablations and gated runs of feed-forward neurons.
+    r"""Integrated gradients, exact ablations and gated runs of feed-forward neurons and attention heads.
 
     Args:
         model: a ``transformers`` classifier (encoder or decoder), image classifier or causal language model.
@@ -98,7 +99,9 @@ class Cascade:
             is free by default. The work is split to fit; the result does not depend on the split.
         attention: give targets the attention row of the probed token (first token of an encoder, last real token of a
             decoder).
-        sites: restrict to these; all feed-forward sites by default.
+        units: ``"neurons"`` of the feed-forward layers, attention ``"heads"``, or ``"both"``
+            (`spurge.engine.models.sites.find_sites`). A head's gate stands in front of the output projection.
+        sites: restrict to these; all sites of ``units`` by default.
         read: how many of its last real tokens a language model is read at (`Rows.logits`).
         progress: show a progress bar over the parts of a call.
 
@@ -120,6 +123,7 @@ class Cascade:
         completeness: bool = True,
         memory: str | int | None = None,
         attention: bool = False,
+        units: Units = "neurons",
         sites: Sequence[Site] | None = None,
         read: int = 1,
         progress: bool = False,
@@ -138,6 +142,11 @@ class Cascade:
         self.handle = Handle.of(model)
         self.model, self.path, self.nodes = self.handle.model, path, nodes
         self.tolerance, self.rule, self.completeness, self.progress = tolerance, rule, completeness, progress
+        choice("units", units, get_args(Units))
+        if units != "neurons" and sites is not None:
+            raise ValueError(f"units: sites say which units are meant, expected none beside them, got {units!r}")
+        if units != "neurons":
+            sites = self.handle.sites_of(units)
         self._whole = partial(WholePass, self.handle, attention=attention, sites=sites, read=read)
         try:
             self.forward: Forward = PartialForward(self.handle, attention=attention, sites=sites, read=read)

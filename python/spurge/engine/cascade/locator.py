@@ -24,7 +24,7 @@ from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.cascade.paths import settled
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.sites import NeuronRef, Site
+from spurge.engine.models.sites import NeuronRef, Site, Units
 
 MOST_GRAPHS = 8  # each keeps its own memory
 FASTER = 1.2  # bfloat16 has to be so many times faster to be chosen
@@ -67,8 +67,8 @@ class Locator:
             copies (``dtype``): make a new Locator then.
         target: what is attributed, unless a call names another one.
         path: ``"gradient"``: one forward and one backward pass; or ``"layer"``. None as in `Cascade`.
-        exact, audit, seed, nodes, rule, tolerance, completeness, attention, read, memory, sites: as `Cascade` takes
-            them; on the gradient path nothing is measured unless it is asked for.
+        exact, audit, seed, nodes, rule, tolerance, completeness, attention, units, read, memory, sites: as `Cascade`
+            takes them; on the gradient path nothing is measured unless it is asked for.
         dtype: compute in this type, on a copy of the model; ``"fastest"``: bfloat16 where a short measurement on the
             model's own matrices finds it faster by a fifth. None: the model as it is.
         graphs: record CUDA graphs. Calls with a target of their own, a tolerance, or a :class:`Prompt` run without, and
@@ -93,6 +93,7 @@ class Locator:
         tolerance: float | None = None,
         completeness: bool = False,
         attention: bool = False,
+        units: Units = "neurons",
         read: int = 1,
         memory: str | int | None = None,
         sites: Sequence[Site] | None = None,
@@ -120,6 +121,7 @@ class Locator:
             tolerance=tolerance,
             completeness=completeness or (way == "layer" and tolerance is not None),
             attention=attention,
+            units=units,
             read=read,
             memory=memory,
             sites=sites,

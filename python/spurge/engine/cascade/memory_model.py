@@ -284,7 +284,7 @@ def _of_whole(forward: Forward, trace: Trace, meter: Meter) -> Footprint:
         saved, spare = -(-(meter.live - before) // layers), meter.peak - meter.live
     del value
     leaf, logits = opened.leaves[0], rows.logits
-    row, site = _bytes(leaf), max(forward.sites, key=lambda site: site.width)
+    row, most = _bytes(leaf), max(site.width * site.projection.size / site.hidden for site in forward.sites)
     return Footprint(
         block_of=tuple(forward.block_of),
         blocks=layers,
@@ -293,7 +293,7 @@ def _of_whole(forward: Forward, trace: Trace, meter: Meter) -> Footprint:
         saved=saved,
         spare=spare,
         last=saved + spare,
-        opened=2 * row + 2 * row * site.width // site.hidden,
+        opened=2 * row + math.ceil(2 * row * most),
         head=4 * _bytes(logits),
         row=row,
         passing=passing,

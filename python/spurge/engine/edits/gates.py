@@ -124,13 +124,15 @@ def is_gated(model: nn.Module) -> bool:
 def gates_on(model: nn.Module) -> tuple[dict[str, Tensor], list[Mapping[str, Any]]]:
     """The gates ``[F]`` on ``model`` that act for this thread now, by module path, and where they come from.
 
-    Stacked gates are multiplied, as they act.
+    Stacked gates are multiplied, as they act; those of heads on top of single coordinates are of coordinates, too.
     """
     product: dict[str, Tensor] = {}
     infos: dict[int, Mapping[str, Any]] = {}
     for name, module in model.named_modules():
         if found := [gate for gate in _gates(module) if gate.acts]:
-            product[plain_name(name)] = torch.stack([gate.gates.cpu() for gate in found]).prod(0)
+            most = max(len(gate.gates) for gate in found)
+            each = [gate.gates.cpu().repeat_interleave(most // len(gate.gates)) for gate in found]
+            product[plain_name(name)] = torch.stack(each).prod(0)
             infos |= {id(gate.info): gate.info for gate in found}
     return product, list(infos.values())
 
@@ -170,7 +172,7 @@ class Folded:
             for name, (indices, values) in gates.items():
                 projection = sites[name].projection
                 device = projection.parameter.device
-                indices, values = indices.to(device), values.to(device)
+                indices, values = indices.to(device), values.to(device).repeat_interleave(projection.size)
                 old = projection.columns(indices)
                 columns.append((sites[name], indices, old, (old * values).to(old.dtype)))
             self._columns = list(columns)

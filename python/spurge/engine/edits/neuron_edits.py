@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, checked_print, parts_of, tensors_of
 from spurge.engine.edits.gates import Attached, Folded, Model, applied
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.models.sites import Site, Units, find_sites, heads_of, joins_heads
 
 Gates = dict[str, tuple[Tensor, Tensor]]
 
@@ -30,11 +30,13 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     """Gates ``g_k`` on chosen neurons: activation ``z_k`` becomes ``g_k z_k`` at every position.
 
     1 leaves a neuron as it is, 0 erases it. The same as multiplying column k of the down projection by ``g_k``.
-    Made by :meth:`build`.
+    A unit can be an attention head, too: its slice of what goes into the output projection is multiplied, or all its
+    columns are. Made by :meth:`build`.
 
     Attributes:
         gates: site name to (indices int64 ``[n]`` ascending, gates float32 ``[n]``), on the CPU.
-        model: fingerprint: site name to ``{"shape": [H, F], "dtype", "sha256"}`` of its down projection's weight.
+        model: fingerprint: site name to ``{"shape": [H, F], "dtype", "sha256"}`` of its down projection's weight. F
+            counts units: of an attention's output projection, it says whether these are heads.
         info: provenance, JSON-able: ``method``, ``settings``, ``data`` (fingerprint), ``seed``, ``labels`` (which
             labels the method used: none, class, group) and whatever else the method records.
 
@@ -65,6 +67,8 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
         neurons: NeuronSet,
         gates: Tensor | Sequence[float] | float,
         info: Mapping[str, Any] | None = None,
+        *,
+        units: Units | None = None,
     ) -> NeuronEdit:
         """An edit of ``neurons`` that fits ``model``; changes nothing.
 
@@ -73,14 +77,37 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
             neurons: which neurons; an empty set gives an edit that does nothing.
             gates: one number for all, or ``[n]`` in the order of iteration of ``neurons``.
             info: provenance.
+            units: what is meant where a site is the output projection of an attention: its ``"heads"`` (or
+                ``"both"``), or the single coordinates of its input (``"neurons"``). None: that there is no such site.
 
         Raises:
-            ValueError: a site or neuron the model does not have, gates not finite or not one per neuron.
+            ValueError: a site or neuron the model does not have, gates not finite or not one per neuron, or the
+                output projection of an attention without ``units``.
             TypeError: a wrong type.
         """
         if not isinstance(neurons, NeuronSet):
             raise TypeError(f"neurons: expected a NeuronSet, got {type(neurons).__name__}")
+        if units is not None:
+            choice("units", units, get_args(Units))
         sites = _sites(model, neurons.sites)
+        if units is None and (name := next((name for name, site in sites.items() if joins_heads(site)), None)):
+            raise ValueError(
+                f"neurons: {name!r} is the output projection of an attention; say whether its heads are meant "
+                "(units='heads') or single coordinates (units='neurons')"
+            )
+        if units in ("heads", "both"):
+            sites = {name: heads_of(site) if joins_heads(site) else site for name, site in sites.items()}
+        return cls.of_sites(sites, neurons, gates, info)
+
+    @classmethod
+    def of_sites(
+        cls,
+        sites: Mapping[str, Site],
+        neurons: NeuronSet,
+        gates: Tensor | Sequence[float] | float,
+        info: Mapping[str, Any] | None = None,
+    ) -> NeuronEdit:
+        """As :meth:`build`, of sites by name."""
         neurons.check({name: site.width for name, site in sites.items()})
         prints = {name: _fingerprint(sites[name]) for name in neurons.sites}
         return cls(_assign(neurons, gates), prints, {"spurge": spurge_version(), **(info or {})})
@@ -110,7 +137,7 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
     def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Site]:
         """The model's sites by name, once they pass :meth:`check`; with ``force`` only names and shapes must fit."""
         try:
-            sites = _sites(model, tuple(self.gates))
+            sites = sites_of_widths(model, {name: expected["shape"][-1] for name, expected in self.model.items()})
         except ValueError as error:
             raise EditMismatch(f"edit: not made for this model: {error}") from error
         for name, expected in self.model.items():
@@ -221,6 +248,19 @@ def _sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     return {site.name: site for site in find_sites(model, list(names))} if names else {}
+
+
+def sites_of_widths(model: nn.Module, widths: Mapping[str, int]) -> dict[str, Site]:
+    """The named sites; an attention's output projection as its heads where it has as many as it should have units.
+
+    Raises:
+        TypeError, ValueError: as :func:`spurge.engine.models.sites.find_sites`.
+    """
+    sites = _sites(model, tuple(widths))
+    for name, site in sites.items():
+        if joins_heads(site) and site.width != widths[name]:
+            sites[name] = heads_of(site)
+    return sites
 
 
 def _fingerprint(site: Site) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from spurge.engine.data.examples import Examples
 from spurge.engine.data.words import CorrelationTokens
 from spurge.engine.edits.edit_files import EditMismatch
 from spurge.engine.edits.gates import attached, gates_on, is_gated, suspended
-from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.neuron_edits import NeuronEdit, sites_of_widths
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on, overwritten
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation.prediction import Golden, Outcome, Prepared, accuracy, predict
@@ -34,7 +34,7 @@ from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summ
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import alone
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import Site
+from spurge.engine.models.sites import Site, Units, joins_heads
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
 
@@ -135,13 +135,15 @@ def evaluate(
         changes.enter_context(lifted(model))
         handle = Handle(model, tokenizer)
         handle.check_single_label("model")
+        settings = _settings(located, edit)
         if not force:
-            _check_origin(handle, located)
+            _check_origin(handle, located, settings.get("units", "neurons"))
         return _evaluate(
             handle,
             sets,
             edit,
             neurons,
+            settings.get("units"),
             name,
             draws if controls else 0,
             seed,
@@ -151,35 +153,38 @@ def evaluate(
             batch_size=batch_size,
             max_length=max_length,
             golden=golden,
-            correlation_tokens=None if golden is None else _correlation_tokens(located, edit, top_k),
+            correlation_tokens=None if golden is None else _correlation_tokens(settings, top_k),
             memory=memory,
         )
 
 
-def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None) -> None:
+def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None, units: Units) -> None:
     """Refuses neurons that were located in another model, where they say in which."""
     prints = None if located is None or isinstance(located, NeuronSet) else located.info.get("model")
-    if prints is not None and prints != handle.fingerprints():
+    if prints is not None and prints != handle.fingerprints(units):
         raise EditMismatch(
             "located: was found in another model, or in this one with other weights; force=True takes it nevertheless"
         )
 
 
-def _correlation_tokens(
-    located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | WeightEdit | None, top_k: int | None
-) -> CorrelationTokens:
-    """As the neurons were located, by what was found or else by what the edit says of it; ``top_k`` overrides."""
-    settings: Mapping[str, Any] = {}
+def _settings(located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | WeightEdit | None) -> Mapping[str, Any]:
+    """How neurons were located, by what was found or else by what the edit says of it."""
     if located is not None and not isinstance(located, NeuronSet):
-        settings = located.info.get("settings", {})
-    elif edit is not None and edit.info.get("method") == "MacU":
-        settings = edit.info.get("settings", {})
+        return located.info.get("settings", {})
+    if edit is not None and edit.info.get("method") == "MacU":
+        return edit.info.get("settings", {})
+    return {}
+
+
+def _correlation_tokens(settings: Mapping[str, Any], top_k: int | None) -> CorrelationTokens:
+    """As the neurons were located; ``top_k`` overrides."""
     return CorrelationTokens.of({**settings} | ({} if top_k is None else {"top_k": top_k}))
 
 
 def _applied(model: nn.Module) -> NeuronEdit | WeightEdit:
     """The gates, or the new weights, that are applied to the model now, as an edit."""
     vectors, infos = gates_on(model)
+    sites = sites_of_widths(model, {site: len(gates) for site, gates in vectors.items()})
     if is_overwritten(model):
         if vectors:
             raise ValueError("model: an edit of neurons and one of weights are applied to it now; fold one of them in")
@@ -187,7 +192,7 @@ def _applied(model: nn.Module) -> NeuronEdit | WeightEdit:
         return WeightEdit.build(model, changes, _origin(infos, "last"))
     neurons = NeuronSet({site: (gates != 1).nonzero()[:, 0] for site, gates in vectors.items()})
     gates = [vectors[site][neurons.indices(site)] for site in neurons.sites]
-    return NeuronEdit.build(model, neurons, torch.cat([torch.empty(0), *gates]), _origin(infos, "multiply"))
+    return NeuronEdit.of_sites(sites, neurons, torch.cat([torch.empty(0), *gates]), _origin(infos, "multiply"))
 
 
 def _origin(infos: list[Mapping[str, Any]], rule: str) -> Mapping[str, Any]:
@@ -199,6 +204,7 @@ def _evaluate(
     sets: dict[str, Examples],
     edit: NeuronEdit | WeightEdit | None,
     located: NeuronSet | None,
+    units: Units | None,
     name: str,
     draws: int,
     seed: int,
@@ -221,8 +227,9 @@ def _evaluate(
             (name, partial(overwritten, handle.model, edit.fit(handle.model, force=force), edit.changes, edit.info))
         )
     elif edit is not None:
-        erased = edit.with_gates(0.0) if located is None else NeuronEdit.build(handle.model, located, 0.0)
-        sites = edit.fit(handle.model, force=force) | erased.fit(handle.model, force=force)
+        own = edit.fit(handle.model, force=force)
+        erased = edit.with_gates(0.0) if located is None else _erased(handle.model, located, units, own)
+        sites = own | erased.fit(handle.model, force=force)
         passes.append((name, partial(attached, sites, edit.full())))
         if draws:
             passes.append(("zero-all", partial(attached, sites, erased.full())))
@@ -255,6 +262,19 @@ def _evaluate(
         "max_length": reading["max_length"],
     }
     return Report(tuple(measures), settings)
+
+
+def _erased(model: nn.Module, located: NeuronSet, units: Units | None, edited: Mapping[str, Site]) -> NeuronEdit:
+    """An edit that erases located neurons; these are the units that the edit of ``edited`` sites has, unless said."""
+    if units is None and (outputs := [site for site in edited.values() if joins_heads(site)]):
+        units = "neurons" if outputs[0].projection.size == 1 else "both"
+    erased = NeuronEdit.build(model, located, 0.0, units=units)
+    for name in erased.model.keys() & edited.keys():
+        if erased.model[name]["shape"][1] != edited[name].width:
+            raise ValueError(
+                f"located: heads and single coordinates of {name!r} cannot both be meant, here and in the edit"
+            )
+    return erased
 
 
 def _named(tests: Any) -> dict[str, Examples]:

@@ -10,7 +10,7 @@ import copy
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 
 _NAME = "spurge_attention_row"  # what the private attention function is called in transformers' table
 _PROBABILITIES = ("dropout", "attn_dropout", "attention_dropout")  # receives the probabilities in models' own code
+_HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+_HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 _VALUES = ("value", "value_proj", "v_proj", "v_lin")
 
 _open_rows: weakref.WeakKeyDictionary[nn.Module, AttentionRow] = weakref.WeakKeyDictionary()
@@ -292,6 +294,43 @@ def _attention_row(
 
 
 AttentionInterface.register(_NAME, _attention_row)
+
+
+def head_width(attention: nn.Module | None, inputs: int) -> int | str:
+    """Coordinates of one (query) head in what goes into the output projection, or what keeps them from being told.
+
+    The module says how many heads it has, or how wide they are, and its configuration may: all have to fit together.
+
+    Args:
+        attention: the module that computes attention, ``Site.attention``.
+        inputs: of its output projection.
+    """
+    if attention is None:
+        return "no attention module was found"
+    name = type(attention).__name__
+    if isinstance(attention, nn.MultiheadAttention):
+        return f"{name} multiplies by its output projection without calling it"
+    counts, widths = (_whole_numbers(attention, names) for names in (_HEAD_COUNTS, _HEAD_WIDTHS))
+    if not counts and not widths:
+        return f"{name} says neither how many heads it has nor how wide they are"
+    counts |= _whole_numbers(getattr(attention, "config", None), ("num_attention_heads",))
+    counts = counts or {inputs // width for width in widths}
+    fitting = {count for count in counts if inputs % count == 0 and (not widths or inputs // count in widths)}
+    if len(fitting) != 1:
+        return (
+            f"{name} speaks of {_listed(counts)} heads, {_listed(widths)} wide, and its output projection has {inputs} "
+            "inputs"
+        )
+    return inputs // fitting.pop()
+
+
+def _whole_numbers(holder: Any, names: Sequence[str]) -> set[int]:
+    found = (getattr(holder, name, None) for name in names)
+    return {value for value in found if type(value) is int and value > 0}
+
+
+def _listed(values: set[int]) -> str:
+    return " or ".join(map(str, sorted(values))) or "unknown"
 
 
 def _table_home(attention: nn.Module) -> Any:

@@ -98,6 +98,10 @@ class Experts:
     key: ClassVar[str] = "down_proj"
 
     @property
+    def size(self) -> int:
+        return 1
+
+    @property
     def parameter(self) -> Tensor:
         return self.module.down_proj  # type: ignore[return-value]
 

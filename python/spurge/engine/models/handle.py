@@ -17,7 +17,7 @@ from spurge.engine.data.examples import Example, Inputs, encode
 from spurge.engine.data.rows import renumbered
 from spurge.engine.models.call_arguments import Limits, logits_of
 from spurge.engine.models.readout import first_token, is_decoder, language_head, last_real_token
-from spurge.engine.models.sites import Site, find_sites
+from spurge.engine.models.sites import Site, Units, find_sites
 from spurge.engine.models.verbalizers import Verbalized
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ class Handle:
             TypeError, ValueError: as :func:`spurge.engine.models.sites.find_sites`.
         """
         return find_sites(self.model)
+
+    def sites_of(self, units: Units) -> list[Site]:
+        """Where its neurons, its attention heads, or both, live.
+
+        Raises:
+            TypeError, ValueError: as :func:`spurge.engine.models.sites.find_sites`.
+        """
+        return self.sites if units == "neurons" else find_sites(self.model, units=units)
 
     @cached_property
     def device(self) -> torch.device:
@@ -158,9 +166,9 @@ class Handle:
         """
         return logits_of(self.model(**inputs))
 
-    def fingerprints(self) -> dict[str, str]:
-        """Of the weights behind its neurons, by site."""
-        return {site.name: site.projection.fingerprint() for site in self.sites}
+    def fingerprints(self, units: Units = "neurons") -> dict[str, str]:
+        """Of the weights behind its neurons (heads), by site."""
+        return {site.name: site.projection.fingerprint() for site in self.sites_of(units)}
 
     def budget(self, memory: str | int | None) -> int:
         """The bytes that a job on the model may take: what was asked for, else a share of what is free.

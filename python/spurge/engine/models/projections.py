@@ -18,8 +18,8 @@ from spurge.engine.models.hooks import hook
 from spurge.engine.models.parameters import FLOATS, bits, oddity
 
 Look = Callable[[Tensor, Tensor, "Tensor | None"], "Tensor | None"]
-"""What watches a projection: activations ``[..., F]``, output ``o`` ``[..., H]`` and what of ``o`` does not scale with
-the activations (the bias; None: nothing) -> another output in the place of ``o``, or None."""
+"""What watches a projection: activations ``[..., F * size]``, output ``o`` ``[..., H]`` and what of ``o`` does not
+scale with the activations (the bias; None: nothing) -> another output in the place of ``o``, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,10 @@ class RowGates:
     def to(self, device: torch.device) -> RowGates:
         """The same on another device."""
         return RowGates(self.columns.to(device), self.values.to(device))
+
+    def spread(self, size: int) -> RowGates:
+        """The same on the coordinates of units that have ``size`` of them each."""
+        return self if size == 1 else RowGates(coordinates(self.columns, size), self.values.repeat_interleave(size, 1))
 
     def full(self, width: int, device: torch.device) -> Tensor:
         """Gates of all neurons of a site, ``[P, F]``: 1 where there are none."""
@@ -73,10 +77,19 @@ def misfit(made: Tensor, output: Tensor) -> float | None:
 
 
 class GateHook:
-    """Gates as they hang on a module, among its forward hooks."""
+    """Gates as they hang on a module, among its forward hooks.
 
-    def __init__(self, gates: Gating) -> None:
-        self.gates = gates
+    Args:
+        size: coordinates of each unit.
+    """
+
+    def __init__(self, gates: Gating, size: int = 1) -> None:
+        self.gates, self.size = gates, size
+
+    def now(self) -> RowGates | None:
+        """What multiplies the coordinates of the activations now."""
+        gates = self.gates()
+        return None if gates is None else gates.spread(self.size)
 
 
 def hooked(module: nn.Module) -> list[GateHook]:
@@ -101,8 +114,20 @@ def gated_after(module: nn.Module, gate: GateHook) -> Iterator[None]:
     handle.remove()
 
 
+def coordinates(units: Tensor, size: int) -> Tensor:
+    """Which coordinates of the activations are those of ``units`` ``[n]``: ``[n * size]``, unit by unit."""
+    return units if size == 1 else (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
+
+
+def by_unit(values: Tensor, size: int) -> Tensor:
+    """Sums over the coordinates of each unit: ``[..., F * size]`` -> ``[..., F]``."""
+    return values if size == 1 else values.unflatten(-1, (-1, size)).sum(-1)
+
+
 class Projection(Protocol):
-    """What every kind of down projection answers. F neurons in, H numbers out.
+    """What every kind of down projection answers. F units in, H numbers out.
+
+    A unit is a neuron, one coordinate of the activations, or an attention head, ``size`` coordinates side by side.
 
     Attributes:
         module: what is hooked.
@@ -110,6 +135,10 @@ class Projection(Protocol):
     """
 
     key: ClassVar[str]
+
+    @property
+    def size(self) -> int:
+        """Coordinates of a unit."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -123,28 +152,28 @@ class Projection(Protocol):
         """(H, F)."""
 
     def weight(self) -> Tensor:
-        """W2 as ``[H, F]``: column k belongs to neuron k."""
+        """W2 as ``[H, F * size]``: the columns of unit k are ``k * size`` to ``(k + 1) * size - 1``."""
 
     def bias(self) -> Tensor | None:
         """What is added to ``u`` and does not scale with the activations, as the module holds it."""
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Gradients by the output ``[..., H]`` -> by the activations ``[..., F]``, without a copy of W2."""
+        """Gradients by the output ``[..., H]`` -> by the activations ``[..., F * size]``, no copy of W2."""
 
     def columns(self, indices: Tensor) -> Tensor:
-        """A copy of the columns ``indices`` ``[n]`` of W2, ``[H, n]``."""
+        """A copy of the columns of units ``indices`` ``[n]`` of W2, ``[H, n * size]``."""
 
     def column_norms(self) -> Tensor:
-        """Size of each column of W2, float32 ``[F]``."""
+        """Size of each column of W2, float32 ``[F * size]``."""
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
-        """Puts ``columns`` ``[H, n]`` in the place of those of ``indices``, in the parameter itself."""
+        """Puts ``columns`` ``[H, n * size]`` in the place of those of ``indices``, in the parameter itself."""
 
     def watch(self, look: Look) -> Temporary[None]:
         """Calls ``look`` after each forward of the module in this thread."""
 
     def gate(self, gates: Gating) -> Temporary[None]:
-        """Multiplies the activations in each forward of the module by what ``gates`` says then.
+        """Multiplies the units in each forward of the module by what ``gates`` says then.
 
         Those act in any thread: :func:`spurge.engine.models.hooks.in_this_thread` makes gates of this one alone.
         """
@@ -166,7 +195,7 @@ class _LinearGate(GateHook):
     """Forward pre-hook of a linear layer: gates on its input."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        gates = self.gates()
+        gates = self.now()
         return args if gates is None else (gates.on(args[0]), *args[1:])
 
 
@@ -175,10 +204,12 @@ class Linear:
     """A down projection that is one linear layer, ``nn.Linear`` or transformers' ``Conv1D``: its input is ``z``.
 
     Attributes:
+        size: coordinates of a unit: 1 of a neuron, the head's width where the input is that of attention's heads.
         whole: the input holds all of ``z``.
     """
 
     module: nn.Module
+    size: int = 1
     key: ClassVar[str] = "weight"
     whole: ClassVar[bool] = True
 
@@ -188,9 +219,12 @@ class Linear:
 
     @property
     def shape(self) -> tuple[int, int]:
-        if isinstance(self.module, Conv1D):
-            return self.module.nf, self.module.nx
-        return int(self.module.out_features), int(self.module.in_features)  # type: ignore[arg-type]
+        return (features(self.module) or (0, 0))[1], self.inputs // self.size
+
+    @property
+    def inputs(self) -> int:
+        """Coordinates of ``z``."""
+        return (features(self.module) or (0, 0))[0]
 
     def weight(self) -> Tensor:
         return self.parameter.t() if isinstance(self.module, Conv1D) else self.parameter
@@ -202,20 +236,20 @@ class Linear:
         return gradient @ self.weight()
 
     def columns(self, indices: Tensor) -> Tensor:
-        return self.weight()[:, indices]
+        return self.weight()[:, coordinates(indices, self.size)]
 
     @without_gradients
     def column_norms(self) -> Tensor:
         return norms(self.weight(), 0)
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
-        self.weight()[:, indices] = columns
+        self.weight()[:, coordinates(indices, self.size)] = columns
 
     def watch(self, look: Look) -> Temporary[None]:
         return hook(self.module, lambda module, args, output: look(args[0], output, self.bias()))
 
     def gate(self, gates: Gating) -> Temporary[None]:
-        return gated_before(self.module, _LinearGate(gates))
+        return gated_before(self.module, _LinearGate(gates, self.size))
 
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
         """Nothing to verify: ``z`` is the input of the layer itself."""
@@ -241,11 +275,6 @@ class Composite(Linear):
         return max(parts, key=Tensor.numel)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        inputs, outputs = features(self.module) or (0, 0)
-        return outputs, inputs
-
-    @property
     def dtype(self) -> torch.dtype:
         """The type it is called in."""
         parts = [self.parameter, *self.module.parameters(), *self.module.buffers()]
@@ -262,7 +291,7 @@ class Composite(Linear):
         return self._at_zero(self._zeros(1))
 
     def pull(self, gradient: Tensor) -> Tensor:
-        z = gradient.new_zeros(*gradient.shape[:-1], self.shape[1]).requires_grad_()
+        z = gradient.new_zeros(*gradient.shape[:-1], self.inputs).requires_grad_()
         with grad_mode(True):
             output = self.module.forward(z)
         if not output.requires_grad:
@@ -274,8 +303,9 @@ class Composite(Linear):
 
     @without_gradients
     def columns(self, indices: Tensor) -> Tensor:
-        ones = self._zeros(len(indices))
-        ones[torch.arange(len(indices), device=ones.device), indices.to(ones.device)] = 1
+        places = coordinates(indices, self.size)
+        ones = self._zeros(len(places))
+        ones[torch.arange(len(places), device=ones.device), places.to(ones.device)] = 1
         return (self.module.forward(ones) - self.bias()).t()
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
@@ -308,7 +338,7 @@ class Composite(Linear):
         return self.module.forward(zeros)[0]
 
     def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.shape[1], dtype=self.dtype, device=self.parameter.device)
+        return torch.zeros(rows, self.inputs, dtype=self.dtype, device=self.parameter.device)
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
@@ -353,6 +383,6 @@ def plain(module: nn.Module) -> bool:
         return False
     if type(module).forward in (nn.Linear.forward, Conv1D.forward) or weight.is_meta:
         return True
-    inputs = (features(module) or (0, 0))[0]  # a class with a forward of its own (Falcon's) may do the same
+    inputs = Linear(module).inputs  # a class with a forward of its own (Falcon's) may do the same
     z = torch.linspace(-1, 1, inputs, dtype=weight.dtype, device=weight.device)[None]
     return misfit(nn.functional.linear(z, Linear(module).weight(), Linear(module).bias()), module.forward(z)) is None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spurge.engine.base.temporary import Temporary
 from spurge.engine.base.tensor_parallel import added, is_sharded, joined, shared, whole
 from spurge.engine.models.hooks import hook
-from spurge.engine.models.projections import GateHook, Gating, Linear, Look, RowGates, gated_before
+from spurge.engine.models.projections import GateHook, Gating, Linear, Look, RowGates, coordinates, gated_before
 
 
 def refusal(linear: nn.Module) -> str | None:
@@ -29,12 +29,12 @@ class _ShardGate(GateHook):
     """Forward pre-hook of a sharded linear layer: gates on this rank's part of its input."""
 
     def __init__(self, gates: Gating, projection: RowSharded) -> None:
-        super().__init__(gates)
+        super().__init__(gates, projection.size)
         self.projection = projection
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        gates, z = self.gates(), args[0]
-        if gates is not None and z.shape[-1] != self.projection.shape[1]:
+        gates, z = self.now(), args[0]
+        if gates is not None and z.shape[-1] != self.projection.inputs:
             gates = self.projection.own(gates)
         return args if gates is None else (gates.on(z), *args[1:])
 
@@ -54,8 +54,8 @@ class RowSharded(Linear):
 
     @property
     def _start(self) -> int:
-        """The first neuron of this rank: parts are of one size but for the last ones."""
-        mesh, width = self._weight.device_mesh, self.shape[1]
+        """The first coordinate of this rank: parts are of one size but for the last ones."""
+        mesh, width = self._weight.device_mesh, self.inputs
         return min(width, mesh.get_local_rank() * -(-width // mesh.size()))
 
     def weight(self) -> Tensor:
@@ -71,14 +71,14 @@ class RowSharded(Linear):
 
     def columns(self, indices: Tensor) -> Tensor:
         local = self._weight.to_local()
-        place, mine = self._places(indices)
-        columns = local.new_zeros(len(local), len(indices))
+        place, mine = self._places(coordinates(indices, self.size))
+        columns = local.new_zeros(len(local), len(place))
         columns[:, mine] = local[:, place[mine]]
         return added(columns, self._weight.device_mesh)
 
     def write(self, indices: Tensor, columns: Tensor) -> None:
         """Writes those of the columns that this rank holds."""
-        place, mine = self._places(indices)
+        place, mine = self._places(coordinates(indices, self.size))
         self._weight.to_local()[:, place[mine]] = columns[:, mine]
 
     def watch(self, look: Look) -> Temporary[None]:
@@ -91,7 +91,7 @@ class RowSharded(Linear):
         return gated_before(self.module, _ShardGate(gates, self))
 
     def own(self, gates: RowGates) -> RowGates | None:
-        """The gates of this rank's neurons, counted from its first; None where it has none to multiply."""
+        """The gates of this rank's coordinates, counted from its first; None where it has none to multiply."""
         values = gates.values
         if values.requires_grad:
             values = shared(values, self._weight.device_mesh)  # on every rank: all of them sum in the backward pass
@@ -101,16 +101,16 @@ class RowSharded(Linear):
         return RowGates(place[mine], values[:, mine.to(values.device)])
 
     def _places(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Where this rank would hold neurons, counted from its first, and which of them it holds."""
+        """Where this rank would hold coordinates, counted from its first, and which of them it holds."""
         place = indices - self._start
         return place, (place >= 0) & (place < self._weight.to_local().shape[1])
 
     def _joined(self, part: Tensor) -> Tensor:
-        """``[..., F]`` from this rank's part; what is whole already stays."""
+        """``[..., F * size]`` from this rank's part; what is whole already stays."""
         if is_sharded(part):
             raise ValueError(
                 f"model: a down projection is called with a {type(part).__name__}, expected plain tensors as "
                 "transformers' own tp_plan hands them on"
             )
-        width = self.shape[1]
+        width = self.inputs
         return part if part.shape[-1] == width else joined(part, self._weight.device_mesh, width)

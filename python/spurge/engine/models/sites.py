@@ -1,24 +1,32 @@
-"""Sites: where a model keeps its feed-forward neurons, found from the module tree.
+"""Sites: where a model keeps its feed-forward neurons and attention heads, found from the module tree.
 
 A site is the input of a layer's down projection ``u = z W2' + b``, ``z`` ``[R, T, F]``. One coordinate of ``z`` is a
 neuron; in a gated layer ``z = act(gate(x)) * up(x)``, so the neuron is counted after the product. The routed experts
 of a layer are one site (`spurge.engine.models.experts`), beside that of a shared expert.
+
+The heads of a layer's self-attention are a site of the same kind: the input of its output projection, head k being
+coordinates ``k d`` to ``(k + 1) d - 1``, with d the width of a head.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import is_sharded
+from spurge.engine.models.attention import head_width
 from spurge.engine.models.experts import SUPPORTED, Experts, is_routed, refusal
 from spurge.engine.models.parameters import plain_name
 from spurge.engine.models.projections import Composite, Linear, Projection, features, is_linear, linears, plain
 from spurge.engine.models.sharded_projection import RowSharded
 from spurge.engine.models.sharded_projection import refusal as refused_shards
+
+Units = Literal["neurons", "heads", "both"]
 
 # Names that transformers' model families use. Shapes decide first; a name decides where shapes leave a choice, which
 # they do only when F = H. A pattern matches the end of a module path.
@@ -65,15 +73,16 @@ class NeuronRef:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One feed-forward layer, as the model's own modules; holds references and copies nothing.
+    """One feed-forward layer, or the heads of one attention; the model's own modules, nothing is copied.
 
     Attributes:
         name: module path of the down projection, ``"bert.encoder.layer.3.output.dense"``, or of the module that holds
-            the routed experts, ``"model.layers.3.mlp.experts"``; as without ``torch.compile``.
+            the routed experts, ``"model.layers.3.mlp.experts"``; of heads, of attention's output projection; as without
+            ``torch.compile``.
         layer: position of its block, from 0 (an encoder-decoder counts on from the encoder's last).
-        width: F, the neurons of the site; of E experts, neuron ``e * F / E + k`` is neuron k of expert e.
+        width: F, the neurons (heads) of the site; of E experts, neuron ``e * F / E + k`` is neuron k of expert e.
         hidden: H, the model's width.
-        projection: the down projection.
+        projection: the down projection, or attention's output projection.
         block: the transformer layer that holds it (a hand-named site outside all layers: ``down`` itself).
         block_name: module path of ``block``.
         ffn: the module that receives the feed-forward layer's input ``[R, T, H]`` as its first argument, and that of
@@ -106,7 +115,7 @@ class Site:
         return self.projection.parameter
 
     def weight(self) -> Tensor:
-        """W2 as ``[H, F]``: column k belongs to neuron k. A view of the parameter; of experts, it may be a copy."""
+        """W2 as ``[H, F * size]``: column k belongs to neuron k. A view of the parameter; of experts, maybe a copy."""
         return self.projection.weight()
 
     def bias(self) -> Tensor | None:
@@ -117,7 +126,7 @@ class Site:
         return f"Site({self.name!r}, layer={self.layer}, width={self.width}, hidden={self.hidden})"
 
 
-def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
+def find_sites(model: nn.Module, names: Sequence[str] | None = None, *, units: Units = "neurons") -> list[Site]:
     """The sites of ``model``, ordered by layer.
 
     Blocks are the children of the longest ``ModuleList`` whose children hold attention beside a feed-forward pair
@@ -127,17 +136,22 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
         model: any ``transformers`` model, bare or with a head, or a ``torch.nn.TransformerEncoder``.
         names: module paths of down projections or experts modules, to take these instead of what would be found (a
             projection outside all blocks, such as a classifier, is allowed). They come back ordered by layer.
+        units: ``"neurons"``; ``"heads"``: those of self-attention, sites with the names of its output projections (of
+            shared keys and values, every query head is one); or ``"both"``, a layer's heads before its neurons. Without
+            heads, a named output projection has its single coordinates as neurons.
 
     Raises:
         TypeError: ``model`` is no module, or ``names`` is one string or holds something else than strings.
-        ValueError: nothing was found, experts are held in a form that is not supported, ranks hold a down projection
-            in another way than by its neurons, or a name is unknown, repeated or no such module.
+        ValueError: nothing was found, heads cannot be told apart, experts are held in a form that is not supported,
+            ranks hold a down projection in another way than by its neurons, or a name is unknown, repeated or no such
+            module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    choice("units", units, get_args(Units))
     lists = _block_lists(model)
     if names is not None:
-        return _named(model, lists, names)
+        return [_of_units(site, units) for site in _named(model, lists, names)]
     longest = max((len(blocks) for blocks in lists), default=0)
     blocks = [block for blocks in lists if len(blocks) == longest for block in blocks]
     sites = [site for layer, (name, block) in enumerate(blocks) for site in _sites_in(block, name, layer)]
@@ -146,7 +160,43 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
             f"model: found no feed-forward layers beside attention in {type(model).__name__}; name the down "
             f"projections by hand, names=[...]{_advice([*map(plain_name, linears(model))])}"
         )
-    return sites
+    if units == "neurons":
+        return sites
+    heads = {site.block_name: heads_of(site) for site in sites}
+    return sorted([*heads.values(), *(sites if units == "both" else ())], key=lambda site: site.layer)
+
+
+def heads_of(site: Site) -> Site:
+    """The heads of the self-attention in a site's block.
+
+    Raises:
+        ValueError: they cannot be told apart.
+    """
+    output = site.attention_output
+    projection = None if output is None else projection_of(output)
+    if output is None or not isinstance(projection, Linear):
+        raise ValueError(f"model: the heads of {site.block_name!r} cannot be told apart: it has no output projection")
+    path = next(path for path, module in site.block.named_modules() if module is output)
+    name = plain_name(f"{site.block_name}.{path}")
+    _check_shards(name, output)
+    width = head_width(site.attention, projection.inputs)
+    if isinstance(width, str):
+        raise ValueError(f"model: the heads of {site.block_name!r} cannot be told apart: {width}")
+    projection = replace(projection, size=width)
+    hidden, heads = projection.shape
+    return replace(site, name=name, width=heads, hidden=hidden, projection=projection)
+
+
+def joins_heads(site: Site) -> bool:
+    """Whether a site is the output projection of its block's attention."""
+    return site.down is site.attention_output
+
+
+def _of_units(site: Site, units: Units) -> Site:
+    """A named site, an attention's output projection as its heads where these are asked for."""
+    if units == "heads" and not joins_heads(site):
+        raise ValueError(f"names: {site.name!r} must be the output projection of an attention, got another module")
+    return heads_of(site) if units != "neurons" and joins_heads(site) else site
 
 
 def known_sites(model: nn.Module) -> list[Site]:

@@ -13,7 +13,7 @@ from spurge import ops
 from spurge.engine.base.device_checks import require
 from spurge.engine.base.temporary import Temporaries, temporary
 from spurge.engine.models.hooks import hook, hook_before
-from spurge.engine.models.projections import Linear
+from spurge.engine.models.projections import Linear, by_unit
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.norm_placement import by_rows
 
@@ -35,7 +35,7 @@ class FirstOrder:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What the calls of one site add up to, ``[B, F]`` each; parts of stakes where these were asked for.
+    """What the calls of one site add up to, ``[B, F * size]`` each; parts of stakes where these were asked for.
 
     Attributes:
         total: gradient times activation, summed over tokens.
@@ -51,7 +51,7 @@ class _Sums:
 
     @classmethod
     def zero(cls, batch: int, site: Site) -> _Sums:
-        return cls(*torch.zeros(4, batch, site.width, device=site.parameter.device))
+        return cls(*torch.zeros(4, batch, site.width * site.projection.size, device=site.parameter.device))
 
     def __add__(self, other: _Sums) -> _Sums:
         reach, bend = torch.maximum(self.reach, other.reach), torch.maximum(self.bend, other.bend)
@@ -62,8 +62,9 @@ class _Sums:
 class ActivationGradients:
     """The activations of one forward pass as places where its gradients are read.
 
-    Each gradient is summed into ``[B, F]`` as the backward pass makes it; none is kept. A layer that runs more than
-    once is read at each of its calls.
+    Each gradient is summed into ``[B, F * size]`` as the backward pass makes it; none is kept. A layer that runs more
+    than once is read at each of its calls. Of a head, the coordinates' estimates add up, and so do the terms of its
+    stake; its reach is that of the coordinate that reaches furthest.
 
     Args:
         sites: where.
@@ -115,10 +116,12 @@ class ActivationGradients:
         found = FirstOrder([], [])
         for i, site in enumerate(self.sites):
             sums = self._sums.pop(i, None) or _Sums.zero(self.batch, site)  # the target reads nothing of it
-            found.estimate.append(sums.total.float())
+            size = site.projection.size
+            found.estimate.append(by_unit(sums.total, size).float())
             if stakes:
                 norms = site.projection.column_norms().to(sums.reach)
-                stake = sums.magnitude * sums.reach * norms + BENT * (sums.bend * norms).square()
+                reach, bend = (_furthest(part * norms, size) for part in (sums.reach, sums.bend))
+                stake = by_unit(sums.magnitude, size) * reach + BENT * bend.square()
                 found.stake.append(stake.float())
         return found
 
@@ -188,6 +191,11 @@ class ActivationGradients:
         if stream is None or stream.shape[:2] != z.shape[:2]:
             return z.new_ones(z.shape[:2], dtype=_wide(z.dtype))
         return _norm(stream.to(z.device))
+
+
+def _furthest(values: Tensor, size: int) -> Tensor:
+    """Largest of the coordinates of each unit: ``[B, F * size]`` -> ``[B, F]``."""
+    return values if size == 1 else values.unflatten(-1, (-1, size)).amax(-1)
 
 
 def _rows(values: Tensor, rows: int) -> Tensor:

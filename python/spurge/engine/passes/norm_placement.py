@@ -38,10 +38,15 @@ class NormPlacement:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Per site its placement; per block the length of the tuple it returns, 0 for the bare hidden states."""
+    """Per site its placement; per block the length of the tuple it returns, 0 for the bare hidden states.
+
+    Attributes:
+        order: the sites, by number, as they run.
+    """
 
     placements: list[NormPlacement]
     tuples: list[int]
+    order: list[int]
 
 
 def by_rows(values: Tensor, rows: int) -> Tensor:
@@ -75,6 +80,7 @@ def layer_anatomy(
     starts: list[tuple[tuple, dict]] = []
     ran: list[int] = []
     seen: list[dict[str, Any]] = [{"leaves": [], "calls": 0} for _ in sites]
+    called: list[int] = []
 
     def start(index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden, rest, named = split_call(args, kwargs)
@@ -92,8 +98,9 @@ def layer_anatomy(
         for index, block in enumerate(blocks):
             stack.enter_context(hook_before(block, partial(start, index)))
             stack.enter_context(hook(block, end))
-        for site, keep in zip(sites, seen, strict=True):
+        for i, (site, keep) in enumerate(zip(sites, seen, strict=True)):
             stack.enter_context(site.projection.watch(partial(_keep, keep)))
+            stack.enter_context(hook(site.down, lambda m, args, made, i=i: called.append(i)))
             for module in site.block.modules():
                 if next(module.children(), None) is None and module is not site.down:
                     leaves = keep["leaves"]
@@ -108,7 +115,19 @@ def layer_anatomy(
             index = order[id(site.block)]
             site.projection.verify(site.name, keep["z"], keep["o"], keep["rest"])
             placements.append(_placement(site, starts[index], first(outputs[index]), stills[index], keep))
-    return Anatomy(placements, [len(output) if isinstance(output, (tuple, list)) else 0 for output in outputs])
+    tuples = [len(output) if isinstance(output, (tuple, list)) else 0 for output in outputs]
+    return Anatomy(_of_one_kind(sites, placements), tuples, called)
+
+
+def _of_one_kind(sites: Sequence[Site], placements: Sequence[NormPlacement]) -> list[NormPlacement]:
+    """The placements, all of a block ``replay`` where its sites join its output in different ways."""
+    found: dict[int, set[tuple[Kind, int]]] = {}
+    for site, placement in zip(sites, placements, strict=True):
+        if placement.kind != "replay":
+            norm = placement.norm if placement.kind != "residual" else None
+            found.setdefault(id(site.block), set()).add((placement.kind, id(norm)))
+    mixed = {block for block, kinds in found.items() if len(kinds) > 1}
+    return [NormPlacement("replay") if id(s.block) in mixed else p for s, p in zip(sites, placements, strict=True)]
 
 
 def check_once(ran: Sequence[int], blocks: int, calls: Sequence[tuple[str, int]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.models.projections import RowGates
+from spurge.engine.models.projections import RowGates, by_unit, coordinates
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.trace import Share, Trace
 from spurge.engine.passes.whole_pass import by_rows
@@ -92,32 +92,43 @@ class Openings:
             whole = share.end * share.last.float() if whole is None else whole.add_(share.last, alpha=share.end)
         z = self._trace.sites[i].z
         if whole is None:  # the target does not read this layer
-            return z.new_zeros(z.shape[0], z.shape[2], dtype=torch.float32)
-        pulled = self._sites[i].projection.pull(whole.to(z.dtype))
-        return ops.multiply_sum(pulled, z, self._trace.mask(z)).float()
+            return z.new_zeros(z.shape[0], self._sites[i].width, dtype=torch.float32)
+        projection = self._sites[i].projection
+        pulled = projection.pull(whole.to(z.dtype))
+        return by_unit(ops.multiply_sum(pulled, z, self._trace.mask(z)).float(), projection.size)
 
 
 def without(trace: Trace, sites: Sequence[Site], i: int, columns: Tensor) -> Tensor:
     """Rows ``[n * B, T, H]`` in the place of a site's anchor, each with one of ``columns`` ``[n]`` off."""
-    seen = trace.sites[i]
+    seen, projection = trace.sites[i], sites[i].projection
     columns = columns.to(seen.z.device)
+    if projection.size > 1:
+        z = seen.z[..., coordinates(columns, projection.size)].unflatten(-1, (len(columns), -1))  # [B, T, n, d]
+        parts = torch.einsum("btnd,hnd->nbth", z, projection.columns(columns).unflatten(1, z.shape[2:]))
+        return (seen.anchor[None] - parts).flatten(0, 1)
     z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
-    w = sites[i].projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
+    w = projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
     return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
 
 
 def entries(trace: Trace, block_of: Sequence[int], gated: Sequence[int]) -> list[int]:
-    """Which gated sites of the first block open the rows: one that runs the block again, gated inside, else all."""
+    """Which gated sites of the first block open the rows: one that runs the block again, gated inside, else all.
+
+    Of several that do, the one that runs first: what it changes goes through the others.
+    """
     assert trace.anatomy is not None
-    first = [i for i in gated if block_of[i] == block_of[gated[0]]]
-    return [i for i in first if trace.anatomy.placements[i].kind == "replay"][:1] or first
+    block = min(block_of[i] for i in gated)
+    first = [i for i in gated if block_of[i] == block]
+    replayed = [i for i in trace.anatomy.order if i in first and trace.anatomy.placements[i].kind == "replay"]
+    return replayed[:1] or first
 
 
 def moved(trace: Trace, sites: Sequence[Site], gates: Mapping[int, RowGates]) -> Tensor:
     """Rows ``[P * B, T, H]`` in the place of the sites' common anchor, each with some of their units gated."""
     rows = trace.sites[min(gates)].anchor
     for i, on in gates.items():
-        z = trace.sites[i].z
-        change = z[..., on.columns] * (on.values[:, None, None] - 1).to(z.dtype)
-        rows = rows + change @ sites[i].projection.columns(on.columns).t()
+        z, projection = trace.sites[i].z, sites[i].projection
+        each = on.spread(projection.size)
+        change = z[..., each.columns] * (each.values[:, None, None] - 1).to(z.dtype)
+        rows = rows + change @ projection.columns(on.columns).t()
     return rows.flatten(0, 1)

@@ -317,6 +317,7 @@ class PartialForward:
             opened.setdefault(self.block_of[i], []).append(i)
         entry, end = min(opened), len(self.blocks) - 1
         live: list[Tensor] = []  # the rows on their way, at most one tensor
+        attended: list[Tensor] = []  # what those attend to that were on their way before the last layer
 
         def wrap(index: int, hidden: Tensor) -> Any:
             length = tuples[index]
@@ -342,6 +343,8 @@ class PartialForward:
                     return at(output, trace.position.repeat(n // batch)) if trace.pruned and index == end else output
 
                 parts = [step(live.pop())] if live else []
+                if parts and index == end and row is not None:
+                    attended.append(row.row())  # before rows that open here run the layer again
                 parts += [self._emerge(i, openings[i], trace, call, step) for i in opened.get(index, ())]
                 rows = torch.cat(parts) if len(parts) > 1 else parts[0]
                 if index < end:
@@ -364,7 +367,7 @@ class PartialForward:
                 row is not None and attention is not None
             ):  # rows that open behind the last layer attend as the unedited model does
                 late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
-                parts = [row.row().to(logits.device)] if late < times else []
+                parts = [own.to(logits.device) for own in attended]
                 attention = torch.cat([*parts, *[attention] * late])
         return trace.rows.repeated(times, logits, attention)
 

@@ -20,7 +20,7 @@ from spurge.engine.models.attention import AttentionRow
 from spurge.engine.models.call_arguments import main_input, repeat_rows, split_call
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import configurations, for_rows, hook_before, in_this_thread
-from spurge.engine.models.projections import RowGates
+from spurge.engine.models.projections import RowGates, by_unit
 from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.norm_placement import by_rows
@@ -108,13 +108,14 @@ class ScaledRows:
         left = list(grads)
         for i, calls in self._seen.items():
             weights = torch.cat([share.weights for share in shares[i]])
-            whole = torch.zeros(len(weights) * self._trace.batch, self._sites[i].width)
+            projection = self._sites[i].projection
+            whole = torch.zeros(len(weights) * self._trace.batch, self._sites[i].width * projection.size)
             for z, _ in calls:
                 grad = left.pop(0)
                 if grad is not None:
-                    pulled = self._sites[i].projection.pull(grad[self._own(i)].to(z.dtype))
+                    pulled = projection.pull(grad[self._own(i)].to(z.dtype))
                     whole = whole.to(z.device) + ops.multiply_sum(pulled.flatten(1, -2), z.flatten(1, -2), None).float()
-            each = whole.unflatten(0, (len(weights), -1)) * weights.to(whole)[:, None, None]
+            each = by_unit(whole, projection.size).unflatten(0, (len(weights), -1)) * weights.to(whole)[:, None, None]
             yield i, [part.sum(0) for part in each.split([len(share.weights) for share in shares[i]])]
 
 

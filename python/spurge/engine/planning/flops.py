@@ -85,7 +85,7 @@ def _pulled(forward: Forward, one: Mapping[str, Any]) -> tuple[int, ...]:
     with grad_mode(False):
         trace = forward.trace(one)
     if not trace.sites:
-        return tuple(2 * trace.tokens * site.width * site.hidden for site in forward.sites)
+        return tuple(2 * trace.tokens * site.width * site.projection.size * site.hidden for site in forward.sites)
     return tuple(2 * site.z.numel() * site.u.shape[-1] for site in trace.sites)
 
 

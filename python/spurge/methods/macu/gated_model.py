@@ -16,7 +16,7 @@ from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import in_this_thread
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.projections import RowGates
-from spurge.engine.models.sites import Site
+from spurge.engine.models.sites import Site, Units
 from spurge.methods.macu.objectives import Job
 
 
@@ -68,7 +68,9 @@ class GatedPass:
 
 
 @temporary
-def gated_pass(handle: Handle, neurons: NeuronSet, *, attention: bool = False) -> Iterator[GatedPass]:
+def gated_pass(
+    handle: Handle, neurons: NeuronSet, *, attention: bool = False, units: Units = "neurons"
+) -> Iterator[GatedPass]:
     """Hooks that multiply the activations of ``neurons`` by gates that may carry gradients; gone after the block."""
     last: list[Tensor] = []
     with Temporaries() as stack:
@@ -79,7 +81,7 @@ def gated_pass(handle: Handle, neurons: NeuronSet, *, attention: bool = False) -
             row = stack.enter_context(AttentionRow(handle.sites[-1].attention, lambda rows: last[0]))
         run = GatedPass(handle, neurons, row, last)
         chosen = set(neurons.sites)
-        for site in handle.sites:
+        for site in handle.sites_of(units):
             if site.name in chosen:
                 stack.enter_context(site.projection.gate(in_this_thread(partial(run.on, site))))
         yield run

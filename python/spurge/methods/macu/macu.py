@@ -139,7 +139,7 @@ class MacU(Settings):
         with frozen(handle.model):
             questions = Questions(handle, counting.examples, chosen, golden, self)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
-        prints, weighting = handle.fingerprints(), _weighting(train, counting, chosen)
+        prints, weighting = handle.fingerprints(self.units), _weighting(train, counting, chosen)
         parts = [_as_first_written(job), train.fingerprint(), golden.fingerprint(), prints, *_verbalizer(handle)]
         mark = fingerprint(canonical_json(parts if weighting is None else [*parts, weighting["fingerprint"]]))
         found = screening.screen(
@@ -223,10 +223,14 @@ class MacU(Settings):
     ) -> NeuronEdit:
         train, golden = _matched(train, golden)
         _check_labels(handle, golden.labels)
-        if located.causal.widths != widths(handle.sites):
+        if (units := located.info.get("settings", {}).get("units", "neurons")) != self.units:
+            raise ValueError(
+                f"located: was found with units={units!r}, expected {self.units!r} as the settings have it"
+            )
+        if located.causal.widths != widths(handle.sites_of(self.units)):
             raise ValueError("located: its sites are not those of this model")
         _warn_of_other_origin(
-            located, data=train.fingerprint(), golden=golden.fingerprint(), model=handle.fingerprints()
+            located, data=train.fingerprint(), golden=golden.fingerprint(), model=handle.fingerprints(self.units)
         )
         free, erased = self._split(located)
         searched = len(free) > 0
@@ -260,7 +264,8 @@ class MacU(Settings):
             "history": found.history,
             **found.info,
         }
-        return NeuronEdit.build(handle.model, moved, gates[torch.tensor(keep, dtype=torch.bool)], info)
+        gates = gates[torch.tensor(keep, dtype=torch.bool)]
+        return NeuronEdit.build(handle.model, moved, gates, info, units=self.units)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -307,8 +312,9 @@ class MacU(Settings):
         with frozen(handle.model):
             if self.search == "pso":
                 jobs = self._jobs(handle, train, golden, chosen)
-                cascade = Cascade(handle, memory=self._memory(handle.device, ranks), attention=proximity)
-                prints = handle.fingerprints() if resume is not None else {}
+                memory = self._memory(handle.device, ranks)
+                cascade = Cascade(handle, memory=memory, attention=proximity, units=self.units)
+                prints = handle.fingerprints(self.units) if resume is not None else {}
                 job = [
                     _as_first_written(asdict(self)),
                     train.fingerprint(),
@@ -338,7 +344,8 @@ class MacU(Settings):
             ranks.doing = "gates were searched"
             # Short and one step after the other: every rank takes them all, and the gates of rank 0 count.
             shown = self.progress and ranks.rank == 0
-            climbed = self.climb.maximise(handle, free, jobs, held, attention=proximity, progress=shown)
+            how: dict[str, Any] = {"attention": proximity, "units": self.units, "progress": shown}
+            climbed = self.climb.maximise(handle, free, jobs, held, **how)
             return Found.of_message(ranks.broadcast(climbed.message()))
 
     def _jobs(self, handle: Handle, train: Examples, golden: GoldenTokens, chosen: Examples) -> list[Job]:
@@ -373,7 +380,7 @@ def _with_ranks(model: nn.Module, tokenizer: Any, resume: PathLike | None) -> It
 
 def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as resume files have been told apart by them since the first: by their names, without later ones."""
-    later = {"keep_punctuation": False, "correlation_set": "occurrences"}
+    later = {"keep_punctuation": False, "correlation_set": "occurrences", "units": "neurons"}
     names = {"kind_weights": "weights"}
     settings = {k: v for k, v in settings.items() if k not in ("exact", "audit") or settings["path"] == "gradient"}
     return {names.get(k, k): value for k, value in settings.items() if k not in later or value != later[k]}

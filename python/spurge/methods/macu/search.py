@@ -25,6 +25,7 @@ from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.sites import Units
 from spurge.methods.macu.gated_model import gated_pass
 from spurge.methods.macu.objectives import Job
 from spurge.methods.macu.swarm import Swarm
@@ -118,6 +119,7 @@ class Climb:
         held: Sequence[Job],
         *,
         attention: bool = False,
+        units: Units = "neurons",
         progress: bool = False,
     ) -> Found:
         """The gates of ``neurons`` with the highest mean target on ``held``, learned on ``jobs``.
@@ -129,6 +131,7 @@ class Climb:
             jobs: minibatches.
             held: batches whose mean target decides.
             attention: targets read the attention row of the probed token.
+            units: what ``neurons`` are.
 
         Raises:
             ValueError: no neurons, no jobs, or a target that is not differentiable or not finite.
@@ -137,7 +140,7 @@ class Climb:
             raise ValueError(f"search: need neurons and texts, got {len(neurons)}, {len(jobs)} and {len(held)} batches")
         gates = torch.ones(len(neurons), device=handle.device, requires_grad=True)
         adam = torch.optim.Adam([gates], lr=self.rate, betas=(0.9, 0.99))
-        with frozen(handle.model), gated_pass(handle, neurons, attention=attention) as run:
+        with frozen(handle.model), gated_pass(handle, neurons, attention=attention, units=units) as run:
             best, kept, value, stale = 0, gates.detach().clone(), run.mean(held, None), 0
             history: dict[str, list[float]] = {"step": [0], "value": [value], "moved": [0]}
             order: list[int] = []
@@ -224,7 +227,7 @@ def swarm_search(
         fitness.floor = float(fitness.measure(torch.ones(1, len(free), device=device))[1]) - guard
     start = torch.stack([torch.ones(len(free)), torch.zeros(len(free))]).clamp(swarm.low, swarm.high)
     # Erased in the model itself: then all layers below the first free neuron are the same for every particle.
-    zeros = NeuronEdit.build(cascade.model, erased, 0.0)
+    zeros = NeuronEdit.of_sites({site.name: site for site in cascade.sites}, erased, 0.0)
     with attached(zeros.fit(cascade.model), zeros.full()):
         fitness.inputs = cascade.read_all([job.inputs for job in jobs])
         result = swarm.maximise(

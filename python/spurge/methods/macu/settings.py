@@ -11,6 +11,7 @@ from spurge.engine.cascade.cascade import Path
 from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.data.words import CorrelationSet, CorrelationTokens
 from spurge.engine.models.probes import Score
+from spurge.engine.models.sites import Units
 from spurge.methods.macu.objectives import KindWeights
 from spurge.methods.macu.proximity import Form
 from spurge.methods.macu.search import Climb
@@ -32,6 +33,7 @@ class Settings:
         search: how gates are found. ``"pso"``: Eq. 8 and 9; neurons of the spurious set alone are erased and the swarm
             moves the overlap. ``"gradient"``: Adam on the gates of the whole spurious set, from 1; not in the paper.
         neurons: ``"located"``, or ``"all"``: the search moves every gate, and nothing is erased beforehand.
+        units: what has gates: ``"neurons"`` of the feed-forward layers, the paper's; attention ``"heads"``; ``"both"``.
         path: how Eq. 5 is read, see `spurge.Cascade`. ``"gradient"``, literally: each neuron alone, estimated by one
             gradient; ``"neuron"``, the same, measured for every neuron; ``"layer"`` and ``"joint"``: those of a layer,
             or all, moved together, as knowledge neurons and DEPN do.
@@ -80,6 +82,7 @@ class Settings:
     objective: Objective = "proximity"
     search: Search = "pso"
     neurons: Scope = "located"
+    units: Units = "neurons"
     path: Path = "gradient"
     exact: int = 0
     audit: int = 32
@@ -158,11 +161,12 @@ class Settings:
         Args:
             audit: neurons of the gradient path that are drawn and measured.
         """
+        how: dict[str, Any] = {"path": self.path, "units": self.units, "tolerance": self.tolerance}
         if self.path != "gradient":
-            return {"path": self.path, "nodes": self.nodes, "tolerance": self.tolerance}
+            return how | {"nodes": self.nodes}
         if self.tolerance is not None:
             audit = max(audit, AUDIT)
-        return {"path": self.path, "exact": self.exact, "audit": audit, "seed": self.seed, "tolerance": self.tolerance}
+        return how | {"exact": self.exact, "audit": audit, "seed": self.seed}
 
     @property
     def correlation_tokens(self) -> CorrelationTokens:
@@ -179,6 +183,7 @@ _CHOICES: dict[str, Any] = {
     "objective": Objective,
     "search": Search,
     "neurons": Scope,
+    "units": Units,
     "path": Path,
     "token_score": Score,
     "proximity": Form,
@@ -193,6 +198,7 @@ LOCATING = frozenset(
     (
         *(
             "objective",
+            "units",
             "path",
             "exact",
             "nodes",

@@ -19,7 +19,7 @@ from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import alone, frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import find_sites, widths
+from spurge.engine.models.sites import Units, find_sites, widths
 from spurge.engine.recordings.generation import continuations
 from spurge.engine.recordings.outcomes import score_texts
 from spurge.engine.recordings.padding import padded
@@ -126,6 +126,7 @@ def mask(
     draws: int = 20,
     generate: int = 20,
     label: int = 1,
+    units: Units | None = None,
     scorer_tokenizer: Any = None,
     batch_size: int = 32,
     max_length: int | None = None,
@@ -147,6 +148,7 @@ def mask(
         draws: of random neurons.
         generate: new tokens, chosen greedily.
         label: output of a classifier that is the outcome.
+        units: of an attention's output projection, as `spurge.NeuronEdit.build` takes them.
         scorer_tokenizer: of a classifier.
         batch_size: prompts at once.
         max_length: tokens a prompt is cut to.
@@ -164,7 +166,7 @@ def mask(
     prompts = checked_texts("prompts", prompts)
     gate, draws, seed = number("gate", gate), integer("draws", draws, 0), integer("seed", seed, 0)
     handle = Handle(model, tokenizer)
-    sizes = widths(find_sites(model, list(neurons.sites)))
+    sizes = widths(find_sites(model, list(neurons.sites), units=units or "neurons"))
     sets = [neurons, *(neurons.random_like(sizes, seed + draw, exclude=neurons) for draw in range(draws))]
     how: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
 
@@ -177,7 +179,7 @@ def mask(
     with alone(model), tqdm(total=1 + len(sets), desc="mask", disable=not progress) as bar:
         found = [measure(bar)]
         for own in sets:
-            edit = NeuronEdit.build(model, own, gate)
+            edit = NeuronEdit.build(model, own, gate, units=units)
             with attached(edit.fit(model), edit.full()):
                 found.append(measure(bar))
     outcomes = torch.stack([outcome for outcome, _ in found])
