@@ -67,11 +67,9 @@ class Questions:
         def both(rows: Rows) -> Tensor:
             return torch.cat([soft(rows), hard(rows)], 1)
 
-        literal = settings.path == "gradient"  # where a gradient only estimates, and others are measured
         return Question(
             inputs=dict(inputs),
-            target=hard if settings.proximity == "hard" and not literal else soft,
-            measured=hard if settings.proximity == "hard" else None,
+            target=hard if settings.proximity == "hard" else soft,
             mix=_each(2, part.weights, device),
             exact=both,
             exact_mix=_each(4, part.weights, device),

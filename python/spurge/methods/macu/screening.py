@@ -35,7 +35,6 @@ class Question:
     Attributes:
         inputs: what the model is called with, tensors ``[B, T]``.
         target: rows -> ``[R, Q]``, what is integrated.
-        measured: what single neurons are measured by on the gradient path, ``[R, Q]``; None: ``target``.
         mix: ``[Q, B, 2]``: share of target q of text b in the causal and the spurious score, times the text's weight.
         exact: target of the certificate, rows -> ``[R, Q']``; ``names`` has one name for each.
         exact_mix: ``[Q', B, Q']``.
@@ -47,11 +46,11 @@ class Question:
     exact: Target
     exact_mix: Tensor
     names: tuple[str, ...]
-    measured: Target | None = None
 
-    def sided(self, target: Target) -> Sided:
-        """One of its targets as the two scores add it up."""
-        return Sided(target, self.mix)
+    @property
+    def sided(self) -> Sided:
+        """Its target as the two scores add it up."""
+        return Sided(self.target, self.mix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,8 +233,7 @@ def _answered(cascade: Cascade, questions: Questions, number: int, blocks: Block
     block = blocks.find(name, lambda file: Block.of_parts(file.value("facts", dict), file.tensors))
     if block is None:
         question = questions[number]
-        found = cascade.attribute(question.inputs, question.target, measured=question.measured)
-        block = _block(found, question.mix)
+        block = _block(cascade.attribute(question.inputs, question.target), question.mix)
         facts, tensors = block.parts()
         blocks.keep(name, tensors, facts=canonical_json(facts))
     return block
@@ -269,10 +267,8 @@ def audited(cascade: Cascade, questions: Questions) -> dict[str, Any]:
         ``{"causal": {"spearman": [value, low, high], "pearson", "error", "error_bound", "missed", "missed_bound",
         "drawn"}, "spurious"}``.
     """
-    parts = []
-    for question in (questions[number] for number in range(len(questions))):
-        measured = question.sided(question.measured or question.target)
-        parts.append(cascade.attribute(question.inputs, question.sided(question.target), measured=measured))
+    asked = (questions[number] for number in range(len(questions)))
+    parts = [cascade.attribute(question.inputs, question.sided) for question in asked]
     return {side: asdict(own) for side, own in zip(SIDES, join(parts).agreement, strict=False)}
 
 

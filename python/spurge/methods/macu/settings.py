@@ -38,8 +38,7 @@ class Settings:
             gradient; ``"neuron"``, the same, measured for every neuron; ``"layer"`` and ``"joint"``: those of a layer,
             or all, moved together, as knowledge neurons and DEPN do.
         exact: of the gradient path, neurons of each batch that are measured, those at stake most. With 0 a score is a
-            sum over texts, whatever the batches. Hard proximity has no gradient that knows its first term: there the
-            soft one estimates, and the hard one measures.
+            sum over texts, whatever the batches.
         audit: of the gradient path, neurons that are drawn and measured on the certificate's texts: how well scores
             agree with Eq. 5. Intervals are good from about 256 on.
         nodes, tolerance: quadrature of Eq. 5, see `spurge.Cascade`; the paper does not give its steps.
