@@ -4,6 +4,7 @@ python bench/run.py locate  --json FILE     scores of all neurons: Spurge, captu
 python bench/run.py latency --json FILE     language models: seconds, errors and memory, prompt by prompt
 python bench/run.py faithfulness --json FILE  estimates of switching each neuron off, beside the exact effects
 python bench/run.py audit   --json FILE     do the intervals of those estimates' audit hold the truth
+python bench/run.py macu-scores --json FILE  MacU's scores and sets beside those of exact ablation
 python bench/run.py savings --json FILE     what each saving should give, and what it gives
 python bench/run.py kernels --json FILE     each kernel beside eager torch and torch.compile; the swarm beside pyswarms
 python bench/run.py last-layer --json FILE  scores of a last layer's edges, medians, accuracy at every rate
@@ -32,6 +33,7 @@ MODULES = {  # of each command: it has ``run`` and, where methods run in process
     "savings": "localisation.savings",
     "faithfulness": "localisation.faithfulness",
     "audit": "localisation.audit",
+    "macu-scores": "localisation.macu_scores",
     "memory": "localisation.memory",
     "plan": "localisation.plan",
     "kernels": "kernel_rates.kernels",
@@ -164,6 +166,12 @@ def _add_faithfulness(add: Add) -> None:
     audit.add_argument("--batches", type=_names, default=["0x8", "1x2", "2x2"], help="SEEDxSENTENCES,...")
     audit.add_argument("--repetitions", type=_positive, default=200)
     audit.add_argument("--cache", type=Path, help="folder to keep the exact effects in")
+
+    scores = add("macu-scores", help="MacU's scores against exact ablation")
+    scores.add_argument("--threads", type=_positive, default=1)
+    scores.add_argument("--minilm", type=Path, required=True, help="folder of a MiniLM classifier with its tokenizer")
+    scores.add_argument("--texts", type=Path, required=True, help="labelled texts for it, JSONL or CSV")
+    scores.add_argument("--sentences", type=_positive, default=3, help="texts that scores are summed over")
 
 
 def _add_kernels_and_last_layers(add: Add) -> None:
