@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.batches import batch_for, two_targets
 from helpers.tiny_mixtures import batch, mixture
-from helpers.tiny_models import FAMILIES, tiny
+from helpers.tiny_models import FAMILIES, tiny, tiny_language
 from spurge.engine.base.statistics import spearman
 from spurge.engine.cascade.cascade import Attribution, Cascade, Rows, predicted_logit
 from spurge.engine.cascade.locator import Locator
@@ -140,6 +140,31 @@ def test_a_tolerance_that_is_out_of_reach_is_said() -> None:
         Cascade(model, tolerance=1e-9, audit=32).attribute(inputs, predicted_logit)
 
 
+def test_a_tolerance_is_not_reached_where_a_target_says_nothing_of_its_error() -> None:
+    model, inputs = tiny("bert"), batch_for("bert")
+
+    def targets(rows: Rows) -> Tensor:
+        return torch.stack([rows.logits[:, 0], 0 * rows.logits[:, 1] + 1], 1)
+
+    with pytest.warns(UserWarning, match=r"not reached .* up to nan") as seen:
+        Cascade(model, exact=0, audit=32, tolerance=0.99).attribute(inputs, targets)
+    assert seen[0].filename == __file__
+
+
+def test_each_block_of_examples_has_draws_of_its_own() -> None:
+    model, inputs = tiny("bert"), batch_for("bert")
+    twice = {name: torch.cat([value[:1]] * 2) for name, value in inputs.items()}
+    cascade = Cascade(model, exact=0, audit=32)
+    cascade.at_once = lambda inputs: 1  # type: ignore[method-assign]
+    first, second = cascade.attribute(twice, predicted_logit).samples
+    assert not torch.equal(first.estimates, second.estimates)
+
+
+def test_a_target_that_is_no_tensor() -> None:
+    with pytest.raises(ValueError, match=r"target: expected .* got list"):
+        Cascade(tiny("bert")).attribute(batch_for("bert"), lambda rows: [1.0])  # type: ignore[arg-type, return-value]
+
+
 class Agreement:
     """Minus the divergence from the unedited answers: 0 with no gradient where the model is unedited."""
 
@@ -160,6 +185,18 @@ def test_at_an_optimum_the_logits_say_what_the_gradient_does_not() -> None:
     assert abs(spearman(joined(cascade.attribute(inputs, target)).flatten(), truth) or 0) < 0.5
     target.reads = "logits"  # type: ignore[attr-defined]
     assert (spearman(joined(cascade.attribute(inputs, target)).flatten(), truth) or 0) > 0.9
+
+
+def test_the_logits_of_several_tokens_say_it_too() -> None:
+    model, inputs = tiny_language("gpt2").double(), batch_for("gpt2")
+
+    def linear(rows: Rows) -> Tensor:
+        return rows.logits.double()[:, :, 3] @ torch.tensor([1.0, -2.0], dtype=torch.float64)
+
+    cascade = Cascade(model, read=2, **ESTIMATES)
+    want = joined(cascade.attribute(inputs, linear))
+    linear.reads = "logits"  # type: ignore[attr-defined]
+    assert relative(joined(cascade.attribute(inputs, linear)), want) < 1e-4
 
 
 def test_units_can_be_measured_by_a_step_function() -> None:
@@ -184,6 +221,17 @@ def test_a_prompt_is_read_once_and_asked_twice() -> None:
         got = cascade.attribute(prompt, target)
         assert relative(joined(got), joined(one)) < 1e-6
         assert got.agreement == one.agreement
+
+
+@pytest.mark.parametrize("reader", [{"path": "layer"}, ESTIMATES])
+def test_a_prompt_answers_whoever_asks(reader: dict[str, Any]) -> None:
+    model, inputs = tiny("bert"), batch_for("bert")
+    cascade, own = Cascade(model, exact=3, audit=0), Cascade(model, **reader)
+    prompt = own.read(inputs)
+    want = joined(cascade.attribute(inputs, predicted_logit))
+    assert torch.equal(joined(cascade.attribute(prompt, predicted_logit)), want)
+    units = NeuronSet({find_sites(model)[0].name: [0, 2]})
+    assert torch.equal(own.ablate(prompt, predicted_logit, units), own.ablate(inputs, predicted_logit, units))
 
 
 def test_a_small_budget_changes_nothing_but_the_blocks() -> None:

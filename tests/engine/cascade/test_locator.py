@@ -263,3 +263,8 @@ def test_work_is_queued_on_the_callers_stream() -> None:
         answer = locator.ask(inputs)
     stream.synchronize()
     assert_same(answer.result(), want)
+
+
+def test_a_tolerance_without_an_audit_is_refused():
+    with pytest.raises(ValueError, match="audit: a tolerance needs at least 32, got 0"):
+        Locator(tiny("bert"), tolerance=0.1, audit=0)

@@ -31,7 +31,7 @@ from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
 from spurge.engine.cascade.first_order import first_order
-from spurge.engine.cascade.gradient_path import effort, literal
+from spurge.engine.cascade.gradient_path import Effort, effort, literal
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients, settled
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
@@ -50,6 +50,7 @@ __all__ = ["Attribution", "Cascade", "Path", "Rows", "Target", "predicted_logit"
 
 Result = TypeVar("Result")
 
+APART = 1 << 20  # seeds, of the draws of neighbouring examples
 KEPT_SHARE = 0.25  # of the budget, for the unedited pass of a prompt that is asked about again
 
 
@@ -63,6 +64,7 @@ class Prompt:
     inputs: Mapping[str, Any]
     traces: list[Trace]  # empty where they did not fit: then each question runs them again
     kept: int  # bytes of these and of those that were read with them
+    reader: Cascade  # others run them again
 
 
 class Cascade:
@@ -178,7 +180,7 @@ class Cascade:
             total += kept if fitting[-1] else 0
         with frozen(self.model, gradients=differentiable):
             return [
-                Prompt(inputs, list(self._traces(inputs, graded=True)) if fits else [], total)
+                Prompt(inputs, list(self._traces(inputs, graded=True)) if fits else [], total, self)
                 for inputs, fits in zip(batches, fitting, strict=True)
             ]
 
@@ -252,7 +254,8 @@ class Cascade:
             graded: with the gradients that attributions read from it.
         """
         if isinstance(inputs, Prompt):
-            if inputs.traces:
+            entered = self.path != "gradient" or self.effort.measures
+            if inputs.traces and inputs.reader is self and (graded or entered):
                 yield from inputs.traces
                 return
             inputs = inputs.inputs
@@ -386,11 +389,18 @@ class Cascade:
         with grad_mode(False):
             full = target_values(measured, trace.rows).t()
             room = self.footprint(trace.inputs).after(room)
-            effects = literal(found, partial(self._ablate, trace, measured, room=room), self.effort)
+            ablate = partial(self._ablate, trace, measured, room=room)
+            effects = literal(found, ablate, self._effort(trace.rows))
         values = {site.name: own for site, own in zip(self.sites, effects.values, strict=True)}
         samples = () if effects.sample is None else (effects.sample,)
         none: dict[str, float | None] = dict.fromkeys(values)
         return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), none, effects.exact, samples)
+
+    def _effort(self, rows: Rows) -> Effort:
+        """That of a block of examples, whose draws are its own."""
+        if not self.effort.measures:
+            return self.effort
+        return replace(self.effort, seed=self.effort.seed + int(rows.example[0]) * APART)
 
     def _neuron_path(self, trace: Trace, target: Target, full: Tensor, room: int) -> Attribution:
         units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]

@@ -46,16 +46,16 @@ def first_order(graded: Graded, target: Target, *, stakes: bool, keep: bool) -> 
     """
     gradients, rows = graded.gradients, graded.rows
     if getattr(target, "reads", None) == "logits":
-        logits = rows.logits
+        logits = rows.logits.flatten(1)
         found = [
             gradients.read(logits[:, y], stakes=stakes, keep=keep or y + 1 < logits.shape[1])
             for y in range(logits.shape[1])
         ]
         with grad_mode(False):
             return _through_logits(target, rows, found)
-    check_differentiable(target, rows)
     with grad_mode(True):
         value = target_values(target, rows)
+    check_differentiable(target, rows)
     last = value.shape[1] - 1
     return [gradients.read(value[:, q], stakes=stakes, keep=keep or q < last) for q in range(last + 1)]
 
@@ -78,8 +78,9 @@ def _through_logits(target: Target, rows: Rows, logits: Sequence[FirstOrder]) ->
 
 
 def _lost(target: Target, rows: Rows, full: Tensor, moved: Tensor) -> Tensor:
-    """``[B, F, Q]``: what the target loses where logits fall by ``moved`` ``[B, F, Y]``."""
-    batch, units = moved.shape[:2]
-    logits = (rows.logits.detach()[:, None] - moved).transpose(0, 1).flatten(0, 1)  # rows in the order of examples
+    """``[B, F, Q]``: what the target loses where its Y logits fall by ``moved`` ``[B, F, Y]``."""
+    (batch, units), shape = moved.shape[:2], rows.logits.shape[1:]
+    logits = (rows.logits.detach().flatten(1)[:, None] - moved).transpose(0, 1)  # rows in the order of examples
+    logits = logits.reshape(batch * units, *shape)
     fallen = replace(rows, logits=logits, example=rows.example.repeat(units), predicted=rows.predicted.repeat(units))
     return (full - target_values(target, fallen).unflatten(0, (units, batch))).transpose(0, 1)

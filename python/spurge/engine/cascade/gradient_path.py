@@ -100,14 +100,15 @@ def literal(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort) -> Lite
             sample = Sample(weights, units.take(values, drawn).double(), exact, typical)
         if effort.tolerance is None or sample is None:
             break
-        bound = max(one.error_bound for one in agreements(units.flat(values), [sample]))
+        bounds = [one.error_bound for one in agreements(units.flat(values), [sample])]
+        bound = float(torch.tensor(bounds).max())  # NaN where one is
         if bound <= effort.tolerance:
             break
         if done >= most:
             warnings.warn(
                 f"tolerance {effort.tolerance:g} not reached with {done} of {total} units switched off: relative "
                 f"error up to {bound:.2g}",
-                stacklevel=6,
+                stacklevel=5,
             )
             break
         wanted, seed = min(most, _next(stakes[order], done, bound / effort.tolerance)), seed + 1

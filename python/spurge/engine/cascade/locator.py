@@ -108,8 +108,8 @@ class Locator:
         way, _, _ = settled(path, nodes, rule)
         choice("path", way, ("gradient", "layer"))
         if way == "gradient":
-            exact = exact or 0
-            audit = audit or (AUDIT if tolerance is not None else 0)
+            exact = 0 if exact is None else exact
+            audit = (0 if tolerance is None else AUDIT) if audit is None else audit
         self.cascade = Cascade(
             handle,
             path=way,
