@@ -165,6 +165,35 @@ def test_a_target_that_is_no_tensor() -> None:
         Cascade(tiny("bert")).attribute(batch_for("bert"), lambda rows: [1.0])  # type: ignore[arg-type, return-value]
 
 
+@pytest.mark.parametrize("path", ["gradient", "layer", "neuron"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.filterwarnings("ignore:.*is run whole")
+def test_what_a_hook_makes_of_the_output_of_a_projection(family: str, path: Any) -> None:
+    model, inputs = tiny(family, dtype=torch.float64), batch_for(family)
+    site = find_sites(model)[0]
+    site.down.register_forward_hook(lambda module, args, output: output / 2 + 0.1)
+
+    def without(args: Tensor, units: Any) -> Tensor:
+        args = args.clone()
+        args[..., units] = 0
+        return args
+
+    def answer(units: Any) -> Tensor:
+        with site.down.register_forward_pre_hook(lambda module, args: (without(args[0], units),)), torch.no_grad():
+            return model(**inputs).logits[:, :2].t()
+
+    def targets(rows: Rows) -> Tensor:
+        return rows.logits[:, :2]
+
+    cascade = Cascade(model, path=path, exact=10**6) if path == "gradient" else Cascade(model, path=path)
+    found = cascade.attribute(inputs, targets)
+    if path == "layer":
+        got, want = found.full - found.erased[site.name], found.full - answer(slice(None))
+    else:
+        got, want = found.values[site.name][..., 2], found.full - answer([2])
+    assert relative(got, want) < 1e-4
+
+
 class Agreement:
     """Minus the divergence from the unedited answers: 0 with no gradient where the model is unedited."""
 

@@ -135,9 +135,13 @@ def _same_autocast() -> Iterator[None]:
 
 
 @temporary
-def hook(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """``function(module, args, output)`` after each forward of ``module`` in this thread."""
-    handle = module.register_forward_hook(in_this_thread(function))
+def hook(module: nn.Module, function: Callable[..., Any], *, foremost: bool = False) -> Iterator[None]:
+    """``function(module, args, output)`` after each forward of ``module`` in this thread.
+
+    Args:
+        foremost: in front of the hooks that the module has, whatever they make of its output.
+    """
+    handle = module.register_forward_hook(in_this_thread(function), prepend=foremost)
     yield
     handle.remove()
 

@@ -246,7 +246,10 @@ class Linear:
         self.weight()[:, coordinates(indices, self.size)] = columns
 
     def watch(self, look: Look) -> Temporary[None]:
-        return hook(self.module, lambda module, args, output: look(args[0], output, self.bias()))
+        def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return look(args[0], output, self.bias())
+
+        return hook(self.module, see, foremost=True)
 
     def gate(self, gates: Gating) -> Temporary[None]:
         return gated_before(self.module, _LinearGate(gates, self.size))
@@ -315,7 +318,7 @@ class Composite(Linear):
         def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             return look(args[0], output, self._at_zero(args[0].new_zeros(1, args[0].shape[-1])).to(output.dtype))
 
-        return hook(self.module, see)
+        return hook(self.module, see, foremost=True)
 
     @without_gradients
     def verify(self, name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
