@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from spurge.engine.base import device_checks, temporary
-from spurge.engine.edits import gates, overwrites
+from spurge.engine.edits import overwrites
 from spurge.engine.models import attention, hooks
 
 SIGNALS = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
@@ -52,11 +52,11 @@ def process_state(tokenizers: Iterable[Any] = ()) -> dict[str, Any]:
         "autocast depth": torch.autocast_decrement_nesting(),
         "modes": [type(mode) for mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())],
         "stance": eval_frame._stance.stance,
-        "eager holders": gates._EAGER._holders,
+        "eager holders": hooks.EAGER._holders,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "torch threads": torch.get_num_threads(),
         "threads": {thread.name for thread in threading.enumerate()},
-        "locks": [_is_free(overwrites._LOCK), _is_free(hooks._locks_guard), _is_free(gates._EAGER._lock)],
+        "locks": [_is_free(overwrites._LOCK), _is_free(hooks._locks_guard), _is_free(hooks.EAGER._lock)],
         "deferred checks": device_checks._kept.get(),
         "warning filters": list(warnings.filters),
         "tokenizers": [(own.padding_side, own.pad_token) for own in tokenizers],
