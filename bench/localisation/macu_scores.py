@@ -32,10 +32,7 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
     from spurge.engine.data.examples import Examples
     from spurge.methods.golden.golden import GoldenTokens
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.minilm, dtype=torch.float32, trust_remote_code=False
-    )
-    model = model.eval()
+    model = AutoModelForSequenceClassification.from_pretrained(args.minilm, trust_remote_code=False).float().eval()
     tokenizer, texts = AutoTokenizer.from_pretrained(args.minilm, trust_remote_code=False), Examples.load(args.texts)
     golden = GoldenTokens.from_corpus(texts)
     with threads(args.threads):
