@@ -211,8 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     from common import provenance
     from spurge.report.results import Results
 
-    asked = {key: value for key, value in vars(args).items() if key != "json"}
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
+    asked = {key: value for key, value in vars(args).items() if key not in ("json", "cache", "reference")}
+    settings = {key: value.name if isinstance(value, Path) else value for key, value in asked.items()}
     results = Results(args.command, settings)
     if args.json is not None and (warning := provenance.warning(results.head["commit"])):
         print(f"run.py {args.command}: {warning}", file=sys.stderr)
