@@ -18,7 +18,7 @@ from spurge.engine.base.files import check_writable
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_number
 from spurge.engine.edits.neuron_edits import NeuronEdit
-from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.verbalizers import Verbalizer
 from spurge.methods.golden.corpus_words import FUNCTION_WORDS
@@ -133,7 +133,7 @@ def named_files(texts: list[str]) -> dict[str, str]:
     return sources
 
 
-def edit_dtype(edit: NeuronEdit | WeightEdit | None) -> str:
+def edit_dtype(edit: NeuronEdit | ParameterEdit | None) -> str:
     """The type of the weights that an edit was made for, so that its fingerprints fit; float32 without one."""
     prints = list(edit.model.values()) if edit is not None else []
     return str(prints[0]["dtype"]) if prints else "float32"

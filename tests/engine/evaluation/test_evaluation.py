@@ -558,7 +558,7 @@ def test_an_interrupted_evaluation_leaves_the_weights():
         ({"tests": {"a": [1]}}, TypeError, "expected name to Examples, got 'a': list"),
         ({"tests": {1: examples(1)}}, TypeError, "expected name to Examples, got 1"),
         ({"tests": {"average": examples(1)}}, ValueError, "cannot be called 'average'"),
-        ({"edit": {}}, TypeError, "edit: expected a NeuronEdit or WeightEdit, got dict"),
+        ({"edit": {}}, TypeError, "edit: expected a NeuronEdit, WeightEdit or WeightDeltas, got dict"),
         ({"draws": 1}, ValueError, "draws: need at least 2, got 1"),
         ({"draws": 2.5}, TypeError, "draws: expected an integer"),
         ({"bootstrap": -1}, ValueError, "bootstrap: need at least 0"),

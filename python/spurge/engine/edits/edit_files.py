@@ -42,7 +42,7 @@ def checked_print(name: str, found: Any, types: Collection[str] | None = None) -
     return fields
 
 
-def check_names(parts: Parts, model: Mapping[str, Any]) -> None:
+def check_names(parts: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     """Raises ValueError unless there is a fingerprint of everything that an edit changes, and of nothing else."""
     if parts.keys() != model.keys():
         raise ValueError(f"model: expected a fingerprint of each of {sorted(parts)}, got {sorted(model)}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,21 +12,20 @@ from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
-from spurge.engine.base.saved_results import Saved
-from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents, kind_of
-from spurge.engine.edits.edit_files import EditMismatch, check_names, check_print, checked_print, parts_of, tensors_of
+from spurge.engine.edits.edit_files import EditMismatch, check_names, checked_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
-from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
+from spurge.engine.edits.overwrites import Changes, original
+from spurge.engine.edits.parameter_edits import TYPES, ParameterEdit
+from spurge.engine.edits.weight_deltas import WeightDeltas
 from spurge.engine.models.heads import Head, print_of
 from spurge.engine.models.parameters import FLOATS, Place, cast, check_writable, find_places
 
 _KIND = "weight-edit"
-_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
+class WeightEdit(ParameterEdit, kind=_KIND, what="an edit of weights"):
     """New values of chosen entries of a model's parameters; all others stay. Made by :meth:`build`, :meth:`for_head`.
 
     Attributes:
@@ -49,7 +47,7 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
     def __post_init__(self) -> None:
         check_names(self.changes, self.model)
         names = sorted(self.changes)
-        prints = {name: checked_print(name, self.model[name], _TYPES) for name in names}
+        prints = {name: checked_print(name, self.model[name], TYPES) for name in names}
         checked = {name: _checked(name, *self.changes[name], prints[name]) for name in names}
         object.__setattr__(self, "changes", checked)
         object.__setattr__(self, "model", prints)
@@ -114,82 +112,19 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
             if own is None:
                 continue
             name = f"{head.name}.{key}" if head.name else key
-            expected = checked_print(name, head.prints.get(name), _TYPES)
-            narrow = own.to(_TYPES[expected["dtype"]])
+            expected = checked_print(name, head.prints.get(name), TYPES)
+            narrow = own.to(TYPES[expected["dtype"]])
             same = fingerprint(narrow) == expected["sha256"]
             pair = _difference(name, own if new is None else new, narrow, everything=not same)
             if len(pair[0]):
                 found[name], prints[name] = pair, expected
         return cls(found, prints, {"spurge": spurge_version(), **(info or {})})
 
-    def check(self, model: nn.Module) -> None:
-        """Compares names, shapes, types and bits of the touched parameters with those the edit was made for.
+    def _names(self) -> Collection[str]:
+        return self.changes
 
-        Weight edits that are applied now are looked through; those folded in are not.
-
-        Raises:
-            EditMismatch: the model lacks a parameter, or one differs in shape, type or bits: another model, one
-                trained since, or one into which an edit is folded.
-            ValueError: a parameter is tied to another, quantised or on the meta device.
-        """
-        self.fit(model)
-
-    def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Place]:
-        """The edited parameters by name, once they pass :meth:`check`; with ``force`` other types and bits do too."""
-        try:
-            places = find_places(model, self.changes)
-        except ValueError as error:
-            raise EditMismatch(f"edit: not made for this model: {error}") from error
-        for name, expected in self.model.items():
-            if (shape := list(places[name].parameter.shape)) != expected["shape"]:
-                needs = f"{name!r} is {shape}, the edit needs {expected['shape']}"
-                raise EditMismatch(f"edit: not made for this model: {needs}")
-            check_writable(model, places[name])
-        for name, expected in {} if force else self.model.items():
-            check_print(f"parameter {name!r}", name, print_of(name, original(places[name])), expected)
-        return places
-
-    def apply(self, model: nn.Module, *, force: bool = False) -> Overwritten:
-        """Writes the new values in place until ``undo()`` of the handle is called, all or none; the old bits come back.
-
-        Edits stack: where two meet, the one applied last counts, and they come off in any order. A copy or checkpoint
-        made meanwhile holds the edited weights. Compiled models see them too, and so does every thread. Writing waits
-        until no other thread is in a run of Spurge on the model; a plain forward that another thread has under way may
-        read a part of the new values. Ctrl-C before the handle is returned leaves the model as it was.
-
-        Raises:
-            EditMismatch: as :meth:`check`; with ``force`` only for unknown names and other shapes.
-            ValueError: a parameter is tied, quantised or on the meta device; with ``force``, values that its type
-                cannot hold.
-        """
-        return self._written(Overwritten(model), self.fit(model, force=force))
-
-    def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
-        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
-
-        Raises:
-            EditMismatch, ValueError: as :meth:`apply`.
-            ValueError: at the end of the block, if the edited weights have changed in it (training, a cast); they are
-                then left as they are.
-        """
-        return overwritten(model, self.fit(model, force=force), self.changes, self.info)
-
-    def fold(self, model: nn.Module, *, force: bool = False) -> Overwritten:
-        """Writes the new values in place for good, all or none: a plain checkpoint.
-
-        Ctrl-C before the handle is returned leaves the model as it was.
-
-        Returns:
-            A handle whose ``undo()`` puts the exact old bits back.
-
-        Raises:
-            EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
-        """
-        return self._written(Overwritten(model, lasting=True), self.fit(model, force=force))
-
-    def _written(self, handle: Overwritten, places: dict[str, Place]) -> Overwritten:
-        uncut(partial(handle.apply, places, self.changes, self.info), partial(handle.undo, surely=True))
-        return handle
+    def _changes(self, places: dict[str, Place]) -> Changes:
+        return self.changes
 
     def combine(self, other: WeightEdit, rule: Literal["disjoint", "last"] = "disjoint") -> WeightEdit:
         """Both edits as one. An entry in both is refused, or ``other``'s counts (as if both were applied).
@@ -230,17 +165,19 @@ class WeightEdit(Saved, kind=_KIND, what="an edit of weights"):
         return f"WeightEdit({len(self)} weights of {len(self.changes)} parameters{method})"
 
 
-def load_edit(path: PathLike) -> NeuronEdit | WeightEdit:
-    """Reads an edit of neurons or of weights, whichever the file holds.
+def load_edit(path: PathLike) -> NeuronEdit | WeightEdit | WeightDeltas:
+    """Reads an edit of neurons, of weights or by deltas of weights, whichever the file holds.
 
     Raises:
         FileError: neither, truncated, changed, or from a newer Spurge.
         OSError: the file cannot be read.
     """
+    kinds: dict[str, type[NeuronEdit | WeightEdit | WeightDeltas]]
+    kinds = {"edit": NeuronEdit, _KIND: WeightEdit, "weight-deltas": WeightDeltas}
     kind = kind_of(path)
-    if kind not in ("edit", _KIND):
+    if kind not in kinds:
         raise FileError(f"{path}: holds {kind!r}, expected an edit of neurons or weights")
-    return (NeuronEdit if kind == "edit" else WeightEdit).load(path)
+    return kinds[kind].load(path)
 
 
 def _difference(name: str, new: Any, old: Tensor, *, everything: bool = False) -> tuple[Tensor, Tensor]:
@@ -278,4 +215,4 @@ def _checked(name: str, indices: Tensor, values: Tensor, model: Mapping[str, Any
         raise ValueError(f"changes: {name!r} needs indices that differ and lie below {size}")
     if not values.is_floating_point():
         raise TypeError(f"changes: {name!r} needs floating values, got {values.dtype}")
-    return indices, cast(name, indices, values.detach().cpu()[order], _TYPES[model["dtype"]]).clone()
+    return indices, cast(name, indices, values.detach().cpu()[order], TYPES[model["dtype"]]).clone()

@@ -27,7 +27,8 @@ from spurge.engine.data.words import CorrelationTokens
 from spurge.engine.edits.edit_files import EditMismatch
 from spurge.engine.edits.gates import attached, gates_on, is_gated, suspended
 from spurge.engine.edits.neuron_edits import NeuronEdit, sites_of_widths
-from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on, overwritten
+from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on
+from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation.prediction import Golden, Outcome, Prepared, accuracy, predict
 from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summarize
@@ -54,7 +55,7 @@ def evaluate(
     tokenizer: Any,
     tests: Examples | Mapping[str, Examples],
     *,
-    edit: NeuronEdit | WeightEdit | None = None,
+    edit: NeuronEdit | ParameterEdit | None = None,
     located: NeuronSet | LocatedNeurons | None = None,
     name: str = "edit",
     controls: bool = True,
@@ -117,8 +118,8 @@ def evaluate(
     sets = _named(tests)
     draws = integer("draws", draws, 2)
     bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
-    if edit is not None and not isinstance(edit, (NeuronEdit, WeightEdit)):
-        raise TypeError(f"edit: expected a NeuronEdit or WeightEdit, got {type(edit).__name__}")
+    if edit is not None and not isinstance(edit, (NeuronEdit, ParameterEdit)):
+        raise TypeError(f"edit: expected a NeuronEdit, WeightEdit or WeightDeltas, got {type(edit).__name__}")
     neurons = located if isinstance(located, NeuronSet) else getattr(located, "spurious_set", located)
     if neurons is not None and not isinstance(neurons, NeuronSet):
         raise TypeError(f"located: expected a NeuronSet or Located, got {type(located).__name__}")
@@ -167,7 +168,7 @@ def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None, un
         )
 
 
-def _settings(located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | WeightEdit | None) -> Mapping[str, Any]:
+def _settings(located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | ParameterEdit | None) -> Mapping[str, Any]:
     """How neurons were located, by what was found or else by what the edit says of it."""
     if located is not None and not isinstance(located, NeuronSet):
         return located.info.get("settings", {})
@@ -202,7 +203,7 @@ def _origin(infos: list[Mapping[str, Any]], rule: str) -> Mapping[str, Any]:
 def _evaluate(
     handle: Handle,
     sets: dict[str, Examples],
-    edit: NeuronEdit | WeightEdit | None,
+    edit: NeuronEdit | ParameterEdit | None,
     located: NeuronSet | None,
     units: Units | None,
     name: str,
@@ -218,14 +219,13 @@ def _evaluate(
     sites: dict[str, Site] = {}
     prepared = {case: Prepared(case, handle, rows, **reading) for case, rows in sets.items()}
     # Nothing attached is still eager, as gates are: compiled code rounds otherwise. New weights run as the model does.
-    plain = nullcontext if isinstance(edit, WeightEdit) else partial(attached, {}, {})
+    plain = nullcontext if isinstance(edit, ParameterEdit) else partial(attached, {}, {})
     passes: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [(NONE, plain)]
     random: list[dict[str, Tensor]] = []
     cascade = None
-    if isinstance(edit, WeightEdit):
-        passes.append(
-            (name, partial(overwritten, handle.model, edit.fit(handle.model, force=force), edit.changes, edit.info))
-        )
+    if isinstance(edit, ParameterEdit):
+        edit.fit(handle.model, force=force)
+        passes.append((name, partial(edit.applied, handle.model, force=force)))
     elif edit is not None:
         own = edit.fit(handle.model, force=force)
         erased = edit.with_gates(0.0) if located is None else _erased(handle.model, located, units, own)
@@ -292,7 +292,7 @@ def _named(tests: Any) -> dict[str, Examples]:
     return dict(tests)
 
 
-def _labels(edit: NeuronEdit | WeightEdit | None) -> str | None:
+def _labels(edit: NeuronEdit | ParameterEdit | None) -> str | None:
     labels = None if edit is None else edit.info.get("labels")
     return labels if labels in ("none", "class", "group") else None
 

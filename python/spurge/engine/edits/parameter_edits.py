@@ -1,0 +1,109 @@
+"""What edits of a model's parameters have in common: they are applied, undone and folded by overwriting entries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from spurge.engine.base.saved_results import Saved
+from spurge.engine.base.temporary import Temporary, uncut
+from spurge.engine.edits.edit_files import EditMismatch, check_print
+from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
+from spurge.engine.models.heads import print_of
+from spurge.engine.models.parameters import FLOATS, Place, check_writable, find_places
+
+TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+"""Types of parameters that can be edited, by name."""
+
+
+class ParameterEdit(Saved):
+    """An edit that gives entries of a model's parameters new values; all others stay.
+
+    Attributes:
+        model: fingerprint: parameter name to ``{"shape", "dtype", "sha256"}`` of the unedited parameter.
+        info: provenance, JSON-able, as :attr:`NeuronEdit.info <spurge.NeuronEdit>`.
+    """
+
+    model: dict[str, dict[str, Any]]
+    info: dict[str, Any]
+
+    @abstractmethod
+    def _names(self) -> Collection[str]:
+        """Of the edited parameters."""
+
+    @abstractmethod
+    def _changes(self, places: dict[str, Place]) -> Changes:
+        """The new values, by parameter name, of a model's parameters that fit."""
+
+    def check(self, model: nn.Module) -> None:
+        """Compares names, shapes, types and bits of the touched parameters with those the edit was made for.
+
+        Weight edits that are applied now are looked through; those folded in are not.
+
+        Raises:
+            EditMismatch: the model lacks a parameter, or one differs in shape, type or bits: another model, one
+                trained since, or one into which an edit is folded.
+            ValueError: a parameter is tied to another, quantised or on the meta device.
+        """
+        self.fit(model)
+
+    def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Place]:
+        """The edited parameters by name, once they pass :meth:`check`; with ``force`` other types and bits do too."""
+        try:
+            places = find_places(model, self._names())
+        except ValueError as error:
+            raise EditMismatch(f"edit: not made for this model: {error}") from error
+        for name, expected in self.model.items():
+            if (shape := list(places[name].parameter.shape)) != expected["shape"]:
+                needs = f"{name!r} is {shape}, the edit needs {expected['shape']}"
+                raise EditMismatch(f"edit: not made for this model: {needs}")
+            check_writable(model, places[name])
+        for name, expected in {} if force else self.model.items():
+            check_print(f"parameter {name!r}", name, print_of(name, original(places[name])), expected)
+        return places
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> Overwritten:
+        """Writes the new values in place until ``undo()`` of the handle is called, all or none; the old bits come back.
+
+        Edits stack: where two meet, the one applied last counts, and they come off in any order. A copy or checkpoint
+        made meanwhile holds the edited weights. Compiled models see them too, and so does every thread. Writing waits
+        until no other thread is in a run of Spurge on the model; a plain forward that another thread has under way may
+        read a part of the new values. Ctrl-C before the handle is returned leaves the model as it was.
+
+        Raises:
+            EditMismatch: as :meth:`check`; with ``force`` only for unknown names and other shapes.
+            ValueError: a parameter is tied, quantised or on the meta device; values that its type cannot hold.
+        """
+        return self._written(Overwritten(model), self.fit(model, force=force))
+
+    def applied(self, model: Model, *, force: bool = False) -> Temporary[Model]:
+        """:meth:`apply` for a ``with`` block; the model is back, bit for bit, however the block ends, Ctrl-C included.
+
+        Raises:
+            EditMismatch, ValueError: as :meth:`apply`.
+            ValueError: at the end of the block, if the edited weights have changed in it (training, a cast); they are
+                then left as they are.
+        """
+        places = self.fit(model, force=force)
+        return overwritten(model, places, self._changes(places), self.info)
+
+    def fold(self, model: nn.Module, *, force: bool = False) -> Overwritten:
+        """Writes the new values in place for good, all or none: a plain checkpoint.
+
+        Ctrl-C before the handle is returned leaves the model as it was.
+
+        Returns:
+            A handle whose ``undo()`` puts the exact old bits back.
+
+        Raises:
+            EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
+        """
+        return self._written(Overwritten(model, lasting=True), self.fit(model, force=force))
+
+    def _written(self, handle: Overwritten, places: dict[str, Place]) -> Overwritten:
+        uncut(partial(handle.apply, places, self._changes(places), self.info), partial(handle.undo, surely=True))
+        return handle
