@@ -1,5 +1,5 @@
-# The CUDA sources on the host, for tests: the module _core_emulated, whose ops take tensors of the CPU for those of a GPU,
-# and spurge_races, which runs every kernel under ThreadSanitizer.
+# The CUDA sources on the host, for tests: the module _core_emulated, whose ops take tensors of the CPU for those of a GPU;
+# spurge_races, which runs every kernel under ThreadSanitizer; and the example in C++ as it is built with CUDA.
 
 set(emulation ${PROJECT_SOURCE_DIR}/csrc/emulation)
 set(rewritten ${CMAKE_CURRENT_BINARY_DIR}/emulation)
@@ -37,6 +37,12 @@ target_compile_definitions(spurge_races PRIVATE SPURGE_EMULATION_TSAN)
 target_include_directories(spurge_races PRIVATE csrc)
 target_link_libraries(spurge_races PRIVATE spurge_emulated_races spurge_kernels)
 target_link_options(spurge_races PRIVATE -fsanitize=thread)
+add_executable(small_job_emulated ${PROJECT_SOURCE_DIR}/examples/cpp/small_job.cpp ${emulation}/emulation.cpp)
+target_compile_definitions(small_job_emulated PRIVATE SPURGE_HAS_CUDA)
+target_compile_options(small_job_emulated PRIVATE -ffp-contract=off -Wall -Wextra)
+target_include_directories(small_job_emulated BEFORE PRIVATE ${emulation} ${PROJECT_SOURCE_DIR}/csrc)
+target_link_libraries(small_job_emulated PRIVATE spurge_emulated spurge_kernels)
 
-set_target_properties(_core_emulated spurge_races PROPERTIES LINKER_LANGUAGE CXX CUDA_ARCHITECTURES OFF)
-install(TARGETS _core_emulated spurge_races DESTINATION spurge)
+set(for_tests _core_emulated spurge_races small_job_emulated)
+set_target_properties(${for_tests} PROPERTIES LINKER_LANGUAGE CXX CUDA_ARCHITECTURES OFF)
+install(TARGETS ${for_tests} DESTINATION spurge)

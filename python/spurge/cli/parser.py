@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from spurge.cli.arguments import add_running
@@ -69,6 +70,17 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class CMakeFolder(argparse.Action):
+    """Prints the folder of the CMake package that programs in C++ find; where the wheel laid it, beside the modules."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        folder = Path(__file__).resolve().parents[1] / "lib" / "cmake" / "spurge"
+        if not folder.is_dir():
+            parser.error("--cmake-dir: this copy of spurge was not installed, and has no CMake package")
+        print(folder)
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``spurge`` and its commands; ``arguments.command`` names the module that runs."""
     parser = Parser(
@@ -78,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="spurge COMMAND --help tells the arguments of a command. Start with: spurge demo",
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and stop")
+    parser.add_argument(
+        "--cmake-dir", action=CMakeFolder, nargs=0, help="print the folder of the CMake package and stop"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, (summary, add_arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
