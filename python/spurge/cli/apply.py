@@ -13,9 +13,9 @@ from torch import nn
 
 from spurge.cli.inputs import check_folder, edit_dtype, prepare, write_results
 from spurge.cli.model_folders import load_model
-from spurge.engine.base.files import begin_draft, naming, read_json, write_json
-from spurge.engine.base.temporary import Temporaries
+from spurge.engine.base.files import read_json, write_json
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.new_folders import check_new, new_folder
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
 
@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Copies the folder without its weights, writes the folded ones, and renames it once it is whole."""
     prepare(arguments)
     source, target = Path(arguments.model), Path(arguments.out)
-    if target.exists() or target.is_symlink():
-        raise ValueError(f"out: {str(target)!r} exists already; give a new folder")
+    check_new("out", target)
     if source.resolve() in target.resolve().parents:
         raise ValueError(f"out: {str(target)!r} lies inside the model's own folder; give one beside it")
     check_folder("out", target.parent)
@@ -39,16 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = arguments.dtype or edit_dtype(edit)
     model, _ = load_model("model", arguments.model, arguments.device, dtype, "any")
     edit.fold(model, force=arguments.force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with naming(target), Temporaries() as changes:
-        draft = begin_draft(changes, target, folder=True)
+    with new_folder("out", target) as draft:
         _copy_without_weights(source, draft)
         _write_weights(model, draft)
         source_dtype = _tell_dtype(draft, dtype)
-        _sync(draft)
-        if target.exists():
-            raise ValueError(f"out: {str(target)!r} has appeared meanwhile; give a new folder")
-        os.rename(draft, target)
     note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"
     print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
     others = sorted({file.relative_to(target).parts[0] for name in _WEIGHTS for file in target.glob(f"*/**/{name}")})
@@ -92,11 +85,3 @@ def _tell_dtype(folder: Path, dtype: str) -> str:
     if said != dtype:
         write_json(path, config | dict.fromkeys(names, dtype))
     return said
-
-
-def _sync(folder: Path) -> None:
-    """Makes the files' bytes lasting before the folder gets its name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

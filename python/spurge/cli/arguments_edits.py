@@ -1,4 +1,4 @@
-"""Arguments of ``evaluate`` and ``apply``: what an edit does, and a model with it."""
+"""Arguments of ``evaluate``, ``apply`` and ``export``: what an edit does, a model with it, and an adapter of it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,24 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edit", metavar="FILE", required=True, help="edit to fold in")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder; must not exist")
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """``spurge export``: an adapter that peft loads."""
+    parser.description = (
+        "Writes an edit as an adapter that peft loads on the model's own folder: "
+        "PeftModel.from_pretrained(model, FOLDER) computes what the model with the edit folded in does."
+    )
+    add_model(parser)
+    parser.add_argument("--edit", metavar="FILE", required=True, help="edit to export")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder; must not exist")
+    kinds = (
+        "lora: any edit; ia3: gates, as vectors; head: an edit of the classifier's head alone, beside an adapter that "
+        "does nothing (%(default)s)"
+    )
+    parser.add_argument("--format", choices=("lora", "ia3", "head"), default="lora", help=kinds)
+    rank = "of lora: the highest rank of a layer (%(default)s)"
+    parser.add_argument("--max-rank", type=positive, default=512, metavar="N", help=rank)
+    nearest = "of lora: take the nearest change of rank N where none is exact, and say its error"
+    parser.add_argument("--truncate", action="store_true", help=nearest)
+    parser.add_argument("--force", action="store_true", help="export an edit that was made for other weights")

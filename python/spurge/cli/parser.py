@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spurge.cli.arguments import add_running
-from spurge.cli.arguments_edits import add_apply, add_evaluate
+from spurge.cli.arguments_edits import add_apply, add_evaluate, add_export
 from spurge.cli.arguments_last_layer import add_fcr, add_features, add_neurontune
 from spurge.cli.arguments_macu import add_edit, add_locate, add_plan
 from spurge.cli.arguments_mediation import add_mediate
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "edit": ("find gates for located neurons", add_edit),
     "evaluate": ("accuracy with and without an edit, with controls", add_evaluate),
     "apply": ("fold an edit into a copy of a model's folder", add_apply),
+    "export": ("write an edit as an adapter that peft loads", add_export),
     "features": ("write what the last layer of a classifier reads", add_features),
     "mediate": ("effects of units, adjusted for the topic", add_mediate),
     "fcr": ("remove a class or feature by single weights", add_fcr),

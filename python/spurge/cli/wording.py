@@ -16,6 +16,7 @@ _OTHER_NAMES = {
         "outcome": "outcome_column",
         "treatment": "treatment_column",
     },
+    "export": {"folder": "out"},
     "evaluate": {"tests": "data", "test": "data"},
     "locate": {"train": "data"},
     "edit": {"train": "data"},

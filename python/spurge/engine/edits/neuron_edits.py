@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import canonical_json, spurge_version
+from spurge.engine.base.files import PathLike, canonical_json, spurge_version
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents
+from spurge.engine.edits.adapters import Adapter, Exported, Format
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, checked_print, parts_of, tensors_of
+from spurge.engine.edits.exports import MAX_RANK, add_gates, add_vectors
 from spurge.engine.edits.gates import Attached, Folded, Model, applied
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import Site, Units, find_sites, heads_of, joins_heads
@@ -200,6 +202,49 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
         handle, sites = Folded(model), self.fit(model, force=force)
         uncut(partial(handle.fold, sites, self.gates), partial(handle.undo, surely=True))
         return handle
+
+    def export(
+        self,
+        folder: PathLike,
+        model: nn.Module,
+        format: Format = "lora",  # noqa: A002 - the word of file formats
+        *,
+        max_rank: int = MAX_RANK,
+        truncate: bool = False,
+        force: bool = False,
+    ) -> Exported:
+        """Writes the edit as an adapter that ``peft`` loads; the model is not changed, and peft not needed.
+
+        ``PeftModel.from_pretrained(model, folder)`` then computes what the folded model does, but for rounding.
+
+        Args:
+            folder: a new folder, written whole or not at all.
+            model: the model the edit is for.
+            format: ``"lora"``: a change of rank k for k gated neurons of a layer (k d for heads of width d), at most
+                the smaller side of its weight. ``"ia3"``: a vector that multiplies the layer's input.
+            max_rank: of ``"lora"``: the highest rank of a layer.
+            truncate: of ``"lora"``: take the nearest change of rank ``max_rank`` where none is exact.
+            force: as :meth:`apply`.
+
+        Returns:
+            What was written; errors of truncated layers.
+
+        Raises:
+            EditMismatch: as :meth:`apply`.
+            ValueError: ``format="head"``; the folder exists; a layer that peft cannot hold (experts in one parameter,
+                quantised, in parts, of a ``torch.nn.TransformerEncoderLayer``); a rank above ``max_rank`` without
+                ``truncate``; or a model that has adapters.
+            OSError: the folder cannot be written.
+        """
+        choice("format", format, get_args(Format))
+        if format == "head":
+            raise ValueError("format: gates change no head; expected 'lora' or 'ia3'")
+        adapter, sites = Adapter(model, self.info), self.fit(model, force=force)
+        if format == "ia3":
+            add_vectors(adapter, sites, self.full())
+        else:
+            add_gates(adapter, sites, self.gates, max_rank, truncate)
+        return adapter.write(folder, format)
 
     def combine(self, other: NeuronEdit, rule: Literal["multiply", "last"] = "multiply") -> NeuronEdit:
         """Both edits as one. On shared neurons gates multiply (as if both were applied), or ``other``'s count.

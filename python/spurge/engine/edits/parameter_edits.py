@@ -5,16 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
+from spurge.engine.base.checks import choice
+from spurge.engine.base.files import PathLike
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
+from spurge.engine.edits.adapters import Adapter, Exported, Format
 from spurge.engine.edits.edit_files import EditMismatch, check_print
+from spurge.engine.edits.exports import MAX_RANK, add_weights
 from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
 from spurge.engine.models.heads import print_of
-from spurge.engine.models.parameters import FLOATS, Place, check_writable, find_places
+from spurge.engine.models.parameters import FLOATS, Place, check_writable, find_places, replaced
 
 TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 """Types of parameters that can be edited, by name."""
@@ -103,6 +107,58 @@ class ParameterEdit(Saved):
             EditMismatch, ValueError: as :meth:`apply`, or an edit is applied to one of the parameters now.
         """
         return self._written(Overwritten(model, lasting=True), self.fit(model, force=force))
+
+    def export(
+        self,
+        folder: PathLike,
+        model: nn.Module,
+        format: Format = "lora",  # noqa: A002 - the word of file formats
+        *,
+        max_rank: int = MAX_RANK,
+        truncate: bool = False,
+        force: bool = False,
+    ) -> Exported:
+        """Writes the edit as an adapter that ``peft`` loads; the model is not changed, and peft not needed.
+
+        ``PeftModel.from_pretrained(model, folder)`` then computes what the folded model does, but for rounding.
+
+        Args:
+            folder: a new folder, written whole or not at all.
+            model: the model the edit is for.
+            format: ``"lora"``: changes of linear layers as products of low rank; the classifier's head, norms and
+                embeddings as they are (``modules_to_save``). ``"head"``: of an edit of the head alone, beside an
+                adapter that does nothing.
+            max_rank: the highest rank of a layer.
+            truncate: take the nearest change of rank ``max_rank`` where none is exact.
+            force: as :meth:`apply`.
+
+        Returns:
+            What was written; errors of truncated layers.
+
+        Raises:
+            EditMismatch: as :meth:`apply`.
+            ValueError: ``format="ia3"``; ``format="head"`` for an edit of other parameters too; the folder exists; a
+                parameter that peft cannot hold; a rank above ``max_rank`` without ``truncate``; or a model that has
+                adapters.
+            OSError: the folder cannot be written.
+        """
+        choice("format", format, get_args(Format))
+        if format == "ia3":
+            raise ValueError("format: changes of single weights multiply no input; expected 'lora' or 'head'")
+        adapter, places = Adapter(model, self.info), self.fit(model, force=force)
+        head = adapter.head()
+        others = [name for name, place in places.items() if adapter.path(place.module) != head]
+        if format == "head" and others:
+            what = f"the edit changes {others[0]!r} beside the head" if head else "there is no classifier's head"
+            raise ValueError(f"format: {what}; expected 'lora'")
+        old = {name: original(place).cpu() for name, place in places.items()}
+        new = {name: replaced(old[name], *pair) for name, pair in self._changes(places).items()}
+        add_weights(adapter, places, old, new, self._products(), max_rank, truncate)
+        return adapter.write(folder, format)
+
+    def _products(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of parameters ``[O, I]`` whose change is known as a product: its factors ``[O, r]`` and ``[r, I]``."""
+        return {}
 
     def _written(self, handle: Overwritten, places: dict[str, Place]) -> Overwritten:
         uncut(partial(handle.apply, places, self._changes(places), self.info), partial(handle.undo, surely=True))

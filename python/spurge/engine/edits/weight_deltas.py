@@ -161,6 +161,9 @@ class WeightDeltas(ParameterEdit, kind="weight-deltas", what="an edit by deltas 
             changes[name] = (indices, cast(name, indices, values[indices], old.dtype))
         return changes
 
+    def _products(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: (delta.up, delta.down) for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
+
     def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         forms = {}

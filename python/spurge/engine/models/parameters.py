@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spurge.engine.base.checks import first_not_finite
 from spurge.engine.base.gradients import grad_mode
@@ -20,6 +21,10 @@ FLOATS = {
     torch.float64: torch.int64,
 }
 """Types of plain weights, and the integers of the same size that hold their bits."""
+
+
+_AROUND = ("_orig_mod", "module", "net")  # what torch and people call the one module inside another
+_ADAPTED = ["base_model", "model"]  # what peft calls it
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,31 @@ class Place:
 def plain_name(path: str) -> str:
     """The path of a module or parameter as it is without ``torch.compile``, of the whole or of parts of a model."""
     return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+def bare_name(path: str) -> str:
+    """The path of a module or parameter as it is without wrappers around the model, and without adapters in it.
+
+    >>> bare_name("module.base_model.model.classifier.modules_to_save.default.weight")
+    'classifier.weight'
+    """
+    parts = plain_name(path).split(".")
+    while parts and (parts[0] in _AROUND or parts[:2] == _ADAPTED):
+        parts = parts[1 if parts[0] in _AROUND else 2 :]
+    if "modules_to_save" in parts:
+        place = parts.index("modules_to_save")
+        parts = parts[:place] + parts[place + 2 :]
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that hold nothing else: compiled, in parallel, or an own class's ``net``."""
+    inner = model
+    while len(children := dict(inner.named_children())) == 1 and not children.keys().isdisjoint(_AROUND):
+        (inner,) = children.values()
+        if isinstance(inner, PreTrainedModel) or "net" not in children:
+            model = inner
+    return model
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -181,6 +211,11 @@ def read(parameter: Tensor, indices: Tensor) -> Tensor:
     """The entries at flat ``indices`` ``[n]``, on the CPU."""
     view, where = _where(parameter, indices)
     return view[where].cpu()
+
+
+def replaced(values: Tensor, indices: Tensor, new: Tensor) -> Tensor:
+    """A copy of a tensor with ``new`` ``[n]`` at flat ``indices`` ``[n]``."""
+    return values.reshape(-1).index_copy(0, indices, new).reshape(values.shape)
 
 
 def write(parameter: Tensor, indices: Tensor, values: Tensor) -> None:
