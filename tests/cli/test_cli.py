@@ -223,7 +223,7 @@ def test_apply_leaves_nothing_behind_when_it_fails(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("spurge.cli.apply._sync", full)
+    monkeypatch.setattr("spurge.engine.edits.new_folders._sync", full)
     arguments = ("apply", "--model", desk / "model", "--edit", desk / "edit.safetensors", "--out", tmp_path / "x")
     assert "No space left on device" in wrong(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
