@@ -43,7 +43,7 @@ MODULES = {  # of each command: it has ``run`` and, where methods run in process
     "limits": "common.limits",
     "swarm": "kernel_rates.swarms",  # of kernels
 }
-PARTS = ("accuracy", "time", "peak")  # of faithfulness
+PARTS = ("accuracy", "time", "tolerance", "peak")  # of faithfulness
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -153,7 +153,7 @@ def _add_faithfulness(add: Add) -> None:
     faithfulness.add_argument("--minilm", type=Path, help="folder of a MiniLM classifier with its tokenizer")
     faithfulness.add_argument("--texts", type=Path, help="labelled texts for it, JSONL or CSV")
     faithfulness.add_argument("--smollm2", action="store_true", help="ask SmolLM2-135M, too")
-    faithfulness.add_argument("--only", type=_parts, default=[*PARTS], help="of accuracy, time, peak")
+    faithfulness.add_argument("--only", type=_parts, default=[*PARTS], help=f"of {', '.join(PARTS)}")
     faithfulness.add_argument("--methods", type=_names, default=["*"], help="patterns of method names, comma-separated")
     faithfulness.add_argument("--repeats", type=_positive, default=5)
     faithfulness.add_argument("--budget", type=float, default=40.0, help="seconds for the repeats of one method")

@@ -54,13 +54,13 @@ def coverage(
     from spurge.engine.cascade.audit import agreements
     from spurge.engine.cascade.cascade import Cascade
     from spurge.engine.cascade.first_order import first_order
-    from spurge.engine.cascade.gradient_path import AUDIT, EXACT, Effort, literal
+    from spurge.engine.cascade.gradient_path import AUDIT, EXACT, Effort, effects_of_units
     from spurge.engine.models.hooks import frozen
 
     cascade = Cascade(question.model, attention=question.attention)
     with frozen(question.model):
         (trace,) = cascade.read(question.inputs).traces
-        estimates = first_order(trace.graded, asked.target, stakes=True, keep=False)
+        estimates = first_order(trace.graded, asked.target, keep=False)
     starts = torch.tensor([0, *(site.width for site in cascade.sites)]).cumsum(0).tolist()
 
     def look_up(units: Sequence[tuple[int, int]]) -> Tensor:
@@ -68,7 +68,7 @@ def coverage(
 
     made = []
     for seed in range(repetitions):
-        found = literal(estimates, look_up, Effort(EXACT, AUDIT, None, seed))
+        found = effects_of_units(estimates, look_up, Effort(EXACT, AUDIT, None, seed))
         values = torch.cat([value.double() for value in found.values], 2)
         made.append(agreements(values, [found.sample])[0])
     truth = {

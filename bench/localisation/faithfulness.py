@@ -1,7 +1,8 @@
 """``run.py faithfulness``: estimates of what switching each neuron off does, beside the exact effects.
 
 Exact: one forward row for every neuron (`localisation.exact`). Values of all texts and neurons are compared at once.
-Accuracy, time and peak memory are asked for apart (``--only``): a machine has to be quiet for time alone.
+Accuracy, time and peak memory are asked for apart (``--only``): a machine has to be quiet for time alone. ``tolerance``
+asks for a relative error, and has a fresh audit say whether it holds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from peers.anatomy import logits
 Run = Callable[[], Scores]
 STEPS = 20
 QUICK_NEURONS = 4  # of each layer
+TOLERANCES = (0.2, 0.1)
+FRESH = {"audit": 1024, "seed": 1}  # what checks them
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,10 @@ def measure(question: Question, args: argparse.Namespace, results: Any, save: Ca
             if "time" in args.only:
                 _add_times(results, case, question, asked, methods, args)
                 save()
+            if "tolerance" in args.only:
+                for tolerance in TOLERANCES:
+                    _add_tolerance(results, case, question, asked, tolerance, args)
+                save()
             if "peak" in args.only:
                 _add_peaks(results, case, methods, args)
                 save()
@@ -247,6 +254,33 @@ def _add_times(
         timing, note = timings[method.name], method.note or None
         results.add(case, method.name, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s", note=note)
         print(f"{case:24s} {method.name:18s} {timing.seconds:9.4f} s", flush=True)
+
+
+def _add_tolerance(
+    results: Any, case: str, question: Question, asked: Asked, tolerance: float, args: argparse.Namespace
+) -> None:
+    from spurge.engine.cascade.cascade import Cascade
+
+    def cascade(**settings: Any) -> Any:
+        return Cascade(question.model, attention=question.attention, **settings)
+
+    measured = asked.measured if asked.measured is not asked.target else None
+    name, nodes = f"tolerance-{tolerance:g}", 4 if len(question.neurons) <= 6 else 2
+    found = cascade(tolerance=tolerance).attribute(question.inputs, asked.target, measured=measured)
+    fresh = cascade(exact=found.exact, **FRESH).attribute(question.inputs, asked.target, measured=measured)
+    note = f"{found.exact} neurons measured"
+    for metric, own in (("own", found.agreement[0]), ("fresh", fresh.agreement[0])):
+        drawn = f"{note}; by {own.drawn} drawn"
+        results.add(case, name, f"relative_error {metric}", own.error, unit="relative 2-norm", note=drawn)
+        results.add(case, name, f"error_bound {metric}", own.error_bound, unit="relative 2-norm", note=drawn)
+    calls = {
+        name: _gradient(question, asked, tolerance=tolerance),
+        f"{name} without audit": _gradient(question, asked, exact=found.exact, audit=0),
+        f"layer-{nodes}": _path(question, asked, path="layer", nodes=nodes),
+    }
+    for method, timing in compare(calls, repeats=args.repeats, budget=args.budget).items():
+        results.add(case, method, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s", note=note)
+    print(f"{case:24s} {name:18s} {note}; fresh: {fresh.agreement[0]}", flush=True)
 
 
 def _add_peaks(results: Any, case: str, methods: list[Method], args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import run
-from localisation import audit, faithfulness
+from localisation import audit, error_picture, faithfulness
 from localisation.exact import Asked, LogProbability, Question, exact_effects, logit
 from spurge.report.results import Results
 
@@ -93,6 +93,38 @@ def test_every_method_is_measured(question, tmp_path):
     assert errors["gradient+512"] < 1e-5  # all 192 neurons
     assert errors["gradient"] < errors["joint-4"]
     assert not results.select(case="tiny-8x2 logprob", method="knowledge-neurons")
+
+
+def test_a_tolerance_is_checked_by_draws_of_another_seed(question):
+    results = Results("faithfulness", {})
+    args = run.parser().parse_args(["faithfulness", "--only", "tolerance", "--repeats", "1"])
+    faithfulness.measure(question, args, results, lambda: None)
+    rows = results.select(case="tiny-8x2 logit", method="tolerance-0.1")
+    found = {row["metric"]: row["value"] for row in rows}
+    assert found["error_bound own"] <= 0.1
+    assert 0 < found["relative_error fresh"] <= 0.1
+    assert found["relative_error fresh"] != found["relative_error own"]
+    assert found["seconds"] > 0
+    timed = {row["method"] for row in results.select(case="tiny-8x2 logit", metric="seconds")}
+    assert {"tolerance-0.1", "tolerance-0.1 without audit", "layer-4"} <= timed
+
+
+def test_the_picture_has_what_has_an_error_and_a_time(tmp_path: Path):
+    results = Results("faithfulness", {})
+    for method, metric in (
+        ("a", "seconds"),
+        ("a", "relative_error"),
+        ("b", "seconds"),
+        ("forward-backward", "seconds"),
+    ):
+        results.add("one", method, metric, 0.5, unit="s")
+    results.add("two", "a", "seconds", 0.5, unit="s")
+    results.write(tmp_path / "f.json")
+    (axis,) = error_picture.drawn(error_picture.read([tmp_path / "f.json"])).axes
+    assert axis.get_title() == "one"
+    assert [text.get_text() for text in axis.texts] == ["a"]
+    with pytest.raises(ValueError, match="no case has errors and times"):
+        error_picture.drawn({})
 
 
 def test_forward_backward_reaches_the_embeddings(question):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spurge.engine.cascade.audit import Sample, agreements, draw, likely_crossing
+from spurge.engine.cascade.audit import Sample, _loss, agreements, draw, likely_crossing
 
 UNITS, EXAMPLES, DRAWN = 2000, 2, 256
 
@@ -61,3 +61,22 @@ def test_effects_that_are_all_alike_have_no_rank_correlation():
     weights = torch.full((DRAWN,), UNITS / DRAWN, dtype=torch.float64)
     sample = Sample(weights, values[None, :, drawn], exact[None, :, drawn], UNITS / DRAWN)
     assert np.isnan(agreements(values[None], [sample])[0].spearman.value)
+
+
+@pytest.mark.parametrize("rest", [0.0, 1e-24, 1e-12])
+def test_an_error_of_rounding_is_bounded_though_one_draw_holds_it(rest: float):
+    added = np.zeros(DRAWN)
+    added[:2] = 1e-9, rest
+    found = _loss(added)
+    assert found.low <= found.value <= found.high < 1e-5
+    assert found.value <= found.bound < 1e-5
+
+
+def test_the_error_of_estimates_that_are_all_alike():
+    exact = effects("scaled")[0]
+    values = torch.zeros_like(exact)
+    drawn = torch.arange(DRAWN)
+    weights = torch.full((DRAWN,), UNITS / DRAWN, dtype=torch.float64)
+    found = agreements(values[None], [Sample(weights, values[None, :, drawn], exact[None, :, drawn], UNITS / DRAWN)])[0]
+    assert np.isnan([found.spearman.value, found.pearson.value]).all()
+    assert found.error == 1.0

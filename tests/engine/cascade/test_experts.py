@@ -23,7 +23,7 @@ from helpers.tiny_mixtures import (
     plain_experts,
 )
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
-from spurge.engine.cascade.memory_model import measure_footprint
+from spurge.engine.cascade.memory_model import AGAIN_CPU, measure_footprint
 from spurge.engine.cascade.quadrature import gauss_legendre, gauss_radau
 from spurge.engine.models.experts import Experts
 from spurge.engine.models.handle import Handle
@@ -433,7 +433,8 @@ def test_a_small_budget_gives_the_same() -> None:
     assert footprint.trace > kept  # the activations of all experts, and what else a trace holds
     want = Cascade(model, path="layer").attribute(inputs, predicted_logit).values
     least = footprint.backward([0], 1, 1)
-    got = Cascade(model, memory=2 * least + 2, path="layer").attribute(inputs, predicted_logit).values
+    budget = int(AGAIN_CPU * (least + 2))
+    got = Cascade(model, memory=budget, path="layer").attribute(inputs, predicted_logit).values
     for name, value in want.items():
         assert relative(got[name], value) < 1e-5, name
 

@@ -14,9 +14,11 @@ from helpers.tiny_mixtures import batch, mixture
 from helpers.tiny_models import FAMILIES, tiny, tiny_language
 from spurge.engine.base.statistics import spearman
 from spurge.engine.cascade.cascade import Attribution, Cascade, Rows, predicted_logit
+from spurge.engine.cascade.gradient_path import Effort, effects_of_units
 from spurge.engine.cascade.locator import Locator
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites
+from spurge.engine.passes.activation_gradients import FirstOrder
 
 ESTIMATES = {"exact": 0, "audit": 0}
 
@@ -158,6 +160,40 @@ def test_each_block_of_examples_has_draws_of_its_own() -> None:
     cascade.at_once = lambda inputs: 1  # type: ignore[method-assign]
     first, second = cascade.attribute(twice, predicted_logit).samples
     assert not torch.equal(first.estimates, second.estimates)
+
+
+def test_a_call_may_have_draws_of_its_own() -> None:
+    model, inputs = tiny("bert"), batch_for("bert")
+    cascade = Cascade(model, exact=0, audit=32)
+    first, second, again = (cascade.attribute(inputs, predicted_logit, seed=seed).samples[0] for seed in (1, 2, 1))
+    assert not torch.equal(first.estimates, second.estimates)
+    assert torch.equal(first.estimates, again.estimates)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_model_whose_inputs_have_gradients(family: str) -> None:
+    model, inputs = tiny(family), batch_for(family)
+    want = Cascade(model, exact=4, audit=16).attribute(inputs, two_targets)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    got = Cascade(model, exact=4, audit=16).attribute(inputs, two_targets)
+    assert torch.equal(joined(got), joined(want))
+    assert got.agreement == want.agreement
+    assert model.training
+
+
+def test_stakes_that_are_no_numbers_are_measured_first() -> None:
+    estimate, stake = torch.zeros(1, 5), torch.tensor([[1.0, float("nan"), float("inf"), 2.0, 3.0]])
+    asked = []
+
+    def ablate(units: Any) -> Tensor:
+        asked.append([k for _, k in units])
+        return torch.ones(1, 1, len(units))
+
+    effects = effects_of_units([FirstOrder([estimate], [stake])], ablate, Effort(2, 32, None, 0))
+    assert asked[0] == [1, 2]
+    assert effects.values[0].tolist() == [[[0.0, 1.0, 1.0, 0.0, 0.0]]]
 
 
 def test_a_target_that_is_no_tensor() -> None:

@@ -71,7 +71,7 @@ class Attribution:
             ValueError: ``n`` below 1.
             IndexError: a target or an example that there is not.
         """
-        rows = [value[target] for value in self.values.values()]
+        rows = [value[target].to(self.full.device) for value in self.values.values()]
         flat = torch.cat([row.mean(0) if example is None else row[example] for row in rows])
         best = flat.topk(min(integer("n", n, 1), len(flat)))
         starts = list(accumulate((row.shape[1] for row in rows), initial=0))

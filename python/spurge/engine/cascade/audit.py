@@ -24,6 +24,7 @@ from torch import Tensor
 
 LEVEL = 0.95
 WIDER, WIDER_BOUND = 1.3, 1.5  # of intervals and of one-sided bounds, in standard errors
+FLOOR = 1e-6  # of losses: what is smaller is rounding, and one draw of it says nothing of the next
 _RESAMPLES = 1000
 
 
@@ -102,12 +103,12 @@ def draw(stakes: Tensor, crossing: Tensor, rest: Tensor, count: int, seed: int) 
     where errors are, and a quarter where a unit may rise into the top 1 % or fall from it.
 
     Args:
-        stakes: of all units, ``[N]``.
-        crossing: how likely each crosses into or out of the top, as :func:`crossing` gives it.
+        stakes: of all units, ``[N]`` on the CPU.
+        crossing: how likely each crosses into or out of the top, as :func:`likely_crossing` gives it.
         rest: those that may be drawn, int64 ``[n]``.
     """
-    generator = torch.Generator().manual_seed(seed)
-    stake, cross = stakes[rest].double().cpu(), crossing[rest].double().cpu()
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    stake, cross = stakes[rest].double(), crossing[rest].double()
     stake = stake / stake.max().clamp_min(torch.finfo(stake.dtype).tiny)
     p = torch.zeros_like(stake)
     for share in (torch.ones_like(stake), stake, stake.square(), cross):
@@ -116,7 +117,7 @@ def draw(stakes: Tensor, crossing: Tensor, rest: Tensor, count: int, seed: int) 
     p /= p.sum()
     drawn = torch.multinomial(p, count, replacement=True, generator=generator)
     typical = float((cross / (count * p)).sum() / cross.sum()) if cross.sum() > 0 else len(rest) / count
-    return rest[drawn.to(rest.device)], 1 / (count * p[drawn]), typical
+    return rest[drawn], 1 / (count * p[drawn]), typical
 
 
 def likely_crossing(values: Tensor, stakes: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class _Draws(NamedTuple):
 
 def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     n, total, squares = values.size, values.sum(), np.square(values).sum()
-    ranked = np.sort(values, axis=None)
+    ranked, nothing = np.sort(values, axis=None), Range(np.nan, np.nan, np.nan)
 
     # What each draw adds, [m of all blocks]; their sums are estimates of sums over all units and examples.
     gap = np.concatenate([(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
@@ -164,28 +165,29 @@ def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     missed_squares = np.concatenate([np.square(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
 
     mean, second, product = total + gap.sum(), squares + 2 * cross.sum() + missed_squares.sum(), squares + cross.sum()
-    spread_e, spread_x = n * squares - total**2, n * second - mean**2
-    if not (spread_e > 0 and spread_x > 0 and second > 0):
-        nothing = Range(np.nan, np.nan, np.nan)
+    if not second > 0:
         return Agreement(nothing, nothing, np.nan, np.nan, np.nan, np.nan, len(gap))
-    scale = np.sqrt(spread_e * spread_x)
-    correlation = (n * product - total * mean) / scale
     # Losses are sums of what draws add, linearised where they are ratios.
-    slope = -correlation / (2 * spread_x)
-    by_gap = -total / scale - 2 * slope * -mean
-    by_cross = n / scale + 2 * n * slope
-    by_square = n * slope
-    lost = _linear(1 - correlation, [(-by_gap, gap), (-by_cross, cross), (-by_square, missed_squares)])
+    spearman = pearson = nothing
+    spread_e, spread_x = n * squares - total**2, n * second - mean**2
+    if spread_e > 0 and spread_x > 0:
+        scale = np.sqrt(spread_e * spread_x)
+        correlation = (n * product - total * mean) / scale
+        slope = -correlation / (2 * spread_x)
+        by_gap = -total / scale - 2 * slope * -mean
+        by_cross = n / scale + 2 * n * slope
+        by_square = n * slope
+        lost = _linear(1 - correlation, [(-by_gap, gap), (-by_cross, cross), (-by_square, missed_squares)])
+        spearman, pearson = _correlation(_loss(_rank_lost(blocks, ranked))), _correlation(_loss(lost))
     share = missed_squares.sum() / second
     error = _linear(share, [((1 - share) / second, missed_squares), (-2 * share / second, cross)])
     k = max(1, round(n / 100))
     # The true top k lacks at most the larger of the two: those that rise above the k-th value, and those that fall.
     risen, fallen = (np.concatenate(part) for part in zip(*(_crossed(own, ranked[-k]) for own in blocks), strict=True))
     most = max(own.typical for own in blocks)
-    pearson, spearman = _loss(lost), _loss(_rank_lost(blocks, ranked))
     return Agreement(
-        _correlation(spearman),
-        _correlation(pearson),
+        spearman,
+        pearson,
         float(np.sqrt(share)),
         float(np.sqrt(_loss(error).bound)),
         min(1.0, float(max(risen.sum(), fallen.sum())) / k),
@@ -258,25 +260,30 @@ def _correlation(loss: _Loss) -> Range:
 
 
 def _loss(added: np.ndarray) -> _Loss:
-    """A loss, the sum of what m draws add, with its interval and upper bound: bootstrap-t on its logarithm."""
+    """A loss, the sum of what m draws add, with its interval and upper bound: bootstrap-t on its logarithm.
+
+    Losses are shares of 1: of squares (an error), or what a correlation lacks.
+    """
     m, value = len(added), float(added.sum())
     if np.isnan(value):
         return _Loss(value, value, value, value)
     if not value > 0 or m < 2:
         return _Loss(max(value, 0.0), 0.0, max(value, 0.0), max(value, 0.0))
-    error = added.std(ddof=1) * np.sqrt(m) / value
+    raised = value + FLOOR
+    error = np.hypot(added.std(ddof=1) * np.sqrt(m), FLOOR) / raised
     times = np.random.default_rng(0).multinomial(m, np.full(m, 1 / m), size=_RESAMPLES)
     sums, squares = times @ added, times @ np.square(added)
     spread = np.sqrt(np.maximum(squares * m - np.square(sums), 0) / (m - 1))
     usable = (sums > 0) & (spread > 0)
-    t = np.log(sums[usable] / value) / (spread[usable] / sums[usable])
+    resampled = sums[usable] + FLOOR
+    t = np.log(resampled / raised) / (np.hypot(spread[usable], FLOOR) / resampled)
     if not usable.any():
         return _Loss(value, value, value, value)
     tail = (1 - LEVEL) / 2
     low, high, one = np.quantile(t, [tail, 1 - tail, 1 - LEVEL])
 
     def at(quantile: float, wider: float) -> float:
-        return value * float(np.exp(np.clip(-quantile * wider * error, -50, 50)))
+        return max(0.0, raised * float(np.exp(np.clip(-quantile * wider * error, -50, 50))) - FLOOR)
 
     return _Loss(value, at(high, WIDER), at(low, WIDER), at(one, WIDER_BOUND))
 

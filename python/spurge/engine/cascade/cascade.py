@@ -15,7 +15,6 @@ and since ``z`` is the same for all nodes they are summed in the model's width b
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge.engine.base.checks import choice
+from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values
 from spurge.engine.cascade.first_order import first_order
-from spurge.engine.cascade.gradient_path import Effort, effort, literal
+from spurge.engine.cascade.gradient_path import Effort, effects_of_units, settled_effort
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients, settled
 from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
@@ -68,7 +68,7 @@ class Prompt:
 
 
 class Cascade:
-    r"""Integrated gradients, exact ablations and gated runs of feed-forward neurons and attention heads.
+    r"""Effects of feed-forward neurons and attention heads: estimated, measured, or integrated along a path.
 
     Args:
         model: a ``transformers`` classifier (encoder or decoder), image classifier or causal language model.
@@ -81,7 +81,7 @@ class Cascade:
         exact: units that are measured on the gradient path, 32 by default.
         audit: units that are drawn from the others and measured, 256 by default: `Attribution.agreement` says by them
             how well all values agree with the equation. 0: it says nothing.
-        seed: of that draw.
+        seed: of that draw; of one call alone where it says so.
         nodes: quadrature nodes S of the layer and joint paths, 2 by default; of each interval when
             ``tolerance`` is given.
         rule: ``"legendre"``; ``"radau"``, on the layer path: S free nodes and the unedited model itself as one more,
@@ -138,7 +138,7 @@ class Cascade:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
         if tolerance is not None and path == "neuron":
             raise ValueError("tolerance: the neuron path is exact and takes none")
-        self.effort = effort(path, exact, audit, tolerance, seed)
+        self.effort = settled_effort(path, exact, audit, tolerance, seed)
         if tolerance is not None and path != "gradient" and not completeness:
             raise ValueError("completeness: a tolerance needs it, got False")
         self.handle = Handle.of(model)
@@ -185,7 +185,12 @@ class Cascade:
             ]
 
     def attribute(
-        self, inputs: Mapping[str, Any] | Prompt, target: Target, *, measured: Target | None = None
+        self,
+        inputs: Mapping[str, Any] | Prompt,
+        target: Target,
+        *,
+        measured: Target | None = None,
+        seed: int | None = None,
     ) -> Attribution:
         """Attribution of every neuron to ``target`` on a batch.
 
@@ -195,14 +200,16 @@ class Cascade:
                 per-example data with ``rows.example``.
             measured: on the gradient path, what units are measured by, where that is not differentiable and ``target``
                 a smooth form of it; ``target`` by default.
+            seed: of the audit's draws, where questions are audited together: each its own.
 
         Raises:
             ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
         """
+        effort = self.effort if seed is None else replace(self.effort, seed=integer("seed", seed, 0))
         with frozen(self.model):
             traces, room, keep = self._traces(inputs, graded=True), self._room(inputs), isinstance(inputs, Prompt)
             if self.path == "gradient":
-                parts = [self._literal(trace, target, measured or target, room, keep=keep) for trace in traces]
+                parts = [self._literal(trace, target, measured or target, effort, room, keep=keep) for trace in traces]
             else:
                 parts = [self._attribute(trace, target, room, keep=keep) for trace in traces]
         return join(parts)
@@ -270,7 +277,7 @@ class Cascade:
             if not self.effort.measures:
                 return untraced(forward, given, number)
             trace = forward.trace(given, number)
-            trace.graded = graded_pass(forward, given, number, trace.anatomy)
+            trace.graded = graded_pass(forward, given, number, stakes=True, anatomy=trace.anatomy)
             return trace
 
         with tqdm(total=batch, desc="cascade", unit="example", disable=not self.progress) as bar:
@@ -304,7 +311,7 @@ class Cascade:
 
     def _run_whole(self, reason: NotEntered) -> Forward:
         name = type(self.model).__name__
-        warnings.warn(f"{name} is run whole for every row, which takes longer: {reason}", stacklevel=4)
+        warn(f"{name} is run whole for every row, which takes longer: {reason}")
         return self._whole()
 
     def footprint(self, inputs: Mapping[str, Any]) -> Footprint:
@@ -379,28 +386,24 @@ class Cascade:
             _warn_of_missed(goal, found, residual)
         return Attribution(values, full, erased, residual, nodes, change)
 
-    def _literal(self, trace: Trace, target: Target, measured: Target, room: int, *, keep: bool) -> Attribution:
+    def _literal(
+        self, trace: Trace, target: Target, measured: Target, effort: Effort, room: int, *, keep: bool
+    ) -> Attribution:
         if trace.padding_acts:
             raise ValueError(padding_complaint(self.model))
         assert trace.graded is not None
-        found = first_order(trace.graded, target, stakes=self.effort.measures, keep=keep)
+        found = first_order(trace.graded, target, keep=keep)
         if not keep:
             trace.graded = None  # its graph is not held while units are measured
         with grad_mode(False):
             full = target_values(measured, trace.rows).t()
             room = self.footprint(trace.inputs).after(room)
             ablate = partial(self._ablate, trace, measured, room=room)
-            effects = literal(found, ablate, self._effort(trace.rows))
+            effects = effects_of_units(found, ablate, _of_block(effort, trace.rows))
         values = {site.name: own for site, own in zip(self.sites, effects.values, strict=True)}
         samples = () if effects.sample is None else (effects.sample,)
         none: dict[str, float | None] = dict.fromkeys(values)
         return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), none, effects.exact, samples)
-
-    def _effort(self, rows: Rows) -> Effort:
-        """That of a block of examples, whose draws are its own."""
-        if not self.effort.measures:
-            return self.effort
-        return replace(self.effort, seed=self.effort.seed + int(rows.example[0]) * APART)
 
     def _neuron_path(self, trace: Trace, target: Target, full: Tensor, room: int) -> Attribution:
         units = [(i, k) for i, site in enumerate(self.sites) for k in range(site.width)]
@@ -417,13 +420,19 @@ class Cascade:
         return gated(trace, target, units, gates, at_once)
 
 
+def _of_block(effort: Effort, rows: Rows) -> Effort:
+    """The effort for a block of examples, whose draws are its own."""
+    if not effort.measures:
+        return effort
+    return replace(effort, seed=effort.seed + int(rows.example[0]) * APART)
+
+
 def _warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:
     late = [key for key, integral in found.items() if not integral.reached]
     if not late:
         return
     worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
-    warnings.warn(
+    warn(
         f"tolerance {goal.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
-        f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}",
-        stacklevel=5,
+        f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}"
     )

@@ -30,7 +30,7 @@ from spurge.engine.passes.activation_gradients import FirstOrder
 from spurge.engine.passes.trace import Graded, Rows, Target
 
 
-def first_order(graded: Graded, target: Target, *, stakes: bool, keep: bool) -> list[FirstOrder]:
+def first_order(graded: Graded, target: Target, *, keep: bool) -> list[FirstOrder]:
     """The estimates of each of a target's Q values.
 
     A target that reads logits alone and says so (``reads = "logits"``) is evaluated at the logits that the gradient of
@@ -38,7 +38,6 @@ def first_order(graded: Graded, target: Target, *, stakes: bool, keep: bool) -> 
 
     Args:
         graded: the unedited pass.
-        stakes: what is at stake, too.
         keep: leave its graph as it is, for another target.
 
     Raises:
@@ -47,17 +46,16 @@ def first_order(graded: Graded, target: Target, *, stakes: bool, keep: bool) -> 
     gradients, rows = graded.gradients, graded.rows
     if getattr(target, "reads", None) == "logits":
         logits = rows.logits.flatten(1)
-        found = [
-            gradients.read(logits[:, y], stakes=stakes, keep=keep or y + 1 < logits.shape[1])
-            for y in range(logits.shape[1])
-        ]
+        last = logits.shape[1] - 1
+        found = [gradients.read(logits[:, y], keep=keep or y < last) for y in range(last + 1)]
         with grad_mode(False):
             return _through_logits(target, rows, found)
     with grad_mode(True):
         value = target_values(target, rows)
-    check_differentiable(target, rows)
+    if not value.requires_grad:
+        check_differentiable(target, rows)
     last = value.shape[1] - 1
-    return [gradients.read(value[:, q], stakes=stakes, keep=keep or q < last) for q in range(last + 1)]
+    return [gradients.read(value[:, q], keep=keep or q < last) for q in range(last + 1)]
 
 
 def _through_logits(target: Target, rows: Rows, logits: Sequence[FirstOrder]) -> list[FirstOrder]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.notices import warn
 from spurge.engine.cascade.ablation import Unit
 from spurge.engine.cascade.audit import Sample, agreements, draw, likely_crossing
 from spurge.engine.passes.activation_gradients import FirstOrder
@@ -43,7 +43,7 @@ class Effort:
         return self.exact + self.audit > 0
 
 
-def effort(path: str, exact: int | None, audit: int | None, tolerance: float | None, seed: int) -> Effort:
+def settled_effort(path: str, exact: int | None, audit: int | None, tolerance: float | None, seed: int) -> Effort:
     """The effort of a path, with defaults for what is None.
 
     Raises:
@@ -64,7 +64,7 @@ def effort(path: str, exact: int | None, audit: int | None, tolerance: float | N
 
 
 @dataclass(frozen=True, eq=False)
-class Literal:
+class UnitEffects:
     """Effects of all units on Q targets of B examples.
 
     Attributes:
@@ -78,41 +78,44 @@ class Literal:
     sample: Sample | None
 
 
-def literal(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort) -> Literal:
+def effects_of_units(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort) -> UnitEffects:
     """Effects from the estimates of Q targets and as many exact ones as ``effort`` says."""
     values = [torch.stack([own.estimate[i] for own in found]) for i in range(len(found[0].estimate))]
     if not effort.measures:
-        return Literal(values, 0, None)
+        return UnitEffects(values, 0, None)
     each = [torch.stack([own.stake[i] for own in found]) for i in range(len(values))]
-    stakes = pooled_stakes(values, each)
+    flat, stakes = _in_a_row(values), pooled_stakes(values, each)
+    crossing_stakes = _in_a_row(each)
     order, total = stakes.argsort(descending=True, stable=True), len(stakes)
     most = max(effort.exact, int(MOST * total))
-    units = _Units([value.shape[2] for value in values])
+    widths = [value.shape[2] for value in values]
+
+    def measured(units: Tensor) -> Tensor:
+        return ablate(_by_site(units, widths)).double().cpu()
+
     done, wanted, seed = 0, min(effort.exact, total), effort.seed
     while True:
-        units.put(values, order[done:wanted], ablate)
+        if wanted > done:
+            flat[..., order[done:wanted]] = measured(order[done:wanted])
         done, sample = wanted, None
         if effort.audit and done < total:
-            crossing = likely_crossing(units.flat(values), units.flat(each))
+            crossing = likely_crossing(flat, crossing_stakes)
             drawn, weights, typical = draw(stakes, crossing, order[done:], effort.audit, seed)
             once, again = drawn.unique(return_inverse=True)
-            exact = ablate(units.of(once)).double().cpu()[..., again.cpu()]
-            sample = Sample(weights, units.take(values, drawn).double(), exact, typical)
+            sample = Sample(weights, flat[..., drawn], measured(once)[..., again], typical)
         if effort.tolerance is None or sample is None:
             break
-        bounds = [one.error_bound for one in agreements(units.flat(values), [sample])]
-        bound = float(torch.tensor(bounds).max())  # NaN where one is
+        bound = float(torch.tensor([one.error_bound for one in agreements(flat, [sample])]).max())  # NaN where one is
         if bound <= effort.tolerance:
             break
         if done >= most:
-            warnings.warn(
+            warn(
                 f"tolerance {effort.tolerance:g} not reached with {done} of {total} units switched off: relative "
-                f"error up to {bound:.2g}",
-                stacklevel=5,
+                f"error up to {bound:.2g}"
             )
             break
         wanted, seed = min(most, _next(stakes[order], done, bound / effort.tolerance)), seed + 1
-    return Literal(values, done, sample)
+    return UnitEffects([own.to(value) for own, value in zip(flat.split(widths, 2), values, strict=True)], done, sample)
 
 
 def pooled_stakes(values: Sequence[Tensor], stakes: Sequence[Tensor]) -> Tensor:
@@ -125,7 +128,8 @@ def pooled_stakes(values: Sequence[Tensor], stakes: Sequence[Tensor]) -> Tensor:
     size = torch.stack([value.square().sum((1, 2)).to(device) for value in values]).sum(0)  # [Q]
     scale = size.clamp_min(torch.finfo(size.dtype).tiny)[:, None, None]
     pooled = torch.cat([(own.to(device).square() / scale).sum((0, 1)) for own in stakes]).sqrt()
-    return pooled.nan_to_num(nan=torch.inf, posinf=torch.finfo(pooled.dtype).max)
+    largest = torch.finfo(pooled.dtype).max
+    return pooled.nan_to_num(nan=largest, posinf=largest).cpu()
 
 
 def _next(ranked: Tensor, done: int, factor: float) -> int:
@@ -135,27 +139,13 @@ def _next(ranked: Tensor, done: int, factor: float) -> int:
     return max(int((left > goal).sum()), int(GROWTH * done), done + 1)
 
 
-class _Units:
-    """Units of several sites in one row."""
+def _in_a_row(values: Sequence[Tensor]) -> Tensor:
+    """Of units of all sites, ``[Q, B, N]`` float64 on the CPU."""
+    return torch.cat([value.double().cpu() for value in values], 2)
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.starts = torch.tensor([0, *widths]).cumsum(0)
 
-    def of(self, flat: Tensor) -> list[Unit]:
-        flat = flat.cpu()
-        site = torch.searchsorted(self.starts, flat, right=True) - 1
-        return list(zip(site.tolist(), (flat - self.starts[site]).tolist(), strict=True))
-
-    def flat(self, values: Sequence[Tensor]) -> Tensor:
-        """``[Q, B, N]`` float64 on the CPU."""
-        return torch.cat([value.double().cpu() for value in values], 2)
-
-    def take(self, values: Sequence[Tensor], flat: Tensor) -> Tensor:
-        return torch.stack([values[i][..., k].cpu() for i, k in self.of(flat)], 2)
-
-    def put(self, values: Sequence[Tensor], flat: Tensor, ablate: Ablate) -> None:
-        if not len(flat):
-            return
-        chosen = self.of(flat)
-        for (i, k), effect in zip(chosen, ablate(chosen).unbind(2), strict=True):
-            values[i][..., k] = effect.to(values[i])
+def _by_site(flat: Tensor, widths: Sequence[int]) -> list[Unit]:
+    """Units ``[n]``, numbered over sites of these widths, as sites and units of these."""
+    starts = torch.tensor([0, *widths]).cumsum(0)
+    site = torch.searchsorted(starts, flat, right=True) - 1
+    return list(zip(site.tolist(), (flat - starts[site]).tolist(), strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch.nn.functional import pad
 
 from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.device_checks import Check, deferred, settle
+from spurge.engine.base.notices import warn
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Locator:
-    """Integrated gradients of all neurons, prompt by prompt.
+    """Effects of all neurons, prompt by prompt: one gradient of the unedited model, or the layer path's integral.
 
     Sites, where norms stand and memory are worked out at the first call and kept. On a GPU the whole computation is
     recorded as a CUDA graph for each shape, texts padded to a multiple of ``bucket`` tokens, and replayed on the
@@ -190,7 +190,7 @@ class Locator:
             return CudaGraph(lambda fixed: self._attribute(fixed, self.target), inputs)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
-            warnings.warn(f"no CUDA graph of {type(self.cascade.model).__name__}: {first}", stacklevel=4)
+            warn(f"no CUDA graph of {type(self.cascade.model).__name__}: {first}")
             return None
 
     def _padded(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from spurge.engine.passes.trace import Forward, Trace
 MARGIN = 1.1  # allocators round up
 HOLES = 2  # times what rows that pass without gradients hold at once: a CPU's heap, measured as 1.8 to 2.2
 AGAIN = 1.2  # an allocator that has served one block serves the next, of another size, less well
-AGAIN_CPU = 2.0  # the same of a CPU's heap: with blocks of long texts it held 1.4 to 1.75 times what they need
+AGAIN_CPU = 2.3  # the same of a CPU's heap: with blocks of long texts it held 1.4 to 2 times what they need
 PACKED_COPIES = 4  # of the largest weight: what a CPU's matrix products keep beside it
 CUBLAS_WORKSPACE = 32 * 2**20
 CPU_TOKENS = 4096  # tokens of all rows of one block on a CPU; above it activations leave the caches

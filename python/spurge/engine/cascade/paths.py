@@ -186,10 +186,7 @@ def end_gradients(trace: Trace, target: Target, *, keep: bool) -> tuple[Trace, E
         value = target_values(target, trace.rows)
     found = dict(gradients(value, trace.outputs, keep=keep))
     ends = {q: tuple(_where_rows_are(trace, i, grad) for i, grad in enumerate(grads)) for q, grads in found.items()}
-    rows = trace.rows
-    attention = None if rows.attention is None else rows.attention.detach()
-    rows = replace(rows, logits=rows.logits.detach(), attention=attention)
-    return replace(trace, rows=rows, outputs=[]), ends
+    return replace(trace, rows=trace.rows.detached(), outputs=[]), ends
 
 
 def _where_rows_are(trace: Trace, i: int, grad: Tensor | None) -> Tensor | None:

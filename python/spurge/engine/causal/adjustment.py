@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels
+from spurge.engine.base.notices import warn
 from spurge.engine.causal.balancing import balance
 from spurge.engine.causal.confounders import Confounders
 
@@ -67,9 +67,8 @@ def _common(labels: Tensor, confounders: Confounders) -> Tensor:
     missing = (used & ~shared).nonzero()[:, 0].tolist()
     if missing:
         names = ", ".join(confounders.names[topic] for topic in missing[:3])
-        warnings.warn(
+        warn(
             f"confounders: {len(missing)} topics lack some label ({names}{', ...' if len(missing) > 3 else ''}); their "
-            f"{int(table[missing].sum())} examples get weight 0",
-            stacklevel=3,
+            f"{int(table[missing].sum())} examples get weight 0"
         )
     return shared[confounders.topics].nonzero()[:, 0]

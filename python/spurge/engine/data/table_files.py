@@ -8,13 +8,13 @@ import gzip
 import io
 import lzma
 import os
-import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from spurge.engine.base.files import FileError, opened, parse_json
+from spurge.engine.base.notices import warn
 from spurge.engine.base.temporary import temporary
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -137,9 +137,8 @@ def _table(path: Path, lines: _Lines, delimiter: str, quoting: bool | None) -> I
         raise FileError(f"{path}: line {reader.line_num}: {error} ({advice})") from error
     finally:
         if ambiguous:
-            warnings.warn(
+            warn(
                 f"{path}: {len(ambiguous)} rows have a quoted field that runs over line breaks, the first on line "
                 f"{ambiguous[0]}, and each of their lines would be a row by itself; where quotes are text: "
-                "quoting=False, where they are not: quoting=True",
-                stacklevel=2,
+                "quoting=False, where they are not: quoting=True"
             )

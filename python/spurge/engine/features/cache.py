@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, remove_drafts
+from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.fingerprint import Opaque, model_print
@@ -55,7 +55,7 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except (FileError, KeyError) as error:
-            warnings.warn(f"cache: made anew: {error}", stacklevel=4)
+            warn(f"cache: made anew: {error}")
             return None
 
     def keep(self, key: str, values: Tensor) -> None:
@@ -79,5 +79,5 @@ def open_cache(folder: PathLike, model: nn.Module, settings: Any) -> FeatureCach
     try:
         return FeatureCache(folder, model, settings)
     except Opaque as error:
-        warnings.warn(f"cache: not used: {error}, so stored features could be stale", stacklevel=3)
+        warn(f"cache: not used: {error}, so stored features could be stale")
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -13,6 +12,7 @@ from torch import Tensor
 from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number
 from spurge.engine.base.gradients import without_gradients
+from spurge.engine.base.notices import warn
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
 from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, deviations, minimise
@@ -168,10 +168,9 @@ def _fit_exact(
     how: dict[str, Any] = {"tolerance": tolerance, "steps": steps, "progress": progress}
     end = minimise_l1(problem, l1, *mapping.initial(), **how) if l1 else minimise(problem, *mapping.initial(), **how)
     if end.slope > tolerance:
-        warnings.warn(
+        warn(
             f"fit_head: not at the minimum after {end.steps} steps: the slope is {end.slope:.2g}, tolerance "
-            f"{tolerance:.2g}; raise l2, or steps",
-            stacklevel=3,
+            f"{tolerance:.2g}; raise l2, or steps"
         )
     return mapping.head(end.weight, end.bias)
 

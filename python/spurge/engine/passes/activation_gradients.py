@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,23 @@ class _Sums:
         return _Sums(self.total + other.total, self.magnitude + other.magnitude, reach, bend)
 
 
+class _Read(torch.autograd.Function):
+    """An identity whose backward pass calls ``seen(gradient)``.
+
+    Its gradient is in the graph of ``leaf``, whether the values' own are wanted or not: by one leaf all are read.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, leaf: Tensor, seen: Callable[[Tensor], None]) -> Tensor:
+        ctx.seen = seen
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.seen(gradient)
+        return gradient, None, None
+
+
 @dataclass(eq=False)
 class ActivationGradients:
     """The activations of one forward pass as places where its gradients are read.
@@ -72,23 +90,21 @@ class ActivationGradients:
         mask: which tokens are real, ``[B, T]``; None where all are. Those that are not have no gradient, whatever they
             hold: where they have one at the first site, padding changes the rows.
         complaint: says so.
-
-    Attributes:
-        streams: of each site, what it adds to, ``[B, T, H]``.
+        stakes: what is at stake is wanted, too.
     """
 
     sites: Sequence[Site]
     batch: int
     mask: Tensor | None
     complaint: Callable[[], str]
-    streams: list[Tensor | None] = field(init=False)
-    _stakes: bool = field(init=False, default=False)
-    _leaves: list[Tensor] = field(init=False, default_factory=list)
+    stakes: bool
+    _leaf: Tensor = field(init=False)
     _sums: dict[int, _Sums] = field(init=False, default_factory=dict)
+    _streams: dict[int, Tensor] = field(init=False, default_factory=dict)  # sizes of what sites add to, [B, T]
     _sizes: dict[int, Tensor] = field(init=False, default_factory=dict)  # of the gradients of outputs, [B, T]
 
     def __post_init__(self) -> None:
-        self.streams = [None] * len(self.sites)
+        self._leaf = torch.zeros((), device=self.sites[0].parameter.device).requires_grad_()
 
     @temporary
     def watched(self) -> Iterator[None]:
@@ -98,27 +114,30 @@ class ActivationGradients:
                 projection = site.projection
                 if isinstance(projection, Linear) and projection.whole:
                     stack.enter_context(hook_before(site.down, partial(self._before, i)))
-                    stack.enter_context(hook(site.down, partial(self._after, i)))
+                    stack.enter_context(hook(site.down, partial(self._after, i), foremost=True))
                 else:
                     stack.enter_context(projection.watch(partial(self._behind, i)))
             yield
 
-    def read(self, value: Tensor, *, stakes: bool, keep: bool) -> FirstOrder:
+    def adds_to(self, i: int, stream: Tensor) -> None:
+        """Says what site ``i`` adds to, ``[B, T, H]``: where its stakes look for the size of a step."""
+        self._streams[i] = _norm(stream.detach())
+
+    def read(self, value: Tensor, *, keep: bool) -> FirstOrder:
         """The estimates for a target's values on the rows of the pass, ``[B]``.
 
         Args:
-            stakes: what is at stake, too.
             keep: leave the graph as it is, for another target.
         """
-        self._sums, self._stakes = {}, stakes
+        self._sums = {}
         if value.requires_grad:
-            torch.autograd.grad(value.sum(), self._leaves, retain_graph=keep, allow_unused=True)
+            torch.autograd.grad(value.sum(), self._leaf, retain_graph=keep, allow_unused=True)
         found = FirstOrder([], [])
         for i, site in enumerate(self.sites):
             sums = self._sums.pop(i, None) or _Sums.zero(self.batch, site)  # the target reads nothing of it
             size = site.projection.size
             found.estimate.append(by_unit(sums.total, size).float())
-            if stakes:
+            if self.stakes:
                 norms = site.projection.column_norms().to(sums.reach)
                 reach, bend = (_furthest(part * norms, size) for part in (sums.reach, sums.bend))
                 stake = by_unit(sums.magnitude, size) * reach + BENT * bend.square()
@@ -126,39 +145,30 @@ class ActivationGradients:
         return found
 
     def _before(self, i: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        z = self._opened(args[0])
-        z = z.view_as(z)  # what else reads the activations is none of the neurons' business
-        z.register_hook(partial(self._add, i, z.detach(), z._version))
-        return (z, *args[1:]), kwargs
+        z = args[0].detach()
+        read = _Read.apply(args[0], self._leaf, partial(self._add, i, z, z._version))
+        return (read, *args[1:]), kwargs  # what else reads the activations is none of the neurons' business
 
     def _after(self, i: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         output.register_hook(partial(self._size, i))
 
     def _behind(self, i: int, z: Tensor, o: Tensor, rest: Tensor | None) -> Tensor:
-        o, z, version = self._opened(o), z.detach(), z._version
-        pull = self.sites[i].projection.pull
+        z, pull = z.detach(), self.sites[i].projection.pull
+        version = z._version
 
         def add(gradient: Tensor) -> None:
             self._size(i, gradient)
             self._add(i, z, version, pull(gradient.to(z.dtype)))
 
-        o.register_hook(add)
-        return o
-
-    def _opened(self, value: Tensor) -> Tensor:
-        if value.requires_grad:
-            return value
-        leaf = value.detach().requires_grad_()
-        self._leaves.append(leaf)
-        return leaf
+        return _Read.apply(o, self._leaf, add)
 
     def _size(self, i: int, gradient: Tensor) -> None:
         """Sees the gradient of a site's output, which comes before that of its activations."""
         masked = i == 0 and self.mask is not None
-        if not self._stakes and not masked:
+        if not self.stakes and not masked:
             return
         size = _norm(_rows(gradient, self.batch))
-        if self._stakes:
+        if self.stakes:
             self._sizes[i] = size
         if masked and (mask := self._mask(size)) is not None:
             require(~(size * (mask == 0)).any(), self.complaint)
@@ -174,7 +184,7 @@ class ActivationGradients:
             raise ValueError(f"model: writes over the activations of {self.sites[i].name!r} after they were used")
         z, gradient = _rows(z, self.batch), _rows(gradient, self.batch)
         mask = self._mask(z)
-        if self._stakes:
+        if self.stakes:
             stream = self._stream(i, z)
             scale = stream.clamp_min(torch.finfo(stream.dtype).tiny).reciprocal()
             total, magnitude, reach = ops.first_order(gradient, z, scale, mask)
@@ -187,10 +197,10 @@ class ActivationGradients:
 
     def _stream(self, i: int, z: Tensor) -> Tensor:
         """Size of what the site adds to, ``[B, T]``; 1 where that was not seen token by token."""
-        stream = self.streams[i]
-        if stream is None or stream.shape[:2] != z.shape[:2]:
+        stream = self._streams.get(i)
+        if stream is None or stream.shape != z.shape[:2]:
             return z.new_ones(z.shape[:2], dtype=_wide(z.dtype))
-        return _norm(stream.to(z.device))
+        return stream.to(z.device)
 
 
 def _furthest(values: Tensor, size: int) -> Tensor:

@@ -6,7 +6,6 @@ It needs nothing of a model but that its sites run, in whatever order and howeve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,12 @@ from spurge.engine.passes.trace import Forward, Graded, Trace, padding_complaint
 
 
 def graded_pass(
-    forward: Forward, inputs: Mapping[str, Any], example: Tensor | None = None, anatomy: Anatomy | None = None
+    forward: Forward,
+    inputs: Mapping[str, Any],
+    example: Tensor | None = None,
+    *,
+    stakes: bool = False,
+    anatomy: Anatomy | None = None,
 ) -> Graded:
     """Run the unedited model so that the gradients of its rows can be read at all sites.
 
@@ -33,6 +37,7 @@ def graded_pass(
         forward: of the model.
         inputs: keyword arguments of the model; tensors lead with the batch dimension B.
         example: how targets number these examples, ``[B]``; 0 to B - 1 by default.
+        stakes: gradients say what is at stake, too.
         anatomy: where norms stand behind the sites, where that is known.
     """
     given = {
@@ -43,14 +48,15 @@ def graded_pass(
     batch, position = len(main_input(given)), forward.handle.probed(given)
     model, last = forward.model, forward.handle.sites[-1]
     complain = partial(padding_complaint, model)
-    gradients = ActivationGradients(forward.sites, batch, token_mask(given), complain)
+    gradients = ActivationGradients(forward.sites, batch, token_mask(given), complain, stakes)
     with Temporaries() as stack, grad_mode(True):
         row = None
         if forward.attention and last.attention is not None:
             row = stack.enter_context(AttentionRow(last.attention, lambda rows: position))
         if last.parameter.device.type == "cpu" and last.parameter.dtype in (torch.bfloat16, torch.float16):
             stack.enter_context(within(WideAttention()))
-        _watch_streams(stack, forward, gradients, anatomy)
+        if stakes:
+            _watch_streams(stack, forward, gradients, anatomy)
         stack.enter_context(gradients.watched())
         stack.enter_context(for_rows(configurations(model)))
         logits = forward.readout.logits(lambda: model(**given), position)
@@ -61,10 +67,8 @@ def graded_pass(
 def untraced(forward: Forward, inputs: Mapping[str, Any], example: Tensor | None = None) -> Trace:
     """Such a pass alone, of a model that nothing else is asked of."""
     graded = graded_pass(forward, inputs, example)
-    rows, position = graded.rows, forward.handle.probed(inputs)
-    attention = None if rows.attention is None else rows.attention.detach()
-    still = replace(rows, logits=rows.logits.detach(), attention=attention)
-    return Trace(dict(inputs), len(main_input(inputs)), position, still, forward, graded=graded)
+    position = forward.handle.probed(inputs)
+    return Trace(dict(inputs), len(main_input(inputs)), position, graded.rows.detached(), forward, graded=graded)
 
 
 def _watch_streams(
@@ -74,14 +78,11 @@ def _watch_streams(
     for i, site in enumerate(forward.sites):
         placement = None if anatomy is None else anatomy.placements[i]
 
-        def keep(hidden: Tensor, i: int = i) -> None:
-            gradients.streams[i] = hidden.detach()
+        def before(module: nn.Module, args: tuple, output: Any, i: int = i) -> None:
+            gradients.adds_to(i, args[0])
 
-        def before(module: nn.Module, args: tuple, output: Any, keep: Any = keep) -> None:
-            keep(args[0])
-
-        def after(module: nn.Module, args: tuple, output: Any, keep: Any = keep) -> None:
-            keep(first(output))
+        def after(module: nn.Module, args: tuple, output: Any, i: int = i) -> None:
+            gradients.adds_to(i, first(output))
 
         if placement is not None and placement.kind == "post_norm":
             stack.enter_context(hook(placement.norm, before))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -35,12 +35,19 @@ class Rows:
     example: Tensor
     predicted: Tensor
 
+    def detached(self) -> Rows:
+        """The same without their graph."""
+        attention = None if self.attention is None else self.attention.detach()
+        return replace(self, logits=self.logits.detach(), attention=attention)
+
     def repeated(self, times: int, logits: Tensor, attention: Tensor | None) -> Rows:
         """As many rows of each example, with other logits and attention."""
         return Rows(logits.float(), attention, self.example.repeat(times), self.predicted.repeat(times))
 
 
 Target = Callable[[Rows], Tensor]
+"""Rows -> ``[R]`` or ``[R, Q]``. One with an attribute ``reads = "logits"`` reads nothing else, and few of them: on the
+gradient path it is estimated through each, with a backward pass a logit."""
 
 
 def predicted_logit(rows: Rows) -> Tensor:

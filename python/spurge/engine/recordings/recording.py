@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from spurge.engine.base.checks import choice, integer
 from spurge.engine.base.files import FileError, PathLike
+from spurge.engine.base.notices import warn
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.fingerprint import Opaque, model_print
 from spurge.engine.models.handle import Handle
@@ -275,7 +275,7 @@ def _print(model: nn.Module) -> str | None:
     try:
         return model_print(model)
     except Opaque as error:
-        warnings.warn(f"recording: cannot go on when it is cut off: {error}", stacklevel=3)
+        warn(f"recording: cannot go on when it is cut off: {error}")
         return None
 
 

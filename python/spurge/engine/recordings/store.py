@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from spurge.engine.base.files import (
     structured,
     write_json,
 )
+from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_files import Contents, read_tensors, write_tensors
 
 SCHEMA = 1
@@ -114,7 +114,7 @@ class Store:
             try:
                 self.check(number)
             except FileError as error:
-                warnings.warn(f"recording: made anew: {str(error).removesuffix(f'; {_AGAIN}')}", stacklevel=3)
+                warn(f"recording: made anew: {str(error).removesuffix(f'; {_AGAIN}')}")
                 found.add(number)
         return sorted(found)
 

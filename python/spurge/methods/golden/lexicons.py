@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
+from spurge.engine.base.notices import warn
 from spurge.engine.data.rows import check_names, of_file, read_column, read_label, read_text
 from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import as_phrase
@@ -40,7 +40,7 @@ def without_conflicts(causal: Mapping[str, Iterable[str]]) -> tuple[dict[str, li
     if shared:
         shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
         # Past the helper and GoldenTokens' two calls, to the line of the user.
-        warnings.warn(f"{len(shared)} words of two labels are left out: {shown}", stacklevel=4)
+        warn(f"{len(shared)} words of two labels are left out: {shown}")
     clear = {label: [word for word, labels in owners.items() if labels == {label}] for label in causal}
     return clear, {"not_words": strange, "of_two_labels": len(shared)}
 

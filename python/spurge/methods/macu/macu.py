@@ -6,7 +6,6 @@ Models". Section and equation numbers are that paper's; what it leaves open is a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from spurge.engine.base.budgets import budget
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
+from spurge.engine.base.notices import warn
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples
@@ -238,10 +238,9 @@ class MacU(Settings):
             found = self._search(ranks, handle, train, golden, free, erased, resume)
             neurons, gates = free | erased, found.gates
         else:
-            warnings.warn(
+            warn(
                 f"located: no neuron is in both sets, the swarm has nothing to search: all {len(erased)} spurious "
-                "neurons are erased",
-                stacklevel=3,
+                "neurons are erased"
             )
             found = Found(torch.zeros(len(erased)), 0.0, {}, {"evaluations": 0})
             neurons, gates = erased, found.gates
@@ -430,4 +429,4 @@ def _warn_of_other_origin(located: Located, **given: Any) -> None:
     for name, value in given.items():
         before = located.info.get(name)
         if before is not None and before != value:
-            warnings.warn(f"located: was found with {_ORIGINS[name]} than given now", stacklevel=5)
+            warn(f"located: was found with {_ORIGINS[name]} than given now")

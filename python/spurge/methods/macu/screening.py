@@ -267,8 +267,10 @@ def audited(cascade: Cascade, questions: Questions) -> dict[str, Any]:
         ``{"causal": {"spearman": [value, low, high], "pearson", "error", "error_bound", "missed", "missed_bound",
         "drawn"}, "spurious"}``.
     """
-    asked = (questions[number] for number in range(len(questions)))
-    parts = [cascade.attribute(question.inputs, question.sided) for question in asked]
+    seed, parts = cascade.effort.seed, []
+    for number in range(len(questions)):
+        question = questions[number]
+        parts.append(cascade.attribute(question.inputs, question.sided, seed=seed + (number << 40)))
     return {side: asdict(own) for side, own in zip(SIDES, join(parts).agreement, strict=False)}
 
 

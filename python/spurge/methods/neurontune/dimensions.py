@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from spurge import ops
 from spurge.engine.base.checks import checked_labels, choice, integer, number
+from spurge.engine.base.notices import warn
 from spurge.engine.features.features import Features
 
 Signs = Literal["magnitude", "relu", "split", "raw"]
@@ -126,10 +126,9 @@ def score(
         )
     if names:
         counts = ", ".join(f"{features.names[y]} {int(found.wrong[y])}" for y in found.skipped[:8])
-        warnings.warn(
+        warn(
             f"features: {len(names)} of {len(features.names)} classes have fewer than {least_wrong} wrong predictions "
-            f"or none that is right, and are skipped (wrong: {counts})",
-            stacklevel=2,
+            f"or none that is right, and are skipped (wrong: {counts})"
         )
     return found
 

@@ -6,7 +6,6 @@ open is a named option here, with the best-supported reading as the default.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from spurge.engine.base.budgets import parse_bytes
 from spurge.engine.base.checks import choice, integer, number
+from spurge.engine.base.notices import warn
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.fitting import Sgd, Solver, fit_head
@@ -145,7 +145,7 @@ class NeuronTune:
         for threshold in _several(self.threshold):
             mask = self.mask(scores, threshold)
             if not bool(mask.any()):
-                warnings.warn(f"threshold: no dimension has a score above {threshold}: nothing is masked", stacklevel=2)
+                warn(f"threshold: no dimension has a score above {threshold}: nothing is masked")
             found = self.retrain(identify, train, mask)
             candidates += [{"threshold": threshold, **candidate} for candidate in found.candidates]
             if best is None or found.value > best[1].value:
@@ -250,8 +250,7 @@ def _check_pair(identify: Features, train: Features) -> None:
             "train: its head is not that of identify: features of two models, or of one trained in between"
         )
     if len(identify) == len(train) and identify.fingerprint() == train.fingerprint():
-        warnings.warn(
+        warn(
             "identify: the same rows as train; a model makes few errors where it was trained, and they say little of "
-            "its shortcuts",
-            stacklevel=3,
+            "its shortcuts"
         )
