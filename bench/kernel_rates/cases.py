@@ -226,45 +226,72 @@ def first_order(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("first_order", f"{batch}x{TOKENS}x{NEURONS}", dtype, moved, (p, z, scale, mask), calls, usual)
 
 
+UNITS, TOP, SHARPNESS, VOCABULARY = 32, 5, 0.25, 30_000
+
+
+def _texts(rows: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores, ids, bitmap and labels of so many texts."""
+    scores = torch.softmax(torch.randn(rows, UNITS, device=device), 1).to(dtype)
+    ids = torch.randint(0, VOCABULARY, (rows, UNITS), dtype=torch.int32, device=device)
+    bitmap = torch.randint(-(2**31), 2**31, (2, 2, (VOCABULARY + 31) // 32), device=device).int()
+    return scores, ids, bitmap, torch.randint(0, 2, (rows,), device=device)
+
+
 def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
     from spurge import ops
 
-    units, k, sharpness, vocabulary = 32, 5, 0.25, 30_000
     # a quarter of the bytes: eager torch needs twenty times as many in temporaries
-    rows = _examples(traffic // 4, units * 4 * 4 + 24)
-    scores = torch.softmax(torch.randn(rows, units, device=device), 1).to(dtype)
-    ids = torch.randint(0, vocabulary, (rows, units), dtype=torch.int32, device=device)
-    words = (vocabulary + 31) // 32
-    bitmap = torch.randint(-(2**31), 2**31, (2, 2, words), device=device).int()
-    labels = torch.randint(0, 2, (rows,), device=device)
+    rows = _examples(traffic // 4, UNITS * 8 + 24)
+    inputs = _texts(rows, dtype, device)
 
-    def usual(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top = scores.topk(k + 1, 1)
-        tau = (top.values[:, k - 1 : k] + top.values[:, k:]) / 2
-        spread = sharpness * scores.std(1, correction=0, keepdim=True)
+    def usual(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        top = scores.topk(TOP + 1, 1)
+        tau = (top.values[:, TOP - 1 : TOP] + top.values[:, TOP:]) / 2
+        spread = SHARPNESS * scores.std(1, correction=0, keepdim=True)
         soft_member = torch.sigmoid((scores - tau) / spread)
-        chosen = torch.zeros_like(scores).scatter_(1, top.indices[:, :k], 1.0)
+        chosen = torch.zeros_like(scores).scatter_(1, top.indices[:, :TOP], 1.0)
         words = bitmap[:, labels[:, None], (ids >> 5).long()]  # [G, R, U]
         golden = ((words >> (ids & 31)) & 1).to(scores.dtype).transpose(0, 1)  # [R, G, U]
         hit = chosen[:, None] * golden
         count = hit.sum(2)
-        hard = count / k + (hit * scores[:, None]).sum(2) / count.clamp_min(1)
+        hard = count / TOP + (hit * scores[:, None]).sum(2) / count.clamp_min(1)
         kept = soft_member[:, None] * golden
         total, inside, weighted = soft_member.sum(1, keepdim=True), kept.sum(2), (kept * scores[:, None]).sum(2)
-        soft = inside / total + weighted / (inside + 1e-12)
-        slope = (soft_member * (1 - soft_member) / spread)[:, None]
-        inside, weighted, total = inside[..., None], weighted[..., None], total[..., None]
-        first = slope * (golden * total - inside) / total**2
-        guarded = inside + 1e-12
-        second = golden * (slope * scores[:, None] + soft_member[:, None] - slope * weighted / guarded) / guarded
-        return hard, soft, first + second
+        return hard, inside / total + weighted / (inside + 1e-6)
 
     calls: dict[str, Function] = {
-        "spurge": lambda scores, ids, bitmap, labels: ops.proximity(scores, ids, bitmap, labels, k, sharpness),
+        "spurge": lambda *inputs: ops.proximity(*inputs, TOP, SHARPNESS),
         "torch": usual,
     }
-    moved = _size(scores) + _size(ids) + _size(labels) + rows * 2 * (units + 2) * dtype.itemsize
-    return Case("proximity", f"{rows}x{units}, top {k}", dtype, moved, (scores, ids, bitmap, labels), calls, usual)
+    scores, ids, _, labels = inputs
+    moved = _size(scores) + _size(ids) + _size(labels) + rows * 4 * dtype.itemsize
+    return Case("proximity", f"{rows}x{UNITS}, top {TOP}", dtype, moved, inputs, calls, usual)
+
+
+def proximity_gradient(traffic: int, dtype: torch.dtype, device: str) -> Case:
+    """What locating asks: soft proximity and what autograd makes of it by the scores."""
+    from peers.proximity import members, soft_proximity
+    from spurge import ops
+
+    rows = _examples(traffic // 4, UNITS * 12 + 24)
+    inputs = _texts(rows, dtype, device)
+
+    def differentiated(soft: Function) -> Function:
+        def call(scores: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = scores.detach().requires_grad_()
+            value = soft(leaf, *rest)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+        return call
+
+    def eager(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor) -> Tensor:
+        return soft_proximity(scores, ids >= 0, members(ids, bitmap, labels), TOP, SHARPNESS)
+
+    usual = differentiated(eager)
+    calls = {"spurge": differentiated(lambda *inputs: ops.proximity(*inputs, TOP, SHARPNESS)[1]), "torch": usual}
+    scores, ids, _, labels = inputs
+    moved = 2 * _size(scores) + _size(ids) + _size(labels) + rows * 2 * dtype.itemsize
+    return Case("proximity_gradient", f"{rows}x{UNITS}, top {TOP}", dtype, moved, inputs, calls, usual)
 
 
 def segment_medians(traffic: int, dtype: torch.dtype, device: str) -> Case:
@@ -458,6 +485,7 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "multiply_sum": multiply_sum,
     "first_order": first_order,
     "proximity": proximity,
+    "proximity_gradient": proximity_gradient,
     "associate_": associate,
     "segment_medians": segment_medians,
     "correct_interval": correct_interval,
@@ -467,6 +495,7 @@ KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
 }
 DTYPES = dict.fromkeys(KERNELS, (torch.float32, torch.bfloat16)) | {
     "proximity": (torch.float32,),
+    "proximity_gradient": (torch.float32,),
     "correct_interval": (torch.float32,),
     "balance_sweep": (torch.float32,),
     "balance_batch": (torch.float32,),

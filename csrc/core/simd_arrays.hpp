@@ -50,6 +50,9 @@ struct Vec {
   SPURGE_HD friend Vec operator*(Vec a, Vec b) {
     return each([&](int i) { return a.v[i] * b.v[i]; });
   }
+  SPURGE_HD friend Vec operator/(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
+  }
   SPURGE_HD friend Vec operator&(Vec a, Vec b) {
     return each([&](int i) { return a.v[i] & b.v[i]; });
   }

@@ -97,6 +97,7 @@ struct Vec {
   SPURGE_HD friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   SPURGE_HD friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
   SPURGE_HD friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  SPURGE_HD friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
   SPURGE_HD friend Vec operator&(Vec a, Vec b) { return {a.v & b.v}; }
   SPURGE_HD friend Vec operator|(Vec a, Vec b) { return {a.v | b.v}; }
   SPURGE_HD friend Vec operator^(Vec a, Vec b) { return {a.v ^ b.v}; }

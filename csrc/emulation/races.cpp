@@ -151,9 +151,11 @@ void proximity() {
     std::vector<std::int32_t> ids = filled<std::int32_t>(shape.units, 0), bits = filled<std::int32_t>(8, 0x0f0f0f0f);
     for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i);
     const Numbers label{0};
-    Floats hard = filled(6, 0.0f), soft = hard, grad = filled(6 * shape.units, 0.0f);
-    proximity::scores_cuda(hard.data(), soft.data(), grad.data(), scores.data(), ids.data(), bits.data(), label.data(),
-                           shape, 10, 0.25, DType::f32, place);
+    Floats hard = filled(6, 0.0f), soft = hard, grad = scores;
+    proximity::scores_cuda(hard.data(), soft.data(), scores.data(), ids.data(), bits.data(), label.data(), shape, 10,
+                           0.25, DType::f32, place);
+    proximity::gradient_cuda(grad.data(), hard.data(), soft.data(), scores.data(), ids.data(), bits.data(), label.data(),
+                             shape, 10, 0.25, DType::f32, place);
   }
 }
 

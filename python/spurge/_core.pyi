@@ -112,7 +112,19 @@ def segment_medians(
 def proximity(
     hard: Any,
     soft: Any,
+    scores: Any,
+    ids: Any,
+    bitmap: Any,
+    labels: Any,
+    k: int,
+    sharpness: float,
+    threads: int = 1,
+    stream: int | None = None,
+) -> None: ...
+def proximity_gradient(
     grad: Any,
+    by_hard: Any,
+    by_soft: Any,
     scores: Any,
     ids: Any,
     bitmap: Any,

@@ -291,7 +291,9 @@ def _error_of_proximity(torch: Any, ops: Any, reference: Any, device: str) -> fl
     ids = torch.arange(18, dtype=torch.int32, device=device).view(2, 9)
     bitmap = torch.full((2, 2, 1), 0b1010_0110_1001, dtype=torch.int32, device=device)
     arguments = (scores, ids, bitmap, torch.tensor([0, 1], device=device), 3, 0.25)
-    pairs = zip(ops.proximity(*arguments), reference.proximity(*arguments), strict=True)
+    pairs = [*zip(ops.proximity(*arguments), reference.proximity(*arguments), strict=True)]
+    outer = (scores.new_full((4, 2), 0.5), scores.new_full((4, 2), 1.5), *arguments)
+    pairs.append((ops.proximity_gradient(*outer), reference.proximity_gradient(*outer)))
     return max(_largest_error(torch, *pair) for pair in pairs)
 
 

@@ -394,43 +394,94 @@ def golden_members(ids: Tensor, bitmap: Tensor, label: int) -> Tensor:
     return (words[:, (ids // 32).clamp_max(bitmap.shape[2]).long()] >> (ids % 32)) % 2 == 1
 
 
+def _sigmoid(a: Tensor, ranked: Tensor, k: int, sharpness: float) -> tuple[Tensor | float, Tensor | float]:
+    """Threshold and temperature of a row of scores ``[n]``, as functions of them."""
+    wanted, least = sharpness * a.std(correction=0), 1e-3 * a.abs().mean()
+    t = wanted if wanted > least else least if least > 0 else 1.0
+    tau = ranked[k - 1 : k + 1].mean() if len(a) > k else ranked[-1] - t
+    return tau, t
+
+
 def proximity(
     scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """scores ``[R, U]``, ids ``[B, U]``, bitmap ``[G, Y, words]``, labels ``[B]`` -> hard, soft ``[R, G]``, grad.
+) -> tuple[Tensor, Tensor]:
+    """scores ``[R, U]``, ids ``[B, U]``, bitmap ``[G, Y, words]``, labels ``[B]`` -> hard, soft ``[R, G]``.
 
-    ``grad [R, G, U]``: derivative of soft by the scores, tau and T held constant.
+    Autograd differentiates it as :func:`spurge.ops.proximity` is differentiated.
     """
-    hard = scores.new_zeros(scores.shape[0], bitmap.shape[0], dtype=torch.float64)
-    soft = hard.clone()
-    grad = scores.new_zeros(*hard.shape, scores.shape[1], dtype=torch.float64)
+    sets = bitmap.shape[0]
+    values = [(scores.new_empty(0, sets, dtype=torch.float64),) * 2]
     for r in range(scores.shape[0]):
         b = r % ids.shape[0]
         units = (ids[b] >= 0).nonzero().flatten()
         a = scores[r, units].double()
-        if len(units) == 0:
-            continue
-        if not a.isfinite().all():
-            hard[r], soft[r], grad[r, :, units] = torch.nan, torch.nan, torch.nan
+        if len(units) == 0 or not a.isfinite().all():
+            nothing = a.new_full((1, sets), 0.0 if len(units) == 0 else torch.nan) + 0 * a.sum()
+            values.append((nothing, nothing))
             continue
         g = golden_members(ids[b, units], bitmap, int(labels[b])).double()  # [G, n]
 
         ranked = a.sort(descending=True, stable=True)
         chosen = ranked.indices[:k]
         hits = g[:, chosen].sum(1)
-        hard[r] = hits / len(chosen) + (g[:, chosen] * a[chosen]).sum(1) / hits.clamp_min(1)
+        hard = hits / len(chosen) + (g[:, chosen] * a[chosen]).sum(1) / hits.clamp_min(1)
 
-        t = max(sharpness * a.std(correction=0).item(), 1e-3 * a.abs().mean().item()) or 1.0
-        tau = ranked.values[k - 1 : k + 1].mean() if len(units) > k else a.min() - t
+        tau, t = _sigmoid(a, ranked.values, k, sharpness)
         m = ((a - tau) / t).sigmoid()
-        inside, mass = (g * m).sum(1, keepdim=True), (g * m * a).sum(1, keepdim=True)
-        soft[r] = (inside / m.sum() + mass / (inside + 1e-6)).flatten()
+        inside, mass = (g * m).sum(1), (g * m * a).sum(1)
+        soft = inside / m.sum() + mass / (inside + 1e-6)
+        values.append((hard[None], soft[None]))
+    hard_rows, soft_rows = zip(*values, strict=True)
+    return torch.cat(hard_rows), torch.cat(soft_rows)
 
-        dm = m * (1 - m) / t
-        share = dm * (g * m.sum() - inside) / m.sum() ** 2
-        mean = g * (m + dm * (a - mass / (inside + 1e-6))) / (inside + 1e-6)
-        grad[r, :, units] = share + mean
-    return hard, soft, grad
+
+def proximity_gradient(
+    by_hard: Tensor,
+    by_soft: Tensor,
+    scores: Tensor,
+    ids: Tensor,
+    bitmap: Tensor,
+    labels: Tensor,
+    k: int,
+    sharpness: float,
+) -> Tensor:
+    """by_hard, by_soft ``[R, G]`` and the arguments of :func:`proximity` -> derivative by the scores ``[R, U]``."""
+    out = scores.new_zeros(scores.shape, dtype=torch.float64)
+    for r in range(scores.shape[0]):
+        b = r % ids.shape[0]
+        units = (ids[b] >= 0).nonzero().flatten()
+        a, n = scores[r, units].double(), len(units)
+        if n == 0 or not a.isfinite().all():
+            out[r, units] = torch.nan
+            continue
+        g = golden_members(ids[b, units], bitmap, int(labels[b])).double()
+        hard, soft = by_hard[r].double(), by_soft[r].double()
+        ranked = a.sort(descending=True, stable=True)
+        best = torch.zeros_like(a).index_fill_(0, ranked.indices[:k], 1.0)
+        tau, t = _sigmoid(a, ranked.values, k, sharpness)
+        m = ((a - tau) / t).sigmoid()
+        inside, mass = (g * m).sum(1), (g * m * a).sum(1) / ((g * m).sum(1) + 1e-6)
+
+        own = soft / (inside + 1e-6)
+        by_m = (own[:, None] * g * (a - mass[:, None])).sum(0)
+        by_m += (soft[:, None] * (g * m.sum() - inside[:, None])).sum(0) / m.sum() ** 2
+        direct = (own[:, None] * g * m).sum(0) + (
+            hard[:, None] * g * best / (g * best).sum(1, keepdim=True).clamp_min(1)
+        ).sum(0)
+
+        turn = by_m * m * (1 - m) / t
+        by_tau, by_t = -turn.sum(), -(turn * (a - tau) / t).sum()
+        edge = ranked.indices[k - 1 : k + 1] if n > k else ranked.indices[-1:]
+        through = torch.zeros_like(a).index_fill_(0, edge, by_tau / len(edge))
+        if n <= k:
+            by_t = by_t - by_tau
+        deviation = a.std(correction=0)
+        if sharpness * deviation > 1e-3 * a.abs().mean():
+            through += by_t * sharpness * (a - a.mean()) / (n * deviation)
+        else:
+            through += by_t * 1e-3 * a.sign() / n
+        out[r, units] = direct + turn + through
+    return out
 
 
 # ---- swarm ---------------------------------------------------------------------------------------

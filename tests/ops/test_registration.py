@@ -18,6 +18,18 @@ from spurge import _core, ops
 Arguments = tuple[Any, ...]
 F64 = torch.float64
 
+
+def _proximity() -> Arguments:
+    return (
+        torch.rand(4, 6),
+        torch.randint(-1, 40, (2, 6), dtype=torch.int32),
+        torch.randint(-(2**31), 2**31 - 1, (2, 3, 2), dtype=torch.int32),
+        torch.tensor([2, 0]),
+        3,
+        0.25,
+    )
+
+
 # Arguments of every op, all on the CPU. Ops that end in an underscore change their first ones.
 CASES: dict[str, Callable[[], Arguments]] = {
     "associate_": lambda: (
@@ -56,14 +68,8 @@ CASES: dict[str, Callable[[], Arguments]] = {
     "segment_medians": lambda: (
         torch.randn(9, 6), torch.tensor([8, 3, 3, 0, 5]), torch.tensor([0, 1, 4, 5]), "magnitude",
     ),
-    "proximity": lambda: (
-        torch.rand(4, 6),
-        torch.randint(-1, 40, (2, 6), dtype=torch.int32),
-        torch.randint(-(2**31), 2**31 - 1, (2, 3, 2), dtype=torch.int32),
-        torch.tensor([2, 0]),
-        3,
-        0.25,
-    ),
+    "proximity": _proximity,
+    "proximity_gradient": lambda: (torch.randn(4, 2), torch.randn(4, 2), *_proximity()),
     "correct_interval": lambda: (
         torch.randn(9, 4), torch.randn(9, 2), torch.tensor([3, 0]), torch.randint(0, 4, (9,)), 0.0, 1.0,
     ),
@@ -122,6 +128,7 @@ def test_compiles_into_one_graph(name, device):
     torch.testing.assert_close(compiled(*tensors), call(*tensors))
 
 
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"proximity"}))
 def test_nothing_requires_grad(name):
     arguments = CASES[name]()
     for a in floating(arguments):
@@ -131,6 +138,12 @@ def test_nothing_requires_grad(name):
         result = call_public(name, arguments)
     results = result if isinstance(result, tuple) else (result,)
     assert not any(r.requires_grad for r in results if isinstance(r, Tensor))
+
+
+def test_opcheck_knows_the_gradient(device):
+    arguments = moved(CASES["proximity"](), device)
+    arguments[0].requires_grad_()
+    torch.library.opcheck(torch.ops.spurge.proximity.default, arguments)
 
 
 def test_in_place_ops_bump_the_version(name):

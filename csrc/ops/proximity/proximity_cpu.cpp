@@ -4,7 +4,7 @@
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
-#include "ops/proximity/proximity_math.hpp"
+#include "ops/proximity/proximity.hpp"
 
 namespace spurge::proximity {
 
@@ -13,149 +13,222 @@ namespace {
 constexpr std::int64_t kRowsPerThread = 256;  // about 0.1 ms of work
 
 // Up to here one pass with a short sorted list finds the best; beyond, a selection.
-constexpr std::size_t kShortList = 32;
+constexpr std::int64_t kShortList = 32;
 
-// Scratch of one thread, for one row after the other: one entry per real unit, in the order of the row.
-struct Row {
-  explicit Row(std::int64_t units)
-      : a(static_cast<std::size_t>(units)), m(a.size()), dm(a.size()), index(a.size()), in_set(a.size()), order(a.size()) {}
-
-  std::size_t n = 0;
-  std::vector<double> a, m, dm;  // score, membership and its slope
-  std::vector<std::int64_t> index;
-  std::vector<char> in_set;
-  std::vector<Unit> order;
-  Unit last{};       // the last of the top-k
-  double total = 0;  // sum of m
-
-  Unit unit(std::size_t i) const { return {a[i], index[i]}; }
+// The inner loops of this processor.
+struct Loops {
+  decltype(&baseline::moments) moments = SPURGE_SELECT(moments);
+  decltype(&baseline::squares) squares = SPURGE_SELECT(squares);
+  decltype(&baseline::memberships) memberships = SPURGE_SELECT(memberships);
+  decltype(&baseline::sums_of) sums_of = SPURGE_SELECT(sums_of);
+  decltype(&baseline::add_pull) add_pull = SPURGE_SELECT(add_pull);
+  decltype(&baseline::add_memberships) add_memberships = SPURGE_SELECT(add_memberships);
 };
 
-// Finds the last of the k best, and returns the unit behind it; k < row.n.
-Unit select(Row& row, std::size_t k) {
-  Unit* const order = row.order.data();
-  if (k >= kShortList) {
-    for (std::size_t i = 0; i < row.n; ++i) order[i] = row.unit(i);
-    std::nth_element(order, order + k, order + row.n, precedes);
-    row.last = *std::max_element(order, order + k, precedes);
-    return order[k];
-  }
-  for (std::size_t i = 0; i < row.n; ++i) {
-    const Unit unit = row.unit(i);
-    if (i > k && !precedes(unit, order[k])) continue;
-    std::size_t at = std::min(i, k);  // pushes the worst out
-    for (; at > 0 && precedes(unit, order[at - 1]); --at) order[at] = order[at - 1];
-    order[at] = unit;
-  }
-  row.last = order[k - 1];
-  return order[k];
-}
+// What is asked of every row.
+struct Question {
+  const std::int32_t *ids, *bitmap;
+  const std::int64_t* label;
+  const Shape& shape;
+  std::int64_t k;
+  double sharpness;
+};
 
-// What all golden sets share. False if there is no unit, or a score is NaN or infinite.
+// One row after the other: its real units, in their order, each array padded to kLanes.
+class Row {
+ public:
+  explicit Row(const Question& question)
+      : asked_(question), order_(padded(question.shape.units)), index_(order_.size()) {
+    for (auto* array : {&a_, &m_, &best_, &members_, &by_membership_, &by_score_}) array->resize(order_.size());
+  }
+
+  // Reads row r. False if there is no unit, or a score is NaN or infinite.
+  template <class T>
+  bool read(const T* scores, std::int64_t r) {
+    const Shape& shape = asked_.shape;
+    const std::int64_t b = r % shape.examples;
+    ids_ = asked_.ids + b * shape.units;
+    label_ = asked_.label[b];
+    n_ = 0;
+    for (std::int64_t t = 0; t < shape.units; ++t) {
+      a_[n_] = static_cast<double>(scores[t]);
+      index_[n_] = t;
+      n_ += ids_[t] >= 0;
+    }
+    const std::size_t end = padded(n_);
+    std::fill(a_.begin() + n_, a_.begin() + end, 0.0);
+    const Moments found = loops_.moments(a_.data(), n_);
+    if (n_ == 0 || !std::isfinite(found.size)) return false;
+    const auto n = static_cast<double>(n_);
+    const double mean = found.sum / n;
+    std::fill(a_.begin() + n_, a_.begin() + end, mean);
+    const double variance = loops_.squares(a_.data(), mean, n_) / n;
+    sigmoid_ = sigmoid(asked_.sharpness, n, mean, variance, found.size / n);
+    place_border();
+    total_ = loops_.memberships(m_.data(), a_.data(), sigmoid_, n_);
+    return true;
+  }
+
+  // Of a row that could be read.
+  double chosen() const { return static_cast<double>(std::min(asked_.k, n_)); }
+
+  // Sums over one set, whose members are looked up.
+  Sums sums(std::int64_t set) {
+    const std::int32_t* const bits = golden_bits(asked_.bitmap, asked_.shape, set, label_);
+    for (std::int64_t i = 0; i < n_; ++i) members_[i] = member(bits, asked_.shape.words, ids_[index_[i]]);
+    std::fill(members_.begin() + n_, members_.begin() + padded(n_), 0.0);
+    return loops_.sums_of(line(), members_.data(), total_);
+  }
+
+  void begin_pulls() {
+    std::fill_n(by_membership_.begin(), padded(n_), 0.0);
+    std::fill_n(by_score_.begin(), padded(n_), 0.0);
+    all_ = 0;
+  }
+  // Of the set whose sums were taken last.
+  void add(const Pull& pull) {
+    loops_.add_pull(by_membership_.data(), by_score_.data(), line(), members_.data(), pull);
+    all_ += pull.all;
+  }
+  template <class T>
+  void put_pulls(T* grad) {
+    const Turns turns = loops_.add_memberships(by_score_.data(), by_membership_.data(), line(), all_, sigmoid_);
+    const Rest rest = rest_of(turns.sum, turns.stretched, more());
+    by_score_[last_] += rest.last;
+    if (more()) by_score_[next_] += rest.next;
+    for (std::int64_t i = 0; i < n_; ++i)
+      grad[index_[i]] = static_cast<T>(by_score_[i] + rest.temperature * sigmoid_.temperature_slope(a_[i]));
+  }
+
+  // `value` at the real units.
+  template <class T>
+  void put_all(T* grad, T value) const {
+    for (std::int64_t i = 0; i < n_; ++i) grad[index_[i]] = value;
+  }
+  bool empty() const { return n_ == 0; }
+
+ private:
+  static std::size_t padded(std::int64_t n) { return static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes); }
+  bool more() const { return n_ > asked_.k; }
+  Line line() const { return {n_, a_.data(), m_.data(), best_.data()}; }
+  Unit unit(std::int64_t i) const { return {a_[i], i}; }
+
+  // Threshold and the units it is made of, and which units are among the best.
+  void place_border() {
+    Border border{};
+    if (more()) {
+      border = select(asked_.k);
+      next_ = border.next.index;
+      sigmoid_.tau = 0.5 * border.last.score + 0.5 * border.next.score;
+    } else {
+      border.last = unit(0);
+      for (std::int64_t i = 1; i < n_; ++i)
+        if (precedes(border.last, unit(i))) border.last = unit(i);
+      sigmoid_.tau = border.last.score - sigmoid_.t;
+    }
+    last_ = border.last.index;
+    for (std::int64_t i = 0; i < n_; ++i) best_[i] = !precedes(border.last, unit(i));
+    std::fill(best_.begin() + n_, best_.begin() + padded(n_), 0.0);
+  }
+
+  // The last of the k best, and the unit behind it; k < n.
+  Border select(std::int64_t k) {
+    Unit* const order = order_.data();
+    if (k >= kShortList) {
+      for (std::int64_t i = 0; i < n_; ++i) order[i] = unit(i);
+      std::nth_element(order, order + k, order + n_, precedes);
+      return {*std::max_element(order, order + k, precedes), order[k]};
+    }
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const Unit found = unit(i);
+      if (i > k && !precedes(found, order[k])) continue;
+      std::int64_t at = std::min(i, k);  // pushes the worst out
+      for (; at > 0 && precedes(found, order[at - 1]); --at) order[at] = order[at - 1];
+      order[at] = found;
+    }
+    return {order[k - 1], order[k]};
+  }
+
+  const Loops loops_;
+  const Question& asked_;
+  std::int64_t n_ = 0, label_ = 0;
+  const std::int32_t* ids_ = nullptr;
+  Sigmoid sigmoid_;
+  std::int64_t last_ = 0, next_ = 0;
+  double total_ = 0, all_ = 0;
+  std::vector<Unit> order_;
+  std::vector<std::int64_t> index_;
+  std::vector<double> a_, m_, best_, members_, by_membership_, by_score_;
+};
+
 template <class T>
-bool read_row(Row& row, const T* scores, const std::int32_t* ids, std::int64_t units, std::int64_t k,
-              double sharpness) {
-  row.n = 0;
-  double sum = 0, size = 0;
-  for (std::int64_t t = 0; t < units; ++t) {
-    if (ids[t] < 0) continue;
-    const double a = scores[t];
-    row.a[row.n] = a;
-    row.index[row.n++] = t;
-    sum += a;
-    size += std::abs(a);
-  }
-  if (row.n == 0 || !std::isfinite(size)) return false;
-  const auto n = static_cast<double>(row.n);
-  const double mean = sum / n;
-  double variance = 0;
-  for (std::size_t i = 0; i < row.n; ++i) variance += (row.a[i] - mean) * (row.a[i] - mean);
-  const double t = temperature(sharpness, variance / n, size / n);
-
-  double tau;
-  if (k < static_cast<std::int64_t>(row.n)) {
-    const Unit next = select(row, static_cast<std::size_t>(k));
-    tau = 0.5 * row.last.score + 0.5 * next.score;
-  } else {
-    row.last = row.unit(0);
-    for (std::size_t i = 1; i < row.n; ++i)
-      if (precedes(row.last, row.unit(i))) row.last = row.unit(i);
-    tau = row.last.score - t;
-  }
-  row.total = 0;
-  for (std::size_t i = 0; i < row.n; ++i) {
-    row.m[i] = membership(row.a[i], tau, t);
-    row.total += row.m[i];
-  }
-  for (std::size_t i = 0; i < row.n; ++i) row.dm[i] = membership_slope(row.m[i], t);
-  return true;
-}
-
-Sums sum_set(Row& row, const std::int32_t* ids, const std::int32_t* bits, std::int64_t words) {
-  Sums sums;
-  sums.all = row.total;
-  for (std::size_t i = 0; i < row.n; ++i) {
-    const bool in_set = member(bits, words, ids[row.index[i]]);
-    row.in_set[i] = in_set;
-    const double g = in_set, hit = in_set & !precedes(row.last, row.unit(i));
-    sums.inside += g * row.m[i];
-    sums.mass += g * row.m[i] * row.a[i];
-    sums.hits += hit;
-    sums.hit_scores += hit * row.a[i];
-  }
-  return sums;
-}
-
-template <class T>
-void score_row(Row& row, T* hard, T* soft, T* grad, const T* scores, const std::int32_t* ids,
-               const std::int32_t* bitmap, std::int64_t label, const Shape& shape, std::int64_t k, double sharpness) {
-  std::fill(grad, grad + shape.sets * shape.units, T(0));
-  const bool usable = read_row(row, scores, ids, shape.units, k, sharpness);
-  if (!usable) {
-    const T value = row.n == 0 ? T(0) : std::numeric_limits<T>::quiet_NaN();
-    std::fill(hard, hard + shape.sets, value);
-    std::fill(soft, soft + shape.sets, value);
-    for (std::int64_t g = 0; g < shape.sets; ++g)
-      for (std::size_t i = 0; i < row.n; ++i) grad[g * shape.units + row.index[i]] = value;
+void score_row(Row& row, T* hard, T* soft, const T* scores, std::int64_t r, std::int64_t sets) {
+  if (!row.read(scores, r)) {
+    const T value = row.empty() ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    std::fill_n(hard, sets, value);
+    std::fill_n(soft, sets, value);
     return;
   }
-  const double chosen = std::min(static_cast<double>(k), static_cast<double>(row.n));
-  for (std::int64_t g = 0; g < shape.sets; ++g) {
-    const Sums sums = sum_set(row, ids, golden_bits(bitmap, shape, g, label), shape.words);
-    hard[g] = static_cast<T>(hard_value(sums, chosen));
+  for (std::int64_t g = 0; g < sets; ++g) {
+    const Sums sums = row.sums(g);
+    hard[g] = static_cast<T>(hard_value(sums, row.chosen()));
     soft[g] = static_cast<T>(soft_value(sums));
-    const Slope slope = slope_of(sums);
-    T* const to = grad + g * shape.units;
-    for (std::size_t i = 0; i < row.n; ++i)
-      to[row.index[i]] = static_cast<T>(soft_slope(slope, row.a[i], row.m[i], row.dm[i], row.in_set[i]));
   }
 }
 
 template <class T>
-void score_rows(T* hard, T* soft, T* grad, const T* scores, const std::int32_t* ids, const std::int32_t* bitmap,
-                const std::int64_t* label, const Shape& s, std::int64_t k, double sharpness, int threads) {
-  parallel_for(s.rows, kRowsPerThread, threads, [=](std::int64_t begin, std::int64_t end) {
-    Row row(s.units);
-    for (std::int64_t r = begin; r < end; ++r) {
-      const std::int64_t b = r % s.examples;
-      score_row(row, hard + r * s.sets, soft + r * s.sets, grad + r * s.sets * s.units, scores + r * s.units,
-                ids + b * s.units, bitmap, label[b], s, k, sharpness);
-    }
+void pull_row(Row& row, T* grad, const T* by_hard, const T* by_soft, const T* scores, std::int64_t r,
+              const Shape& shape) {
+  std::fill_n(grad, shape.units, T(0));
+  if (!row.read(scores, r)) return row.put_all(grad, std::numeric_limits<T>::quiet_NaN());
+  row.begin_pulls();
+  for (std::int64_t g = 0; g < shape.sets; ++g)
+    row.add(pull_of(row.sums(g), static_cast<double>(by_hard[g]), static_cast<double>(by_soft[g])));
+  row.put_pulls(grad);
+}
+
+void check_labels(const std::int64_t* label, const Shape& shape) {
+  for (std::int64_t b = 0; b < shape.examples; ++b)
+    SPURGE_CHECK(label[b] >= 0 && label[b] < shape.labels, "labels: must lie in [0, ", shape.labels, "), got ",
+                 label[b]);
+}
+
+// f(row, r) of every row, each thread with a Row of its own.
+template <class F>
+void each_row(const Question& question, int threads, const F& f) {
+  check_labels(question.label, question.shape);
+  parallel_for(question.shape.rows, kRowsPerThread, threads, [&](std::int64_t begin, std::int64_t end) {
+    Row row(question);
+    for (std::int64_t r = begin; r < end; ++r) f(row, r);
   });
 }
 
 }  // namespace
 
-void scores_cpu(void* hard, void* soft, void* grad, const void* scores, const std::int32_t* ids,
-                const std::int32_t* bitmap, const std::int64_t* label, const Shape& shape, std::int64_t k,
-                double sharpness, DType dtype, int threads) {
-  for (std::int64_t b = 0; b < shape.examples; ++b)
-    SPURGE_CHECK(label[b] >= 0 && label[b] < shape.labels, "labels: must lie in [0, ", shape.labels, "), got ",
-                 label[b]);
+void scores_cpu(void* hard, void* soft, const void* scores, const std::int32_t* ids, const std::int32_t* bitmap,
+                const std::int64_t* label, const Shape& shape, std::int64_t k, double sharpness, DType dtype,
+                int threads) {
+  const Question question{ids, bitmap, label, shape, k, sharpness};
   dispatch_32_or_64("scores", dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    score_rows(static_cast<T*>(hard), static_cast<T*>(soft), static_cast<T*>(grad), static_cast<const T*>(scores), ids,
-               bitmap, label, shape, k, sharpness, threads);
+    each_row(question, threads, [&](Row& row, std::int64_t r) {
+      score_row(row, static_cast<T*>(hard) + r * shape.sets, static_cast<T*>(soft) + r * shape.sets,
+                static_cast<const T*>(scores) + r * shape.units, r, shape.sets);
+    });
+  });
+}
+
+void gradient_cpu(void* grad, const void* by_hard, const void* by_soft, const void* scores, const std::int32_t* ids,
+                  const std::int32_t* bitmap, const std::int64_t* label, const Shape& shape, std::int64_t k,
+                  double sharpness, DType dtype, int threads) {
+  const Question question{ids, bitmap, label, shape, k, sharpness};
+  dispatch_32_or_64("scores", dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    each_row(question, threads, [&](Row& row, std::int64_t r) {
+      pull_row(row, static_cast<T*>(grad) + r * shape.units, static_cast<const T*>(by_hard) + r * shape.sets,
+               static_cast<const T*>(by_soft) + r * shape.sets, static_cast<const T*>(scores) + r * shape.units, r,
+               shape);
+    });
   });
 }
 

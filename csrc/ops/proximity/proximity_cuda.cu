@@ -77,11 +77,7 @@ __device__ double variance(const Row<T>& row, const Moments& m, double* scratch)
   return block_sum(squares, scratch) / m.n;
 }
 
-// The last of the top-k, and the unit behind it. A unit's rank is counted against all others: no sort, no workspace.
-struct Border {
-  Unit last, next;
-};
-
+// A unit's rank is counted against all others: no sort, no workspace.
 template <class T>
 __device__ void find(Border& border, const Row<T>& row, std::int64_t chosen) {
   row.each_real([&](std::int64_t t) {
@@ -94,126 +90,200 @@ __device__ void find(Border& border, const Row<T>& row, std::int64_t chosen) {
   __syncthreads();
 }
 
-// m = membership(score) of a row
-struct Soft {
-  double tau, temp;
-  __device__ double operator()(double score) const { return membership(score, tau, temp); }
+// What a row is asked.
+struct Question {
+  const std::int32_t *ids, *bitmap;
+  const std::int64_t* label;
+  Shape shape;
+  std::int64_t k;
+  double sharpness;
+
+  __device__ std::int64_t example() const { return blockIdx.x % shape.examples; }
+  __device__ const std::int32_t* own_ids() const { return ids + example() * shape.units; }
 };
 
+// A row that can be scored, as every thread knows it: one block for each.
 template <class T>
-__device__ double total_membership(const Row<T>& row, const Soft& soft, double* scratch) {
+struct Known {
+  const Row<T>& row;
+  const Question& asked;
+  double* scratch;
+  std::int64_t chosen = 0;
+  bool empty = false, more = false;
+  Sigmoid of;
+  Unit last{};
   double total = 0;
-  row.each_real([&](std::int64_t t) { total += soft(row.score(t)); });
-  return block_sum(total, scratch);
-}
 
-// A golden set, as bits.
-struct Golden {
-  const std::int32_t* bits;
-  std::int64_t words;
-  __device__ bool has(std::int32_t id) const { return member(bits, words, id); }
+  // False if there is no unit, a score is NaN or infinite, or the label is out of range.
+  __device__ bool read(Border& border) {
+    const Moments moments = stage(row, scratch);
+    const std::int64_t label = asked.label[asked.example()];
+    empty = moments.n == 0;
+    if (empty || !isfinite(moments.size) || label < 0 || label >= asked.shape.labels) return false;
+    const double spread = variance(row, moments, scratch);
+    of = sigmoid(asked.sharpness, moments.n, moments.sum / moments.n, spread, moments.size / moments.n);
+    more = moments.n > asked.k;
+    chosen = more ? asked.k : static_cast<std::int64_t>(moments.n);
+    find(border, row, chosen);
+    last = border.last;
+    of.tau = more ? 0.5 * last.score + 0.5 * border.next.score : last.score - of.t;
+    row.each_real([&](std::int64_t t) { total += membership(row.score(t), of); });
+    total = block_sum(total, scratch);
+    return true;
+  }
+
+  __device__ const std::int32_t* bits(std::int64_t set) const {
+    return golden_bits(asked.bitmap, asked.shape, set, asked.label[asked.example()]);
+  }
+  __device__ bool best(const Unit& unit) const { return !precedes(last, unit); }
+
+  __device__ Sums sums(const std::int32_t* bits) const {
+    Sums sums;
+    row.each_real([&](std::int64_t t) {
+      if (!member(bits, asked.shape.words, row.ids[t])) return;
+      const Unit unit = row.unit(t);
+      const double m = membership(unit.score, of);
+      sums.inside += m;
+      sums.mass += m * unit.score;
+      if (!best(unit)) return;
+      sums.hits += 1;
+      sums.hit_scores += unit.score;
+    });
+    sums.all = total;
+    sums.inside = block_sum(sums.inside, scratch);
+    sums.mass = block_sum(sums.mass, scratch);
+    sums.hits = block_sum(sums.hits, scratch);
+    sums.hit_scores = block_sum(sums.hit_scores, scratch);
+    return sums;
+  }
+
+  // By the score of t through its own membership, for one set.
+  __device__ double turn(std::int64_t t, const std::int32_t* bits, const Pull& pull) const {
+    const double a = row.score(t), m = membership(a, of);
+    const double inside = member(bits, asked.shape.words, row.ids[t]) ? pull.inside + pull.per_score * a : 0.0;
+    return through_membership(inside + pull.all, m, of.t);
+  }
 };
 
 template <class T>
-__device__ Sums sums_of(const Golden& golden, const Row<T>& row, const Soft& soft, const Unit& last, double total,
-                        double* scratch) {
-  Sums sums;
-  row.each_real([&](std::int64_t t) {
-    if (!golden.has(row.ids[t])) return;
-    const Unit unit = row.unit(t);
-    const double m = soft(unit.score);
-    sums.inside += m;
-    sums.mass += m * unit.score;
-    if (precedes(last, unit)) return;
-    sums.hits += 1;
-    sums.hit_scores += unit.score;
-  });
-  sums.all = total;
-  sums.inside = block_sum(sums.inside, scratch);
-  sums.mass = block_sum(sums.mass, scratch);
-  sums.hits = block_sum(sums.hits, scratch);
-  sums.hit_scores = block_sum(sums.hit_scores, scratch);
-  return sums;
-}
-
-template <class T>
-__device__ void put_slopes(T* grad, const Golden& golden, const Row<T>& row, const Soft& soft, const Sums& sums) {
-  const Slope slope = slope_of(sums);
-  row.each([&](std::int64_t t) {
-    const double a = row.score(t), m = soft(a);
-    const bool real = row.real(t), in_set = real && golden.has(row.ids[t]);
-    grad[t] = real ? static_cast<T>(soft_slope(slope, a, m, membership_slope(m, soft.temp), in_set)) : T(0);
-  });
-}
-
-// One block per row.
-template <class T>
-__global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, T* __restrict__ grad,
-                              const T* __restrict__ scores, const std::int32_t* __restrict__ ids,
-                              const std::int32_t* __restrict__ bitmap, const std::int64_t* __restrict__ label,
-                              Shape shape, std::int64_t k, double sharpness, bool staged) {
+__global__ void scores_kernel(T* __restrict__ hard, T* __restrict__ soft, const T* __restrict__ scores,
+                              Question asked, bool staged) {
   extern __shared__ double row_memory[];
   __shared__ double scratch[kMostThreads / 32];
   __shared__ Border border;
-  const std::int64_t r = blockIdx.x, b = r % shape.examples, y = label[b];
-  const Row<T> row{scores + r * shape.units, ids + b * shape.units,
-                   staged ? reinterpret_cast<T*>(row_memory) : nullptr, shape.units};
-  hard += r * shape.sets;
-  soft += r * shape.sets;
-  grad += r * shape.sets * shape.units;
+  const std::int64_t r = blockIdx.x, sets = asked.shape.sets;
+  const Row<T> row{scores + r * asked.shape.units, asked.own_ids(),
+                   staged ? reinterpret_cast<T*>(row_memory) : nullptr, asked.shape.units};
+  hard += r * sets;
+  soft += r * sets;
 
-  const Moments moments = stage(row, scratch);
-  const bool empty = moments.n == 0;
-  if (empty || !isfinite(moments.size) || y < 0 || y >= shape.labels) {
-    const T value = empty ? T(0) : static_cast<T>(nan(""));
-    for (std::int64_t g = threadIdx.x; g < shape.sets; g += blockDim.x) hard[g] = soft[g] = value;
-    for (std::int64_t i = threadIdx.x; i < shape.sets * shape.units; i += blockDim.x)
-      grad[i] = row.real(i % shape.units) ? value : T(0);
+  Known<T> known{row, asked, scratch};
+  if (!known.read(border)) {
+    const T value = known.empty ? T(0) : static_cast<T>(nan(""));
+    for (std::int64_t g = threadIdx.x; g < sets; g += blockDim.x) hard[g] = soft[g] = value;
     return;
   }
-
-  const double temp = temperature(sharpness, variance(row, moments, scratch), moments.size / moments.n);
-  const std::int64_t chosen = moments.n < k ? static_cast<std::int64_t>(moments.n) : k;
-  find(border, row, chosen);
-  const double tau = moments.n > k ? 0.5 * border.last.score + 0.5 * border.next.score : border.last.score - temp;
-  const Soft membership_of{tau, temp};
-  const double total = total_membership(row, membership_of, scratch);
-
-  for (std::int64_t g = 0; g < shape.sets; ++g) {
-    const Golden golden{golden_bits(bitmap, shape, g, y), shape.words};
-    const Sums sums = sums_of(golden, row, membership_of, border.last, total, scratch);
-    if (threadIdx.x == 0) {
-      hard[g] = static_cast<T>(hard_value(sums, static_cast<double>(chosen)));
-      soft[g] = static_cast<T>(soft_value(sums));
-    }
-    put_slopes(grad + g * shape.units, golden, row, membership_of, sums);
+  for (std::int64_t g = 0; g < sets; ++g) {
+    const Sums sums = known.sums(known.bits(g));
+    if (threadIdx.x != 0) continue;
+    hard[g] = static_cast<T>(hard_value(sums, static_cast<double>(known.chosen)));
+    soft[g] = static_cast<T>(soft_value(sums));
   }
 }
 
+// Adds what the derivatives by one set's hard and soft give to the scores; the first set writes.
 template <class T>
-void launch(void* hard, void* soft, void* grad, const void* scores, const std::int32_t* ids,
-            const std::int32_t* bitmap, const std::int64_t* label, const Shape& shape, std::int64_t k,
-            double sharpness, cudaStream_t stream) {
-  const auto warps = std::min<std::int64_t>((shape.units + 31) / 32, kMostThreads / 32);
+__device__ void add_set(T* grad, const Known<T>& known, std::int64_t set, double by_hard, double by_soft,
+                        const Border& border) {
+  const std::int32_t* const bits = known.bits(set);
+  const Pull pull = pull_of(known.sums(bits), by_hard, by_soft);
+  double sum = 0, stretched = 0;
+  known.row.each_real([&](std::int64_t t) {
+    const double turn = known.turn(t, bits, pull);
+    sum += turn;
+    stretched += turn * ((known.row.score(t) - known.of.tau) / known.of.t);
+  });
+  sum = block_sum(sum, known.scratch);
+  stretched = block_sum(stretched, known.scratch);
+  const Rest rest = rest_of(sum, stretched, known.more);
+  known.row.each_real([&](std::int64_t t) {
+    const Unit unit = known.row.unit(t);
+    double whole = known.turn(t, bits, pull) + rest.temperature * known.of.temperature_slope(unit.score);
+    if (member(bits, known.asked.shape.words, known.row.ids[t]))
+      whole += pull.per_score * membership(unit.score, known.of) + (known.best(unit) ? pull.hit : 0.0);
+    if (t == border.last.index) whole += rest.last;
+    if (known.more && t == border.next.index) whole += rest.next;
+    grad[t] = static_cast<T>(set == 0 ? whole : static_cast<double>(grad[t]) + whole);
+  });
+}
+
+template <class T>
+__global__ void gradient_kernel(T* __restrict__ grad, const T* __restrict__ by_hard, const T* __restrict__ by_soft,
+                                const T* __restrict__ scores, Question asked, bool staged) {
+  extern __shared__ double row_memory[];
+  __shared__ double scratch[kMostThreads / 32];
+  __shared__ Border border;
+  const std::int64_t r = blockIdx.x, sets = asked.shape.sets;
+  const Row<T> row{scores + r * asked.shape.units, asked.own_ids(),
+                   staged ? reinterpret_cast<T*>(row_memory) : nullptr, asked.shape.units};
+  grad += r * asked.shape.units;
+
+  Known<T> known{row, asked, scratch};
+  const bool readable = known.read(border);
+  row.each([&](std::int64_t t) {
+    if (!readable || sets == 0 || !row.real(t)) grad[t] = readable || !row.real(t) ? T(0) : static_cast<T>(nan(""));
+  });
+  if (!readable) return;
+  for (std::int64_t g = 0; g < sets; ++g)
+    add_set(grad, known, g, by_hard[r * sets + g], by_soft[r * sets + g], border);
+}
+
+// How a row of so many units is given to a block.
+struct Block {
+  unsigned threads;
+  std::size_t bytes;  // of shared memory that keep its scores
+  bool staged;
+};
+
+template <class T>
+Block block_for(std::int64_t units) {
+  const auto warps = std::min<std::int64_t>((units + 31) / 32, kMostThreads / 32);
   const auto threads = static_cast<unsigned>(std::max<std::int64_t>(warps, 1) * 32);
-  const std::size_t bytes = static_cast<std::size_t>(shape.units) * sizeof(T);
+  const std::size_t bytes = static_cast<std::size_t>(units) * sizeof(T);
   const bool staged = bytes <= kShared;
-  scores_kernel<T><<<static_cast<unsigned>(shape.rows), threads, staged ? bytes : 0, stream>>>(
-      static_cast<T*>(hard), static_cast<T*>(soft), static_cast<T*>(grad), static_cast<const T*>(scores), ids, bitmap,
-      label, shape, k, sharpness, staged);
-  cuda::check(cudaGetLastError(), "proximity launch");
+  return {threads, staged ? bytes : 0, staged};
 }
 
 }  // namespace
 
-void scores_cuda(void* hard, void* soft, void* grad, const void* scores, const std::int32_t* ids,
-                 const std::int32_t* bitmap, const std::int64_t* label, const Shape& shape, std::int64_t k,
-                 double sharpness, DType dtype, const CudaPlace& place) {
+void scores_cuda(void* hard, void* soft, const void* scores, const std::int32_t* ids, const std::int32_t* bitmap,
+                 const std::int64_t* label, const Shape& shape, std::int64_t k, double sharpness, DType dtype,
+                 const CudaPlace& place) {
   if (shape.rows == 0) return;
   const cuda::Guard guard(place);
+  const Question asked{ids, bitmap, label, shape, k, sharpness};
   dispatch_32_or_64("scores", dtype, [&](auto tag) {
-    launch<typename decltype(tag)::type>(hard, soft, grad, scores, ids, bitmap, label, shape, k, sharpness,
-                                         cuda::stream_of(place));
+    using T = typename decltype(tag)::type;
+    const Block block = block_for<T>(shape.units);
+    scores_kernel<T><<<static_cast<unsigned>(shape.rows), block.threads, block.bytes, cuda::stream_of(place)>>>(
+        static_cast<T*>(hard), static_cast<T*>(soft), static_cast<const T*>(scores), asked, block.staged);
+    cuda::check(cudaGetLastError(), "proximity launch");
+  });
+}
+
+void gradient_cuda(void* grad, const void* by_hard, const void* by_soft, const void* scores, const std::int32_t* ids,
+                   const std::int32_t* bitmap, const std::int64_t* label, const Shape& shape, std::int64_t k,
+                   double sharpness, DType dtype, const CudaPlace& place) {
+  if (shape.rows == 0) return;
+  const cuda::Guard guard(place);
+  const Question asked{ids, bitmap, label, shape, k, sharpness};
+  dispatch_32_or_64("scores", dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Block block = block_for<T>(shape.units);
+    gradient_kernel<T><<<static_cast<unsigned>(shape.rows), block.threads, block.bytes, cuda::stream_of(place)>>>(
+        static_cast<T*>(grad), static_cast<const T*>(by_hard), static_cast<const T*>(by_soft),
+        static_cast<const T*>(scores), asked, block.staged);
+    cuda::check(cudaGetLastError(), "proximity gradient launch");
   });
 }
 

@@ -30,14 +30,39 @@ SPURGE_HD const std::int32_t* golden_bits(const std::int32_t* bitmap, const Shap
   return bitmap + (set * shape.labels + label) * shape.words;
 }
 
-SPURGE_HD double temperature(double sharpness, double variance, double mean_size) {
-  const double wanted = sharpness * std::sqrt(variance), least = kSharpestRow * mean_size;
-  return wanted > least ? wanted : least > 0 ? least : 1.0;  // all scores 0: any T gives the same memberships
+// ---- a row ----------------------------------------------------------------------------------------
+
+// The sigmoid of a row: threshold tau, temperature T, and how T moves with a score a:
+//   d T / d a = per_deviation (a - mean) + per_sign sign(a)
+struct Sigmoid {
+  double tau = 0, t = 1, mean = 0;
+  double per_deviation = 0, per_sign = 0;
+
+  SPURGE_HD double temperature_slope(double score) const {
+    const double sign = score > 0 ? 1.0 : score < 0 ? -1.0 : 0.0;
+    return per_deviation * (score - mean) + per_sign * sign;
+  }
+};
+
+// All but tau, from the n units' mean, variance and mean size.
+SPURGE_HD Sigmoid sigmoid(double sharpness, double n, double mean, double variance, double mean_size) {
+  Sigmoid s;
+  s.mean = mean;
+  const double deviation = std::sqrt(variance), wanted = sharpness * deviation, least = kSharpestRow * mean_size;
+  if (wanted > least) {
+    s.t = wanted;
+    s.per_deviation = sharpness / (n * deviation);
+  } else if (least > 0) {
+    s.t = least;
+    s.per_sign = kSharpestRow / n;
+  }  // all scores 0: any T gives the same memberships
+  return s;
 }
 
-SPURGE_HD double membership(double score, double tau, double t) { return 1.0 / (1.0 + std::exp((tau - score) / t)); }
+SPURGE_HD double membership(double score, const Sigmoid& s) { return 1.0 / (1.0 + std::exp((s.tau - score) / s.t)); }
 
-// Of one row and set.
+// ---- a row and a set ------------------------------------------------------------------------------
+
 struct Sums {
   double all = 0;         // sum of m over the row's units
   double inside = 0;      // sum of m over the set's
@@ -52,20 +77,34 @@ SPURGE_HD double hard_value(const Sums& s, double chosen) {
 
 SPURGE_HD double soft_value(const Sums& s) { return s.inside / s.all + s.mass / (s.inside + kEpsilon); }
 
-// d m / d score; tau and T are constants
-SPURGE_HD double membership_slope(double m, double t) { return m * (1.0 - m) / t; }
+// ---- the derivative -------------------------------------------------------------------------------
 
-// d soft / d score. Divided once per row and set, so that a unit costs multiplications only.
-struct Slope {
-  double share_in, share_out, mean, per_inside;
+// What the derivatives by hard and soft of one set hand on: to the membership m of every unit `all`, to that of a
+// member `inside + per_score a`, to a member's own score `per_score m`, and `hit` where it is among the best.
+struct Pull {
+  double all, inside, per_score, hit;
 };
-SPURGE_HD Slope slope_of(const Sums& s) {
-  const double all2 = s.all * s.all, inside = s.inside + kEpsilon;
-  return {(s.all - s.inside) / all2, -s.inside / all2, s.mass / inside, 1.0 / inside};
+SPURGE_HD Pull pull_of(const Sums& s, double by_hard, double by_soft) {
+  const double per_score = by_soft / (s.inside + kEpsilon), mean = s.mass / (s.inside + kEpsilon);
+  return {-by_soft * s.inside / (s.all * s.all), by_soft / s.all - per_score * mean, per_score,
+          s.hits > 0 ? by_hard / s.hits : 0.0};
 }
-SPURGE_HD double soft_slope(const Slope& s, double score, double m, double dm, bool in_set) {
-  const double g = in_set;  // not a branch: membership is hard to predict
-  return dm * (g * s.share_in + (1.0 - g) * s.share_out) + g * ((m + dm * (score - s.mean)) * s.per_inside);
+
+// By a score through its own membership, of which `by_membership` is the derivative.
+SPURGE_HD double through_membership(double by_membership, double m, double t) { return by_membership * m * (1.0 - m) / t; }
+
+// By a score through threshold and temperature: `last` for the last of the best, `next` for the unit behind it, and
+// for every unit temperature times Sigmoid::temperature_slope.
+struct Border {
+  Unit last, next;  // next only where there are more units than best ones
+};
+struct Rest {
+  double last, next, temperature;
+};
+// From sums over the row of through_membership, and of that times (a - tau) / T.
+SPURGE_HD Rest rest_of(double sum, double stretched, bool more) {
+  // tau is the middle of last and next, or last - T
+  return more ? Rest{-0.5 * sum, -0.5 * sum, -stretched} : Rest{-sum, 0.0, sum - stretched};
 }
 
 }  // namespace spurge::proximity

@@ -8,7 +8,7 @@ r"""The kernels as torch sees them: for each op its schema, its contract, its ke
 * On a device without kernels (another accelerator, or CUDA where the build has none) the op runs its
   float64 twin in :mod:`spurge.reference`, and says so once.
 
-None of the ops is differentiable: autograd looks through them, and results do not require grad.
+:func:`proximity` is differentiable once. No other op is: autograd looks through them, and results do not require grad.
 
 Where an op promises the same bits, NaN is any NaN: its sign and payload may differ.
 
@@ -32,7 +32,7 @@ from spurge.ops._ig import node_sum as node_sum
 from spurge.ops._ig import node_sum_ as node_sum_
 from spurge.ops._median import segment_medians as segment_medians
 from spurge.ops._proximity import proximity as proximity
-from spurge.ops._proximity import soft_proximity as soft_proximity
+from spurge.ops._proximity import proximity_gradient as proximity_gradient
 from spurge.ops._swarm import swarm_best_ as swarm_best_
 from spurge.ops._swarm import swarm_step_ as swarm_step_
 from spurge.ops._sweep import correct_interval as correct_interval

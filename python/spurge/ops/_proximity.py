@@ -1,4 +1,4 @@
-"""``proximity`` and ``soft_proximity``: how many of the leading words are golden."""
+"""``proximity``: how many of the leading words are golden, and its derivative."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from spurge import _core, reference
 from spurge.ops._registry import check, check_device, register, run
 
 
-def _proximity_fake(
-    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _check(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float) -> None:
     check(
         scores.dtype in (torch.float32, torch.float64),
         lambda: f"scores: dtype must be float32 or float64, got {scores.dtype}",
@@ -41,13 +39,19 @@ def _proximity_fake(
     check(
         math.isfinite(sharpness) and sharpness > 0, lambda: f"sharpness: must be positive and finite, got {sharpness}"
     )
-    sets = bitmap.shape[0]
-    return scores.new_empty((rows, sets)), scores.new_empty((rows, sets)), scores.new_empty((rows, sets, units))
+
+
+def _proximity_fake(
+    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
+) -> tuple[Tensor, Tensor]:
+    _check(scores, ids, bitmap, labels, k, sharpness)
+    shape = (scores.shape[0], bitmap.shape[0])
+    return scores.new_empty(shape), scores.new_empty(shape)
 
 
 def _proximity_kernel(
     scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     out = _proximity_fake(scores, ids, bitmap, labels, k, sharpness)
     run(_core.proximity, *out, *(x.contiguous() for x in (scores, ids, bitmap, labels)), k, sharpness)
     return out
@@ -57,18 +61,76 @@ def _proximity_twin(scores: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(x.to(scores.dtype) for x in reference.proximity(scores, *rest))
 
 
+def _gradient_fake(
+    by_hard: Tensor,
+    by_soft: Tensor,
+    scores: Tensor,
+    ids: Tensor,
+    bitmap: Tensor,
+    labels: Tensor,
+    k: int,
+    sharpness: float,
+) -> Tensor:
+    _check(scores, ids, bitmap, labels, k, sharpness)
+    shape = (scores.shape[0], bitmap.shape[0])
+    for name, x in (("by_hard", by_hard), ("by_soft", by_soft)):
+        check(x.shape == shape, lambda: f"{name}: must be {list(shape)}, got shape {tuple(x.shape)}")  # noqa: B023
+        check(x.dtype == scores.dtype, lambda: f"{name}: dtype must be {scores.dtype}, got {x.dtype}")  # noqa: B023
+        check_device("scores", scores, name, x)
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+def _gradient_kernel(
+    by_hard: Tensor,
+    by_soft: Tensor,
+    scores: Tensor,
+    ids: Tensor,
+    bitmap: Tensor,
+    labels: Tensor,
+    k: int,
+    sharpness: float,
+) -> Tensor:
+    out = _gradient_fake(by_hard, by_soft, scores, ids, bitmap, labels, k, sharpness)
+    tensors = (x.contiguous() for x in (by_hard, by_soft, scores, ids, bitmap, labels))
+    run(_core.proximity_gradient, out, *tensors, k, sharpness)
+    return out
+
+
+def _gradient_twin(by_hard: Tensor, by_soft: Tensor, scores: Tensor, *rest: Any) -> Tensor:
+    return reference.proximity_gradient(by_hard, by_soft, scores, *rest).to(scores.dtype)
+
+
+_gradient = register(
+    "proximity_gradient(Tensor by_hard, Tensor by_soft, Tensor scores, Tensor ids, Tensor bitmap, Tensor labels, int k,"
+    " float sharpness) -> Tensor",
+    _gradient_fake,
+    _gradient_kernel,
+    _gradient_twin,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
+
+
+def _backward(ctx: Any, by_hard: Tensor, by_soft: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradient(by_hard, by_soft, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+
+
 _proximity = register(
-    "proximity(Tensor scores, Tensor ids, Tensor bitmap, Tensor labels, int k, float sharpness)"
-    " -> (Tensor, Tensor, Tensor)",
+    "proximity(Tensor scores, Tensor ids, Tensor bitmap, Tensor labels, int k, float sharpness) -> (Tensor, Tensor)",
     _proximity_fake,
     _proximity_kernel,
     _proximity_twin,
+    backward=_backward,
+    setup_context=_save,
 )
 
 
 def proximity(
     scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float = 0.25
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     r"""How near the best-scored units of each row are to golden sets (MacU Eq. 6), hard and soft.
 
     .. math::
@@ -85,7 +147,11 @@ def proximity(
     with :math:`\tau` midway between the k-th and the (k+1)-th score, or :math:`\min a - T` in rows of at most
     ``k`` units. Standard deviation and means are over the row's units, not its padding. A unit counts as often
     as it occurs. Computed in float64; bitwise the same for any number of threads and any instruction set, and
-    from run to run on a GPU. Not differentiable: :func:`soft_proximity` is.
+    from run to run on a GPU.
+
+    Differentiable once by the scores: ``soft`` wholly, through memberships, threshold and temperature, so that its
+    integral along a path is F(1) - F(0); ``hard`` with C held, which is what automatic differentiation makes of it:
+    :math:`1/|C\cap G|` in :math:`C\cap G`.
 
     Args:
         scores: token scores of the units, ``[R, U]``, float32 or float64. Row ``r`` belongs to example ``r % B``.
@@ -97,9 +163,8 @@ def proximity(
         sharpness: how soft the soft one is; the smaller, the nearer to the hard one.
 
     Returns:
-        ``hard [R, G]``, ``soft [R, G]``, both in [0, 2] for scores that sum to 1, and ``grad [R, G, U]``, the
-        derivative of ``soft`` by the scores with tau and T held constant (0 at padding). A row without units
-        gives 0; a row with a score that is NaN or infinite gives NaN.
+        ``hard [R, G]`` and ``soft [R, G]``, both in [0, 2] for scores that sum to 1. A row without units gives 0; a
+        row with a score that is NaN or infinite gives NaN.
 
     Raises:
         ValueError: a shape, dtype, ``k`` or ``sharpness`` does not fit; on the CPU also for a label outside
@@ -107,37 +172,42 @@ def proximity(
 
     >>> scores, ids = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[4, 0, 1]], dtype=torch.int32)
     >>> bitmap = torch.tensor([[[0b10011]]], dtype=torch.int32)  # one set, one label: units 0, 1 and 4
-    >>> hard, soft, grad = proximity(scores, ids, bitmap, torch.tensor([0]), k=2)
+    >>> hard, soft = proximity(scores, ids, bitmap, torch.tensor([0]), k=2)
     >>> hard.tolist()  # both of the best two are in the set: 1 + mean(0.5, 0.3)
     [[1.399999976158142]]
     """
     return _proximity(scores, ids, bitmap, labels, k, sharpness)
 
 
-class _SoftProximity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, *rest: Any) -> Tensor:
-        _, soft, grad = _proximity(scores, *rest)
-        ctx.save_for_backward(grad)
-        return soft
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return torch.einsum("rg,rgu->ru", outer, grad), None, None, None, None, None
-
-
-def soft_proximity(
-    scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor, k: int, sharpness: float = 0.25
+def proximity_gradient(
+    by_hard: Tensor,
+    by_soft: Tensor,
+    scores: Tensor,
+    ids: Tensor,
+    bitmap: Tensor,
+    labels: Tensor,
+    k: int,
+    sharpness: float = 0.25,
 ) -> Tensor:
-    """The soft proximity of :func:`proximity`, ``[R, G]``, differentiable once by ``scores``.
+    """What derivatives by :func:`proximity`'s results make by its scores: its backward pass, by itself.
 
-    Arguments, errors and the formula as there; tau and T do not take part in the derivative.
+    Where two scores share the k-th place, the threshold moves with the units that the order of C puts there; where
+    ``sharpness * std(a)`` does not exceed the least temperature, T moves with that.
 
-    >>> scores = torch.tensor([[0.5, 0.3, 0.2]], requires_grad=True)
-    >>> ids, bitmap = torch.tensor([[4, 0, 1]], dtype=torch.int32), torch.tensor([[[16]]], dtype=torch.int32)
-    >>> soft_proximity(scores, ids, bitmap, torch.tensor([0]), k=1).sum().backward()
-    >>> bool(scores.grad[0, 0] > 0 and scores.grad[0, 1] < 0)  # unit 4 is in the set, unit 0 pushes it out
+    Args:
+        by_hard, by_soft: ``[R, G]`` of the scores' dtype.
+        scores, ids, bitmap, labels, k, sharpness: as there.
+
+    Returns:
+        ``[R, U]``; 0 at padding, NaN at the units of a row with a score that is NaN or infinite.
+
+    Raises:
+        ValueError: as there.
+
+    >>> scores, ids = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[4, 0, 1]], dtype=torch.int32)
+    >>> bitmap, none, one = torch.tensor([[[16]]], dtype=torch.int32), torch.zeros(1, 1), torch.ones(1, 1)
+    >>> grad = proximity_gradient(none, one, scores, ids, bitmap, torch.tensor([0]), k=1)
+    >>> bool(grad[0, 0] > 0 and grad[0, 1] < 0)  # unit 4 is in the set, unit 0 pushes it out
     True
     """
-    return _SoftProximity.apply(scores, ids, bitmap, labels, k, sharpness)
+    return _gradient(by_hard, by_soft, scores, ids, bitmap, labels, k, sharpness)

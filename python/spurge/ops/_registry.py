@@ -98,9 +98,18 @@ def _slow(name: str, device: torch.device) -> None:
 
 
 def register(
-    schema: str, fake: Callable[..., Any], kernel: Callable[..., Any], twin: Callable[..., Any]
+    schema: str,
+    fake: Callable[..., Any],
+    kernel: Callable[..., Any],
+    twin: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Define one op: ``fake`` for shapes, ``kernel`` for CPU (and CUDA where built), ``twin`` elsewhere."""
+    """Define one op: ``fake`` for shapes, ``kernel`` for CPU (and CUDA where built), ``twin`` elsewhere.
+
+    With ``backward`` it is differentiable once, as `torch.library.register_autograd` has it; without, not at all.
+    """
     name = schema.split("(", 1)[0]
 
     def elsewhere(*args: Any) -> Any:
@@ -115,7 +124,10 @@ def register(
     if _core.built_with_cuda:
         _LIB.impl(name, on_cuda, "CUDA")
     _LIB.impl(name, elsewhere, "CompositeExplicitAutograd")
-    _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    if backward is None:
+        _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    else:
+        torch.library.register_autograd(f"spurge::{name}", backward, setup_context=setup_context, lib=_LIB)
     torch.library.register_fake(f"spurge::{name}", fake, lib=_LIB)
     return getattr(torch.ops.spurge, name).default
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer, tokenizer_for
+from spurge import ops, reference
 from spurge.engine.base.files import FileError
 from spurge.engine.base.statistics import spearman
 from spurge.engine.cascade.cascade import Cascade, Rows
@@ -125,6 +126,30 @@ def test_scores_are_those_of_a_plain_loop(family: str) -> None:
             torch.testing.assert_close(
                 side.values[site.name], total[q], rtol=1e-4, atol=2e-5 * float(total.abs().max() + 1e-3)
             )
+
+
+@pytest.mark.parametrize("path", ["gradient", "layer", "joint"])
+@pytest.mark.parametrize("form", ["soft", "hard"])
+def test_the_kernel_gives_the_scores_of_automatic_differentiation(
+    path: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effort: dict[str, Any] = {"exact": 4, "audit": 0} if path == "gradient" else {"nodes": 2}
+    macu = MacU(**effort, path=path, proximity=form, texts=24, certify=0, top_k=3, progress=False)
+
+    def located() -> list[torch.Tensor]:
+        found = macu.locate(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
+        return [torch.cat([*side.values.values()]) for side in (found.causal, found.spurious)]
+
+    fused, asked = located(), []
+
+    def plain(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        asked.append(arguments)
+        return tuple(value.to(arguments[0].dtype) for value in reference.proximity(*arguments))
+
+    monkeypatch.setattr(ops, "proximity", plain)
+    for got, want in zip(fused, located(), strict=True):
+        assert float((got - want).abs().max()) <= 1e-6 * float(want.abs().max())
+    assert asked
 
 
 @pytest.mark.filterwarnings("ignore:tolerance")  # kinks where the k-th word changes: the bounds below are what counts

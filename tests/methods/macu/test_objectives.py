@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer
-from spurge import ops
+from spurge import reference
 from spurge.engine.cascade.cascade import Rows
 from spurge.engine.data.examples import Example, Examples, encode
-from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, split_units
+from spurge.engine.data.words import CorrelationTokens, Units, Vocabulary, split_units, unit_scores
 from spurge.engine.models.handle import Handle
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.objectives import KindWeights, Likelihood, counterfactual_set
-from spurge.methods.macu.proximity import Proximity, ProximityGap, proximity_jobs, soft_proximity
+from spurge.methods.macu.proximity import Proximity, ProximityGap, proximity_jobs
 
 TEXTS = ["the film is good and dull", "a lovely sad story", "happy"]
 
@@ -90,27 +90,18 @@ def test_gradients() -> None:
     assert math.isclose(float(moved.detach()), float((grad * step).sum()), rel_tol=0.05, abs_tol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 2**31), st.booleans())
-def test_soft_proximity_is_the_kernel_s_with_a_whole_derivative(k: int, width: int, seed: int, equal: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.randint(0, width + 1, (5,), generator=generator)
-    real = torch.arange(width) < counts[:, None]
-    ids = torch.randint(0, 64, (5, width), generator=generator, dtype=torch.int32).masked_fill(~real, -1)
-    bitmap = torch.randint(-(2**31), 2**31 - 1, (2, 2, 2), generator=generator).int()
-    labels = torch.tensor([0, 1, 1, 0, 1])
-    scores = torch.rand(5, width, generator=generator)
-    scores = (torch.full_like(scores, 0.25) if equal else scores).double().masked_fill(~real, 0).requires_grad_()
-    inside = Proximity(Units(ids, torch.zeros(5, 1, dtype=torch.long) - 1), bitmap)._members(ids, labels)
-    got = soft_proximity(scores, real, inside.double(), k, 0.25)
-    _, soft, _ = ops.proximity(scores.detach(), ids, bitmap, labels, k, 0.25)
-    torch.testing.assert_close(got, soft, atol=1e-5 if equal else 1e-9, rtol=1e-6)
-    (grad,) = torch.autograd.grad(got.sum(), scores)
-    assert grad.isfinite().all()
-    if not equal:  # a small step changes it by gradient times step
-        step = 1e-7 * torch.randn(scores.shape, generator=generator, dtype=torch.float64) * real
-        moved = soft_proximity((scores + step).detach(), real, inside.double(), k, 0.25).sum() - got.sum()
-        assert math.isclose(float(moved.detach()), float((grad * step).sum()), rel_tol=1e-3, abs_tol=1e-9)
+def test_both_forms_are_the_op_s_and_carry_its_gradient() -> None:
+    target, mask, _ = proximity(top_k=2)
+    leaf = ((torch.rand(6, mask.shape[1]) + 0.1) * mask.repeat(2, 1)).requires_grad_()
+    rows = rows_of(leaf, torch.arange(3).repeat(2), torch.tensor([0, 1, 1]).repeat(2))
+    hard, soft = target.both(rows)
+    assert torch.equal(target(rows), soft)
+    scores = unit_scores(leaf, target.units)
+    want = reference.proximity(scores, target.units.ids, target.bitmap, torch.tensor([0, 1, 1]), 2, 0.25)
+    for got, expected in zip((hard, soft), want, strict=True):
+        torch.testing.assert_close(got, expected.float())
+        grads = [torch.autograd.grad(value.sum(), leaf, retain_graph=True)[0] for value in (got, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
 def test_gap_is_equation_7_and_needs_attention() -> None:

@@ -74,7 +74,7 @@ class _Proximity:
         if self._bitmap is None:
             self._bitmap = self.golden.bitmap(self.vocabulary).to(row.device)
         scores = unit_scores(row, units, self.tokens.merge)
-        hard, _, _ = ops.proximity(scores, units.ids, self._bitmap, predicted, self.tokens.top_k)
+        hard, _ = ops.proximity(scores, units.ids, self._bitmap, predicted, self.tokens.top_k)
         return hard[:, SPURIOUS].cpu()
 
     def check(self, name: str, labels: Sequence[str], outputs: int) -> None:

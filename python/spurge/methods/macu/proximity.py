@@ -29,7 +29,8 @@ class Proximity:
     MacU Eq. 6: C holds the ``top_k`` units of highest score a, the last layer's head-mean attention of the probed
     token, merged to units and scaled to sum 1; G is that of the label the *unedited* model predicts. ``"soft"`` puts a
     sigmoid in the place of membership in C; ``"hard"`` is the equation itself, whose gradient knows only the second
-    term, with C and G held: what automatic differentiation makes of it.
+    term, with C and G held: what automatic differentiation makes of it. Both, and their derivatives, are
+    :func:`spurge.ops.proximity`.
 
     Attributes:
         units: of the B texts.
@@ -47,6 +48,11 @@ class Proximity:
     _blocks: dict[tuple[int, int], Units] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Rows) -> Tensor:
+        hard, soft = self.both(rows)
+        return hard if self.form == "hard" else soft
+
+    def both(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The hard and the soft proximity, ``[R, 2]`` each."""
         if self.labels is None and rows.logits.shape[1:] != self.bitmap.shape[1:2]:
             raise ValueError(
                 f"model: expected logits [rows, {self.bitmap.shape[1]}] in its output, got {tuple(rows.logits.shape)}; "
@@ -56,17 +62,7 @@ class Proximity:
         predicted = rows.predicted.to(device) if self.labels is None else self.labels[rows.example]
         scores = unit_scores(_attention(rows).to(device), units, self.merge)
         labels = predicted[: len(units.ids)]
-        hard, soft, _ = ops.proximity(scores.detach(), units.ids, self.bitmap, labels, self.top_k, self.sharpness)
-        if not scores.requires_grad:
-            return hard if self.form == "hard" else soft
-        times = len(scores) // max(1, len(units.ids))
-        real = (units.ids >= 0).repeat(times, 1)
-        inside = self._members(units.ids, labels).repeat(times, 1, 1)
-        if self.form == "hard":
-            shared = inside * _top(scores.detach(), real, self.top_k)[:, None]
-            mean = (shared * scores[:, None]).sum(2) / shared.sum(2).clamp_min(1)
-            return hard + (mean - mean.detach())
-        return soft_proximity(scores, real, inside, self.top_k, self.sharpness)
+        return ops.proximity(scores, units.ids, self.bitmap, labels, self.top_k, self.sharpness)
 
     def _units(self, example: Tensor) -> Units:
         """The units of the texts a block of rows is about; row r of the block belongs to the r-th of them, in turn."""
@@ -78,53 +74,6 @@ class Proximity:
             chosen = slice(first, first + count)
             self._blocks[first, count] = Units(self.units.ids[chosen], self.units.token_unit[chosen])
         return self._blocks[first, count]
-
-    def _members(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Which units are in the causal and in the spurious set of their text's label, ``[B, 2, U]`` as 0 and 1."""
-        word = ids.long() >> 5
-        known = (ids >= 0) & (word < self.bitmap.shape[2])
-        bits = self.bitmap[:, labels].gather(2, word.where(known, 0).expand(2, -1, -1))  # [2, B, U]
-        return (((bits >> (ids & 31)) & 1) * known).transpose(0, 1).float()
-
-
-def _top(scores: Tensor, real: Tensor, k: int) -> Tensor:
-    """1 for the ``k`` best units of each row, ``[R, U]``; ties by the smaller index."""
-    order = scores.masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(scores).scatter_(1, order[:, :k], 1.0) * real
-
-
-def soft_proximity(scores: Tensor, real: Tensor, inside: Tensor, k: int, sharpness: float) -> Tensor:
-    """The soft proximity of :func:`spurge.ops.proximity`, ``[R, G]``, as a function of the scores alone.
-
-    Differentiable through the threshold and the temperature too, where the kernel's derivative holds them: the integral
-    of this one is F(1) - F(0).
-
-    Args:
-        scores: ``[R, U]``.
-        real: which columns are units, ``[R, U]``.
-        inside: membership in each golden set, ``[R, G, U]`` as 0 and 1.
-        k: units that count as best.
-        sharpness: temperature in standard deviations of a row's scores.
-    """
-    count = real.sum(1, keepdim=True)
-    some = count.clamp_min(1)
-    mean = (scores * real).sum(1, keepdim=True) / some
-    # The square root's derivative at 0 is infinite; a row of equal scores takes the floor below instead.
-    deviation = ((scores - mean) ** 2 * real).sum(1, keepdim=True).div(some).clamp_min(1e-20).sqrt()
-    floor = 1e-3 * (scores.abs() * real).sum(1, keepdim=True) / some
-    temperature = torch.maximum(sharpness * deviation, floor).clamp_min(1e-12)
-    ranked = scores.masked_fill(~real, -torch.inf).sort(dim=1, descending=True).values
-    more = count > k
-    last = ranked.gather(1, (count - 1).clamp_min(0))
-    if scores.shape[1] > k:
-        middle = ranked[:, k - 1 : k + 1].masked_fill(~more, 0).mean(1, keepdim=True)
-    else:
-        middle = torch.zeros_like(last)
-    threshold = torch.where(more, middle, last.masked_fill(count == 0, 0) - temperature)
-    best = ((scores - threshold) / temperature).sigmoid() * real
-    shared = inside * best[:, None]
-    share = shared.sum(2) / best.sum(1, keepdim=True).clamp_min(1e-12)
-    return share + (shared * scores[:, None]).sum(2) / (shared.sum(2) + 1e-6)
 
 
 @dataclass(frozen=True, eq=False)

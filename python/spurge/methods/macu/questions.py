@@ -62,14 +62,15 @@ class Questions:
         units = tokens.units(self.handle.tokenizer, inputs, part.examples.texts, vocabulary, self.golden.phrases())
         bitmap = self.golden.bitmap(vocabulary).to(device)
         reading: dict[str, Any] = {"top_k": tokens.top_k, "merge": tokens.merge, "sharpness": settings.sharpness}
-        soft, hard = Proximity(units, bitmap, form="soft", **reading), Proximity(units, bitmap, form="hard", **reading)
+        proximity = Proximity(units, bitmap, form=settings.proximity, **reading)
 
         def both(rows: Rows) -> Tensor:
-            return torch.cat([soft(rows), hard(rows)], 1)
+            hard, soft = proximity.both(rows)
+            return torch.cat([soft, hard], 1)
 
         return Question(
             inputs=dict(inputs),
-            target=hard if settings.proximity == "hard" else soft,
+            target=proximity,
             mix=_each(2, part.weights, device),
             exact=both,
             exact_mix=_each(4, part.weights, device),
