@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.tiny_models import tiny, tiny_inputs
+from helpers.tiny_models import tiny, tiny_inputs, tiny_tokenizer
 from spurge.engine.cascade import locator as locator_module
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Rows, predicted_logit
@@ -268,3 +268,21 @@ def test_work_is_queued_on_the_callers_stream() -> None:
 def test_a_tolerance_without_an_audit_is_refused():
     with pytest.raises(ValueError, match="audit: a tolerance needs at least 32, got 0"):
         Locator(tiny("bert"), tolerance=0.1, audit=0)
+
+
+@pytest.mark.parametrize("texts", ["good film", ["good film", "bad"]])
+def test_texts_in_the_place_of_inputs(texts: Any) -> None:
+    model, tokenizer = tiny("bert"), tiny_tokenizer()
+    locator = Locator(model, tokenizer=tokenizer)
+    inputs = tokenizer(texts if isinstance(texts, list) else [texts], padding=True, return_tensors="pt")
+    assert_same(locator(texts), locator(inputs), within=0)
+    assert_same(locator(locator.read(texts)), locator(inputs))
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "message"),
+    [({}, "good film", "texts need a tokenizer"), ({"tokenizer": tiny_tokenizer()}, [], "inputs: need at least 1")],
+)
+def test_texts_that_cannot_be_read(settings: Any, inputs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Locator(tiny("bert"), **settings)(inputs)

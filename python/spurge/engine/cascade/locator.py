@@ -22,6 +22,7 @@ from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predict
 from spurge.engine.cascade.cuda_graph import CudaGraph
 from spurge.engine.cascade.gradient_path import AUDIT
 from spurge.engine.cascade.paths import settled
+from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.call_arguments import main_input
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.sites import NeuronRef, Site, Units
@@ -31,6 +32,7 @@ FASTER = 1.2  # bfloat16 has to be so many times faster to be chosen
 _ROWS = 512  # of the products that decide it
 
 Asked = tuple[Attribution, list[Check]]
+Asking = Mapping[str, Any] | str | list[str] | tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Locator:
         model: as `Cascade` takes it. Weights edited in place are seen; applied gates, too, but for recorded graphs and
             copies (``dtype``): make a new Locator then.
         target: what is attributed, unless a call names another one.
+        tokenizer: with it, texts are taken where inputs are.
         path: ``"gradient"``: one forward and one backward pass; or ``"layer"``. None as in `Cascade`.
         exact, audit, seed, nodes, rule, tolerance, completeness, attention, units, read, memory, sites: as `Cascade`
             takes them; on the gradient path nothing is measured unless it is asked for.
@@ -84,6 +87,7 @@ class Locator:
         model: nn.Module,
         target: Target = predicted_logit,
         *,
+        tokenizer: Any = None,
         path: Literal["gradient", "layer"] | None = None,
         exact: int | None = None,
         audit: int | None = None,
@@ -102,7 +106,7 @@ class Locator:
         bucket: int = 16,
     ):
         self.target, self.bucket = target, integer("bucket", bucket, 1)
-        handle = _as_type(Handle.of(model), dtype)
+        handle, self.tokenizer = _as_type(Handle.of(model), dtype), tokenizer
         parameters = list(handle.model.parameters())
         divided = handle.mesh is not None or len({parameter.device for parameter in parameters}) > 1
         way, _, _ = settled(path, nodes, rule)
@@ -132,11 +136,11 @@ class Locator:
         self._filler = None if attention else _filler(handle)  # a target that reads attention knows the text's length
         self._graphs: OrderedDict[tuple[Any, ...], CudaGraph[Asked] | None] = OrderedDict()
 
-    def __call__(self, inputs: Mapping[str, Any] | Prompt, target: Target | None = None) -> Attribution:
+    def __call__(self, inputs: Asking | Prompt, target: Target | None = None) -> Attribution:
         """Attribution of every neuron, the device waited for.
 
         Args:
-            inputs: keyword arguments of the model, tensors ``[B, ...]``, or a prompt that was read.
+            inputs: keyword arguments of the model, tensors ``[B, ...]``, a prompt that was read, or texts.
             target: another than the Locator's.
 
         Raises:
@@ -144,13 +148,14 @@ class Locator:
         """
         return self.ask(inputs, target).result()
 
-    def ask(self, inputs: Mapping[str, Any] | Prompt, target: Target | None = None) -> Answer:
+    def ask(self, inputs: Asking | Prompt, target: Target | None = None) -> Answer:
         """As a call, but on a GPU without waiting for it.
 
         Raises:
             ValueError: empty batch, a target of the wrong shape, a budget too small for one example.
         """
         if not isinstance(inputs, Prompt):
+            inputs = self._encoded(inputs)
             main_input(inputs)
         if target is None and self._records and not isinstance(inputs, Prompt):
             tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
@@ -162,9 +167,19 @@ class Locator:
             return Answer(self.cascade.attribute(inputs, target or self.target), [])
         return Answer(*self._attribute(inputs, target or self.target))
 
-    def read(self, inputs: Mapping[str, Any]) -> Prompt:
+    def read(self, inputs: Asking) -> Prompt:
         """The unedited pass over a batch, to ask several targets about (`Cascade.read`)."""
-        return self.cascade.read(inputs)
+        return self.cascade.read(self._encoded(inputs))
+
+    def _encoded(self, inputs: Asking) -> Mapping[str, Any]:
+        """What the model is called with, of texts where they were given."""
+        if not isinstance(inputs, (str, list, tuple)):
+            return inputs
+        if self.tokenizer is None:
+            raise ValueError("inputs: texts need a tokenizer, expected Locator(..., tokenizer=...), got none")
+        texts = checked_texts("inputs", [inputs] if isinstance(inputs, str) else list(inputs))
+        encoded = self.tokenizer(texts, padding=len(texts) > 1, return_tensors="pt")
+        return {name: value.to(self.device) for name, value in encoded.items()}
 
     def _attribute(self, inputs: Mapping[str, Any] | Prompt, target: Target) -> Asked:
         with deferred() as checks:
