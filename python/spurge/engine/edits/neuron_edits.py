@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import PathLike, canonical_json, spurge_version
+from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.adapters import Adapter, Exported, Format
+from spurge.engine.edits.beside_adapters import additions, merged
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, checked_print, parts_of, tensors_of
 from spurge.engine.edits.exports import MAX_RANK, add_gates, add_vectors
 from spurge.engine.edits.gates import Attached, Folded, Model, applied
 from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.parameters import Place, named_as, plain_name
+from spurge.engine.models.projections import plain
 from spurge.engine.models.sites import Site, Units, find_sites, heads_of, joins_heads
 
 Gates = dict[str, tuple[Tensor, Tensor]]
@@ -98,7 +101,7 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
                 "(units='heads') or single coordinates (units='neurons')"
             )
         if units in ("heads", "both"):
-            sites = {name: heads_of(site) if joins_heads(site) else site for name, site in sites.items()}
+            sites = {name: _heads(name, site) if joins_heads(site) else site for name, site in sites.items()}
         return cls.of_sites(sites, neurons, gates, info)
 
     @classmethod
@@ -150,7 +153,10 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
                     f"{expected['shape']}"
                 )
         for name, expected in {} if force else self.model.items():
-            check_print(f"the weight of {name!r}", name, _fingerprint(sites[name]), expected)
+            found = _fingerprint(sites[name])
+            if found != expected:
+                found = _merged_fingerprint(model, sites[name]) or found
+            check_print(f"the weight of {name!r}", name, found, expected)
         return sites
 
     def apply(self, model: nn.Module, *, force: bool = False) -> Attached:
@@ -289,10 +295,12 @@ class NeuronEdit(Saved, kind="edit", what="an edit of neurons"):
 
 
 def _sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
-    """The named sites of a model."""
+    """The named sites of a model, called as in ``names``; one in wrappers is taken by its original names."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    return {site.name: site for site in find_sites(model, list(names))} if names else {}
+    found = {site.name: site for site in find_sites(model, list(names))} if names else {}
+    own = {name: found[named_as(plain_name(name), found)] for name in names}
+    return {name: replace(own[name], name=name) for name in sorted(own, key=lambda name: own[name].layer)}
 
 
 def sites_of_widths(model: nn.Module, widths: Mapping[str, int]) -> dict[str, Site]:
@@ -304,8 +312,12 @@ def sites_of_widths(model: nn.Module, widths: Mapping[str, int]) -> dict[str, Si
     sites = _sites(model, tuple(widths))
     for name, site in sites.items():
         if joins_heads(site) and site.width != widths[name]:
-            sites[name] = heads_of(site)
+            sites[name] = _heads(name, site)
     return sites
+
+
+def _heads(name: str, output: Site) -> Site:
+    return replace(heads_of(output), name=name)
 
 
 def _fingerprint(site: Site) -> dict[str, Any]:
@@ -317,6 +329,19 @@ def _fingerprint(site: Site) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "sha256": site.projection.fingerprint(),
     }
+
+
+def _merged_fingerprint(model: nn.Module, site: Site) -> dict[str, Any] | None:
+    """That of the plain layer which merging LoRA makes of a site's; None of another site."""
+    layer = getattr(site.down, "base_layer", None)
+    if not isinstance(layer, nn.Module) or not plain(layer):
+        return None
+    parts = additions(model, Place(f"{site.name}.weight", layer, "weight"))
+    if not parts:
+        return None
+    weight = merged(layer.weight, parts)  # type: ignore[arg-type]
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return {"shape": [site.hidden, site.width], "dtype": dtype, "sha256": fingerprint(weight)}
 
 
 def _assign(neurons: NeuronSet, gates: Any) -> Gates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from spurge.engine.base.files import PathLike
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.edits.adapters import Adapter, Exported, Format
+from spurge.engine.edits.beside_adapters import additions, around, merged
 from spurge.engine.edits.edit_files import EditMismatch, check_print
 from spurge.engine.edits.exports import MAX_RANK, add_weights
 from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
@@ -56,7 +58,10 @@ class ParameterEdit(Saved):
         self.fit(model)
 
     def fit(self, model: nn.Module, *, force: bool = False) -> dict[str, Place]:
-        """The edited parameters by name, once they pass :meth:`check`; with ``force`` other types and bits do too."""
+        """The edited parameters by name, once they pass :meth:`check`; with ``force`` other types and bits do too.
+
+        Beside a parameter's LoRA an edit fits that was made for it alone, or for what merging makes of it.
+        """
         try:
             places = find_places(model, self._names())
         except ValueError as error:
@@ -66,8 +71,16 @@ class ParameterEdit(Saved):
                 needs = f"{name!r} is {shape}, the edit needs {expected['shape']}"
                 raise EditMismatch(f"edit: not made for this model: {needs}")
             check_writable(model, places[name])
-        for name, expected in {} if force else self.model.items():
-            check_print(f"parameter {name!r}", name, print_of(name, original(places[name])), expected)
+        for name, expected in self.model.items():
+            place = places[name]
+            adapted = around(model, place.module) is not None
+            if force and not adapted:
+                continue
+            found = print_of(name, own := original(place))
+            if adapted and found != expected and (parts := additions(model, place)):
+                places[name], found = replace(place, added=tuple(parts)), print_of(name, merged(own, parts))
+            if not force:
+                check_print(f"parameter {name!r}", name, found, expected)
         return places
 
     def apply(self, model: nn.Module, *, force: bool = False) -> Overwritten:

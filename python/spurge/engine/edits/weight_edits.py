@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.tensor_files import Contents, kind_of
+from spurge.engine.edits.beside_adapters import rest
 from spurge.engine.edits.edit_files import EditMismatch, check_names, checked_print, parts_of, tensors_of
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.overwrites import Changes, original
@@ -124,7 +125,10 @@ class WeightEdit(ParameterEdit, kind=_KIND, what="an edit of weights"):
         return self.changes
 
     def _changes(self, places: dict[str, Place]) -> Changes:
-        return self.changes
+        changes = {}
+        for name, (indices, values) in self.changes.items():
+            changes[name] = (indices, rest(values, indices, places[name].added))
+        return changes
 
     def combine(self, other: WeightEdit, rule: Literal["disjoint", "last"] = "disjoint") -> WeightEdit:
         """Both edits as one. An entry in both is refused, or ``other``'s counts (as if both were applied).

@@ -35,6 +35,7 @@ from spurge.engine.evaluation.report import AVERAGE, NONE, Measure, Report, summ
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import alone
 from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.parameters import bare_name
 from spurge.engine.models.sites import Site, Units, joins_heads
 
 __all__ = ["Golden", "Measure", "Report", "accuracy", "evaluate", "predict"]
@@ -162,10 +163,14 @@ def evaluate(
 def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None, units: Units) -> None:
     """Refuses neurons that were located in another model, where they say in which."""
     prints = None if located is None or isinstance(located, NeuronSet) else located.info.get("model")
-    if prints is not None and prints != handle.fingerprints(units):
+    if prints is not None and _by_bare_name(prints) != _by_bare_name(handle.fingerprints(units)):
         raise EditMismatch(
             "located: was found in another model, or in this one with other weights; force=True takes it nevertheless"
         )
+
+
+def _by_bare_name(prints: Mapping[str, str]) -> dict[str, str]:
+    return {bare_name(site): value for site, value in prints.items()}
 
 
 def _settings(located: NeuronSet | LocatedNeurons | None, edit: NeuronEdit | ParameterEdit | None) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spurge.engine.base.checks import instance, integer
 from spurge.engine.base.files import canonical_json, fingerprint
-from spurge.engine.models.parameters import plain_name
+from spurge.engine.models.parameters import copy_in_use, plain_name
 from spurge.engine.models.projections import features, linears, plain
 
 # What transformers, torchvision and timm call a classifier's head; the layer itself, or a module it is the end of.
@@ -170,7 +170,7 @@ def find_head(model: nn.Module, name: str | None = None) -> tuple[str, nn.Linear
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    layers = dict(_in_use(plain_name(path), layer) for path, layer in linears(model).items())
+    layers = dict(copy_in_use(plain_name(path), layer) for path, layer in linears(model).items())
     layers = {path: layer for path, layer in layers.items() if not isinstance(layer, Conv1D)}
     if name is not None:
         if not isinstance(name, str):
@@ -199,17 +199,6 @@ def _plain(name: str, layer: nn.Module) -> nn.Linear:
         f"head: {name!r} is a {type(layer).__name__} without a plain float weight (adapted, quantised or computed); "
         "merge adapters first, or load the model as it was before it was quantised"
     )
-
-
-def _in_use(path: str, layer: Any) -> tuple[str, nn.Module]:
-    """Of a layer that peft keeps beside trained copies of it (``modules_to_save``), the one that runs."""
-    copies = getattr(layer, "modules_to_save", None)
-    if copies is None:
-        return path, layer
-    adapters = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in copies]
-    if not adapters:
-        return f"{path}.original_module", layer.original_module
-    return f"{path}.modules_to_save.{adapters[0]}", copies[adapters[0]]
 
 
 def print_of(name: str, parameter: Tensor) -> dict[str, Any]:

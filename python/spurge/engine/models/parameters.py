@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,13 @@ class Place:
         name: its full name, as in ``model.named_parameters()``.
         module: the module that owns it.
         key: its name there.
+        added: what adapters add to it, of an edit that gives their sum new values.
     """
 
     name: str
     module: nn.Module
     key: str
+    added: tuple[Tensor, ...] = ()
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -68,6 +71,24 @@ def bare_name(path: str) -> str:
         place = parts.index("modules_to_save")
         parts = parts[:place] + parts[place + 2 :]
     return ".".join(part for part in parts if part != "base_layer")
+
+
+def named_as(name: str, own: Iterable[str]) -> str:
+    """The shortest of a model's ``own`` names that is ``name`` but for wrappers; ``name`` where there is none."""
+    names = set(own)
+    bare = bare_name(name)
+    return name if name in names else min((own for own in names if bare_name(own) == bare), key=len, default=name)
+
+
+def copy_in_use(path: str, layer: Any) -> tuple[str, Any]:
+    """Of a layer that peft keeps beside trained copies of it (``modules_to_save``), the one that runs."""
+    copies = getattr(layer, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return path, layer
+    adapters = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in copies]
+    if not adapters:
+        return f"{path}.original_module", layer.original_module
+    return f"{path}.modules_to_save.{adapters[0]}", copies[adapters[0]]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -133,7 +154,7 @@ def sharer(model: nn.Module, owner: nn.Module, key: str) -> str | None:
 
 
 def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
-    """The named parameters of a model; one under ``torch.compile`` is taken by its original names.
+    """The named parameters of a model; one in wrappers, or with adapters, is taken by its original names.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -147,11 +168,33 @@ def find_places(model: nn.Module, names: Iterable[str]) -> dict[str, Place]:
             if parameter is not None:
                 name = plain_name(f"{path}.{key}" if path else key)
                 owners[name] = Place(name, module, key)
-    for name in (names := list(names)):
-        if name not in owners:
+    names = list(names)
+    bare = {} if all(name in owners for name in names) else _by_bare_names(model, owners)
+    found = {}
+    for name in names:
+        place = owners.get(name) or bare.get(bare_name(str(name)))
+        if place is None:
             near = difflib.get_close_matches(str(name), owners, n=3, cutoff=0.3) or list(owners)[-3:]
             raise ValueError(f"model: has no parameter {name!r}; similar ones are {near}")
-    return {name: owners[name] for name in names}
+        found[name] = place
+    return found
+
+
+def _by_bare_names(model: nn.Module, owners: Mapping[str, Place]) -> dict[str, Place]:
+    """Parameters by their names without wrappers; of copies that peft keeps, those that run."""
+    copies = {}
+    for path, module in model.named_modules():
+        kept, _ = copy_in_use(path, module)
+        if kept != path:
+            copies[f"{plain_name(path)}."] = f"{plain_name(kept)}."
+    found: dict[str, Place] = {}
+    for name, place in owners.items():
+        around = next((path for path in copies if name.startswith(path)), None)
+        if around is None:
+            found.setdefault(bare_name(name), place)
+        elif name.startswith(copies[around]):
+            found.setdefault(bare_name(around + name.removeprefix(copies[around])), place)
+    return found
 
 
 def check_writable(model: nn.Module, place: Place) -> None:

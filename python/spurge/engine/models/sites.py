@@ -21,7 +21,7 @@ from spurge.engine.base.checks import choice
 from spurge.engine.base.tensor_parallel import is_sharded
 from spurge.engine.models.attention import head_width
 from spurge.engine.models.experts import SUPPORTED, Experts, is_routed, refusal
-from spurge.engine.models.parameters import plain_name
+from spurge.engine.models.parameters import named_as, plain_name
 from spurge.engine.models.projections import Composite, Linear, Projection, features, is_linear, linears, plain
 from spurge.engine.models.sharded_projection import RowSharded
 from spurge.engine.models.sharded_projection import refusal as refused_shards
@@ -395,7 +395,7 @@ def _named(model: nn.Module, lists: list[list[tuple[str, nn.Module]]], names: Se
     )
     layers = {plain_name(path): layer for path, layer in linears(model).items()}
     sites = []
-    for name in map(plain_name, names):
+    for name in (named_as(plain_name(name), paths) for name in names):
         if name not in paths:
             raise ValueError(f"names: the model has no module {name!r}{_advice(layers, name)}")
         module = model.get_submodule(paths[name])
