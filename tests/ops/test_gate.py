@@ -66,26 +66,6 @@ def test_open_rows_resolves_negative_views():
     assert_near(ops.open_rows(x, x, [0.5]), reference.open_rows(x, x, [0.5]))
 
 
-def test_open_rows_into_a_slice(dtype, device):
-    x, u = normal(2, 3, 33, dtype=dtype, device=device), normal(2, 3, 33, dtype=dtype, device=device)
-    buffer = torch.zeros(7, 3, 33, dtype=dtype, device=device)
-    rows = buffer[1:5]
-    assert ops.open_rows_(rows, x, u, [0.2, 0.7]) is rows
-    assert torch.equal(buffer[1:5], ops.open_rows(x, u, [0.2, 0.7]))
-    assert not buffer[0].any()
-    assert not buffer[5:].any()
-    strided = torch.zeros(3, 4, 33, dtype=dtype, device=device).transpose(0, 1)
-    assert torch.equal(ops.open_rows_(strided, x, u, [0.2, 0.7]), rows)
-
-
-def test_open_rows_refuses_rows_of_another_shape():
-    x = torch.randn(2, 3)
-    with pytest.raises(ValueError, match=r"rows: must be \(4, 3\) of torch.float32, got \(3, 4\) of"):
-        ops.open_rows_(torch.empty(3, 4), x, x, [0.2, 0.7])
-    with pytest.raises(ValueError, match=r"rows: must be .*float32, got .*float16"):
-        ops.open_rows_(torch.empty(2, 3).half(), x, x, [0.2])
-
-
 @pytest.mark.parametrize("offset", [0, 1])
 def test_open_rows_too_large_for_a_cache(offset, dtype):
     size = (9 << 20) // torch.empty(0, dtype=dtype).element_size()  # 4 nodes: 36 MB, written past the caches

@@ -57,10 +57,8 @@ CASES: dict[str, Callable[[], Arguments]] = {
         torch.zeros(2, 3, dtype=F64), True, 1e-8, 50,
     ),
     "open_rows": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
-    "open_rows_": lambda: (torch.zeros(4, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), [0.25, 0.75]),
     "gate_columns_": lambda: (torch.randn(4, 3, 8), torch.tensor([5, 1]), torch.rand(2, 2)),
     "node_sum": lambda: (torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
-    "node_sum_": lambda: (torch.zeros(2, 3, 8), torch.randn(6, 3, 8), [0.5, 0.25, 0.25]),
     "multiply_sum": lambda: (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)),
     "first_order": lambda: (
         torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool),
@@ -194,10 +192,8 @@ def test_runs_on_the_callers_stream(device):
     ("op", "arguments"),
     [
         ("open_rows", (torch.zeros(2, 3), torch.zeros(2, 4), [0.5])),
-        ("open_rows_", (torch.zeros(3, 3), torch.zeros(2, 3), torch.zeros(2, 3), [0.5, 0.5])),
         ("gate_columns_", (torch.zeros(3, 2, 4), torch.tensor([0]), torch.zeros(2, 1))),
         ("node_sum", (torch.zeros(3, 2), [0.5, 0.5])),
-        ("node_sum_", (torch.zeros(2, 2), torch.zeros(2, 2), [0.5, 0.5])),
         ("multiply_sum", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).half(), None)),
         ("first_order", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(3, 2), None)),
         ("segment_medians", (torch.zeros(3), torch.tensor([0]), torch.tensor([0, 1]))),

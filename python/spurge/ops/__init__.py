@@ -25,11 +25,9 @@ from spurge.ops._balance import balance_strata as balance_strata
 from spurge.ops._balance import balance_sweep as balance_sweep
 from spurge.ops._gate import gate_columns_ as gate_columns_
 from spurge.ops._gate import open_rows as open_rows
-from spurge.ops._gate import open_rows_ as open_rows_
 from spurge.ops._ig import first_order as first_order
 from spurge.ops._ig import multiply_sum as multiply_sum
 from spurge.ops._ig import node_sum as node_sum
-from spurge.ops._ig import node_sum_ as node_sum_
 from spurge.ops._median import segment_medians as segment_medians
 from spurge.ops._proximity import proximity as proximity
 from spurge.ops._proximity import proximity_gradient as proximity_gradient

@@ -12,7 +12,6 @@ from spurge.ops._registry import (
     check,
     check_device,
     check_floating,
-    check_place,
     check_same,
     copied,
     numbers,
@@ -36,29 +35,11 @@ def _open_rows_kernel(x: Tensor, u: Tensor, alphas: Sequence[float]) -> Tensor:
     return out
 
 
-def _open_rows_into_fake(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float]) -> None:
-    want = _open_rows_fake(x, u, alphas)
-    check_same("rows", rows, "the opened rows", want)
-
-
-def _open_rows_into_kernel(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float]) -> None:
-    check_place("rows", rows, (len(alphas) * x.shape[0], *x.shape[1:]) if x.dim() else (), x.dtype)
-    x, u = x.contiguous(), u.contiguous()
-    written(rows, lambda out: run(_core.open_rows, out, x, u, alphas))
-
-
 _open_rows = register(
     "open_rows(Tensor x, Tensor u, float[] alphas) -> Tensor",
     _open_rows_fake,
     _open_rows_kernel,
     lambda x, u, alphas: reference.open_rows(x, u, alphas).to(x.dtype),
-)
-
-_open_rows_ = register(
-    "open_rows_(Tensor(a!) rows, Tensor x, Tensor u, float[] alphas) -> ()",
-    _open_rows_into_fake,
-    _open_rows_into_kernel,
-    lambda rows, x, u, alphas: copied(rows, reference.open_rows(x, u, alphas)),
 )
 
 
@@ -86,19 +67,6 @@ def open_rows(x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
     [1.0, 2.0, 3.0]
     """
     return _open_rows(x, u, numbers(alphas))
-
-
-def open_rows_(rows: Tensor, x: Tensor, u: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
-    """:func:`open_rows` into memory that is there already: ``rows``, ``[S*B, ...]``, is written and returned.
-
-    Worth it for large rows in a loop: fresh memory of tens of megabytes costs the CPU several times what the
-    kernel does. ``rows`` may be a slice of a larger buffer, and must not share memory with ``x`` or ``u``.
-
-    >>> open_rows_(torch.empty(2, 1), torch.tensor([[3.0]]), torch.tensor([[2.0]]), [0.0, 1.0]).flatten().tolist()
-    [1.0, 3.0]
-    """
-    _open_rows_(rows, x, u, numbers(alphas))
-    return rows
 
 
 def _gate_columns_fake(z: Tensor, columns: Tensor, gates: Tensor) -> None:

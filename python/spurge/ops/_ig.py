@@ -12,14 +12,11 @@ from spurge.ops._registry import (
     check,
     check_device,
     check_floating,
-    check_place,
     check_same,
-    copied,
     numbers,
     register,
     run,
     sum_dtype,
-    written,
 )
 
 
@@ -41,29 +38,11 @@ def _node_sum_kernel(grads: Tensor, weights: Sequence[float]) -> Tensor:
     return out
 
 
-def _node_sum_into_fake(out: Tensor, grads: Tensor, weights: Sequence[float]) -> None:
-    check_same("out", out, "the sum", _node_sum_fake(grads, weights))
-
-
-def _node_sum_into_kernel(out: Tensor, grads: Tensor, weights: Sequence[float]) -> None:
-    shape = (grads.shape[0] // max(len(weights), 1), *grads.shape[1:]) if grads.dim() else ()
-    check_place("out", out, shape, sum_dtype(grads.dtype))
-    grads = grads.contiguous()
-    written(out, lambda into: run(_core.node_sum, into, grads, weights))
-
-
 _node_sum = register(
     "node_sum(Tensor grads, float[] weights) -> Tensor",
     _node_sum_fake,
     _node_sum_kernel,
     lambda grads, weights: reference.node_sum(grads, weights).to(sum_dtype(grads.dtype)),
-)
-
-_node_sum_ = register(
-    "node_sum_(Tensor(a!) out, Tensor grads, float[] weights) -> ()",
-    _node_sum_into_fake,
-    _node_sum_into_kernel,
-    lambda out, grads, weights: copied(out, reference.node_sum(grads, weights)),
 )
 
 
@@ -89,18 +68,6 @@ def node_sum(grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     [[1.0]]
     """
     return _node_sum(grads, numbers(weights))
-
-
-def node_sum_(out: Tensor, grads: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-    """:func:`node_sum` into memory that is there already: ``out``, ``[B, ...]``, is written and returned.
-
-    Worth it for large gradients in a loop, as :func:`open_rows_` is; ``out`` must not share memory with ``grads``.
-
-    >>> node_sum_(torch.empty(1, 1), torch.tensor([[1.0], [2.0]]), [0.5, 0.25]).tolist()
-    [[1.0]]
-    """
-    _node_sum_(out, grads, numbers(weights))
-    return out
 
 
 def _check_products(p: Tensor, z: Tensor, mask: Tensor | None) -> None:

@@ -72,12 +72,6 @@ def written(x: Tensor, write: Callable[[Tensor], None]) -> None:
         x.copy_(copy)
 
 
-def check_place(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Of what is to be written, the bare kernels know only the number of elements."""
-    if x.shape != shape or x.dtype != dtype:
-        raise ValueError(f"{name}: must be {shape} of {dtype}, got {tuple(x.shape)} of {x.dtype}")
-
-
 def copied(to: Tensor, result: Tensor) -> None:
     to.copy_(result)
 

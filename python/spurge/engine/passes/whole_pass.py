@@ -107,16 +107,16 @@ class ScaledRows:
             raise ValueError(f"model: {type(self._trace.forward.model).__name__} writes into activations it has used")
         left = list(grads)
         for i, calls in self._seen.items():
-            weights = torch.cat([share.weights for share in shares[i]])
+            groups = [len(share.weights) * self._trace.batch for share in shares[i]]
             projection = self._sites[i].projection
-            whole = torch.zeros(len(weights) * self._trace.batch, self._sites[i].width * projection.size)
+            whole = torch.zeros(sum(groups), self._sites[i].width * projection.size)
             for z, _ in calls:
                 grad = left.pop(0)
                 if grad is not None:
                     pulled = projection.pull(grad[self._own(i)].to(z.dtype))
                     whole = whole.to(z.device) + ops.multiply_sum(pulled.flatten(1, -2), z.flatten(1, -2), None).float()
-            each = by_unit(whole, projection.size).unflatten(0, (len(weights), -1)) * weights.to(whole)[:, None, None]
-            yield i, [part.sum(0) for part in each.split([len(share.weights) for share in shares[i]])]
+            parts = by_unit(whole, projection.size).split(groups)
+            yield i, [ops.node_sum(part, share.weights) for part, share in zip(parts, shares[i], strict=True)]
 
 
 class WholePass:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spurge import ops
 from spurge.engine.base import checks
 from spurge.engine.base.distributed import ALONE, Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json
@@ -240,11 +241,11 @@ def _answered(cascade: Cascade, questions: Questions, number: int, blocks: Block
 
 
 def _block(found: Attribution, mix: Tensor) -> Block:
-    values = {
-        site: torch.einsum("qbf,qbc->cf", v.double(), mix.to(v.device, torch.float64))
-        for site, v in found.values.items()
-    }
-    scores = {side: NeuronScores({site: v[c].float() for site, v in values.items()}) for c, side in enumerate(SIDES)}
+    wide = {site: value.double().flatten(0, 1) for site, value in found.values.items()}  # [Q * B, F]
+    scores = {}
+    for side, share in zip(SIDES, mix.double().unbind(2), strict=True):
+        weights = share.flatten().tolist()
+        scores[side] = NeuronScores({site: ops.node_sum(value, weights).float()[0] for site, value in wide.items()})
     completeness: dict[str, dict[str, float]] = {}
     for key, erased in found.erased.items():
         moved = (found.full - erased).double()
