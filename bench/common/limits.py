@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from common.harness import compare, threads
+from spurge.bench.timing import copy_call
 
 MIB = 1 << 20
 
@@ -23,13 +24,6 @@ JOB_SHAPES = {
     "bert, 2 nodes": (512, 768, 3072),
     "bert, 20 nodes": (5120, 768, 3072),
 }
-
-
-def copy_call(traffic: int, *, device: torch.device | str = "cpu") -> Callable[[], object]:
-    """A copy that moves ``traffic`` bytes, half of them read and half written."""
-    source = torch.rand(max(1, traffic // 8), device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
 
 
 def copy_bandwidth(traffic: int, *, device: torch.device | str = "cpu", repeats: int = 7) -> float:

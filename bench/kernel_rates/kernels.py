@@ -1,4 +1,4 @@
-"""``run.py kernels``: bytes per second of each kernel beside a copy of as many bytes, eager torch and torch.compile."""
+"""``run.py kernels``: the measurements of ``spurge bench`` with more peers, for each number of threads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
 
-from common.harness import Timing, compare, relative_error, threads
-from common.limits import copy_call
-from kernel_rates.cases import DTYPES, KERNELS, MIB, SIZES, Case
+from common.harness import threads
+from spurge.bench.case import MIB, SIZES, Case
+from spurge.bench.kernels import DTYPES, KERNELS, check, counted, measure, rows
+from spurge.bench.timing import Call
 
 
 def compiled(case: Case) -> Any:
@@ -21,33 +23,22 @@ def compiled(case: Case) -> Any:
     return torch.compile(case.usual, dynamic=False)
 
 
-def check(case: Case) -> None:
-    """Every method of a case computes the same, to what its dtype can hold.
-
-    Raises:
-        ValueError: one does not; there is no sense in timing it.
-    """
-    bound = 2e-2 if case.dtype == torch.bfloat16 else 1e-4
-    want = case.outputs(case.calls["torch"])
-    for name, function in case.calls.items():
-        for place, (value, reference) in enumerate(zip(case.outputs(function), want, strict=True)):
-            error = relative_error(value, reference)
-            if not error <= bound:
-                raise ValueError(
-                    f"{case.name}: output {place} of {name} is {error:.1e} from torch's, above {bound:.0e}"
-                )
+def _numpy_medians(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(numpy.median(x.numpy()[order.numpy()], axis=0))
 
 
-def measure(case: Case, *, device: str, with_compile: bool) -> dict[str, Timing]:
-    """The timing of each method and, in turn with them, of a ``copy`` and a ``clone`` of as many bytes."""
-    functions = dict(case.calls)
+def peers(case: Case, *, device: str, with_compile: bool) -> dict[str, Call]:
+    """What stands beside the kernel, eager torch and a copy."""
+    more: dict[str, Call] = {}
+    if not case.kernel.startswith(
+        ("gate_columns_", "swarm")
+    ):  # the others return new memory, which has to be found first
+        more["clone"] = torch.rand(max(1, case.traffic // 8), device=device).clone
+    if case.kernel == "segment_medians" and device == "cpu" and case.dtype == torch.float32:
+        more["numpy"] = partial(_numpy_medians, *case.inputs)
     if with_compile:
-        functions["torch.compile"] = compiled(case)
-    calls = {"copy": copy_call(case.traffic, device=device)}
-    if not case.kernel.startswith("gate_columns_"):  # the others return new memory, which has to be found first
-        calls["clone"] = torch.rand(max(1, case.traffic // 8), device=device).clone
-    calls |= {name: partial(function, *case.inputs) for name, function in functions.items()}
-    return compare(calls, repeats=7, budget=8.0, sample_seconds=0.02, device=device)
+        more["torch.compile"] = partial(compiled(case), *case.inputs)
+    return more
 
 
 def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> None:
@@ -56,8 +47,9 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
 
     sizes = SIZES[torch.device(args.device).type]
     sizes = {name: mib for name, mib in sizes.items() if name in (["cache"] if args.quick else args.sizes)}
-    names = [name for name in KERNELS if any(fnmatch(name, pattern) for pattern in args.only)]
-    for name in names:
+    for name in KERNELS:
+        if not any(fnmatch(name, pattern) for pattern in args.only):
+            continue
         for dtype in DTYPES[name]:
             for size, mib in sizes.items():
                 torch.manual_seed(0)
@@ -66,20 +58,21 @@ def run(args: argparse.Namespace, results: Any, save: Callable[[], None]) -> Non
                     check(case)
                 for count in args.threads:
                     with threads(count):
-                        timings = measure(case, device=args.device, with_compile=args.compile)
-                    label = f"{case.name} ({size}, {count} thread{'s' * (count > 1)})"
-                    print(label, flush=True)
-                    for method, timing in timings.items():
-                        rate, share = (
-                            case.traffic / timing.seconds / 1e9,
-                            100 * timings["copy"].seconds / timing.seconds,
-                        )
-                        results.add(
-                            label, method, "seconds", timing.seconds, spread=timing.spread, n=timing.n, unit="s"
-                        )
-                        results.add(label, method, "bandwidth", rate, unit="GB/s")
-                        results.add(label, method, "copy_share", share, unit="percent")
-                        print(f"    {method:16s} {rate:9.2f} GB/s {share:6.0f} % of a copy", flush=True)
+                        more = peers(case, device=args.device, with_compile=args.compile)
+                        timings = measure(case, device=args.device, more=more, repeats=7, budget=8.0)
+                    label = f"{case.name} ({size}, {counted(count)})"
+                    found = list(rows(case, label, timings))
+                    results.extend(found)
+                    _show(label, found)
                 save()
     if any(fnmatch("swarm", pattern) for pattern in args.only):
         swarms.run(args, results, save)
+
+
+def _show(label: str, found: list[dict[str, Any]]) -> None:
+    print(label, flush=True)
+    for method in dict.fromkeys(row["method"] for row in found):
+        values = {row["metric"]: row["value"] for row in found if row["method"] == method}
+        rate = f"{values['bandwidth']:9.2f} GB/s {values['copy_share']:6.0f} % of a copy"
+        each = f" {values['ns_per_element']:9.2f} ns per element" if "ns_per_element" in values else ""
+        print(f"    {method:16s} {rate}{each}", flush=True)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "python" / "spurge"
 
 # Imports run downwards only. Faces and the package's own front door stand on top.
 FLOORS = [
-    {"__init__", "__main__", "cli", "demo", "doctor"},
+    {"__init__", "__main__", "bench", "cli", "demo", "doctor"},
     {"report"},
     {"methods"},
     {"engine"},

@@ -39,7 +39,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
 
     path = Path(folder)
     config = _checked_config(name, path)
-    where = _device(device)
+    where = usable_device(device)
     if kind == "any":
         kind = "language" if _is_language_model(config) else "classifier"
     _check_files(name, path)
@@ -167,7 +167,8 @@ def _is_language_model(config: dict[str, Any]) -> bool:
     return any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in named)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of ``--device``; ValueError where it cannot be used."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

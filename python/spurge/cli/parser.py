@@ -14,7 +14,7 @@ from spurge.cli.arguments_edits import add_apply, add_evaluate, add_export
 from spurge.cli.arguments_last_layer import add_fcr, add_features, add_neurontune
 from spurge.cli.arguments_macu import add_edit, add_locate, add_plan
 from spurge.cli.arguments_mediation import add_mediate
-from spurge.cli.arguments_setup import add_demo, add_doctor
+from spurge.cli.arguments_setup import add_bench, add_demo, add_doctor
 from spurge.engine.base.ranks import ProcessRank
 
 #: Name of each command, which is that of its module too, to its line in the list and its arguments.
@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "mediate": ("effects of units, adjusted for the topic", add_mediate),
     "fcr": ("remove a class or feature by single weights", add_fcr),
     "neurontune": ("suppress spurious features, retrain", add_neurontune),
+    "bench": ("how fast the kernels are here (2 minutes)", add_bench),
     "doctor": ("what was built, what works, and what is wrong", add_doctor),
 }
 

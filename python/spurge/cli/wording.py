@@ -59,7 +59,7 @@ def _options(command: str) -> dict[str, argparse.Action]:
 
 
 def _name(action: argparse.Action) -> str:
-    return action.option_strings[0]
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
 def _given(action: argparse.Action, text: str, value: str) -> str:
