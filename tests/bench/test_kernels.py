@@ -73,7 +73,7 @@ def test_the_command_prints_a_table_and_writes_rows(quick, tmp_path, capsys):
     file = tmp_path / "rates.json"
     assert main(["bench", "swarm_*", "node_sum", "--json", str(file), "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:-1])) <= 80  # the last one names the file
+    assert [line for line in lines[:-1] if len(line) > 80] == []  # the last one names the file
     assert [line.split()[:3] for line in lines[2:6]] == [
         ["node_sum", "f32", "GB/s"],
         ["node_sum", "bf16", "GB/s"],

@@ -100,7 +100,7 @@ def heads(sizes: Mapping[str, int]) -> list[str]:
     """The lines above the table, 79 columns wide for three sizes."""
     return [
         " " * 28 + "".join(f" {f' {mib} MiB ':-^16}" for mib in sizes.values()),
-        f"{'kernel':18}{'type':5}{'unit':5}" + "   rate copy torch" * len(sizes),
+        f"{'kernel':19}{'type':5}{'unit':4}" + "  rate copy torch" * len(sizes),
     ]
 
 
@@ -109,7 +109,7 @@ def cells(case: Case, timings: Mapping[str, Timing]) -> str:
     own = timings["spurge"].seconds
     rate = case.traffic / own / 1e9 if case.elements is None else own / case.elements * 1e9
     torch_seconds = min(timing.seconds for name, timing in timings.items() if name in ("torch", "torch-usual"))
-    return f" {_short(rate):>6}{100 * timings['copy'].seconds / own:4.0f}%{_short(torch_seconds / own):>5}x"
+    return f" {_short(rate):>5}{100 * timings['copy'].seconds / own:4.0f}%{_short(torch_seconds / own):>5}x"
 
 
 def _short(value: float) -> str:
@@ -140,7 +140,7 @@ def run(names: Sequence[str], device: str, show: Callable[[str], None]) -> Itera
                 if not line:
                     check(case)
                     unit = "GB/s" if case.elements is None else "ns"
-                    line = f"{case.kernel:18}{_SHORT[dtype]:5}{unit:5}"
+                    line = f"{case.kernel:19}{_SHORT[dtype]:5}{unit:4}"
                 timings = measure(case, device=device)
                 line += cells(case, timings)
                 yield from rows(case, f"{case.name} ({size}, {counted(torch.get_num_threads())})", timings)

@@ -11,7 +11,6 @@ from torch import Tensor
 from spurge import ops, reference
 from spurge.bench.case import NEURONS, Case, Function, examples, size_of
 
-
 UNITS, TOP, SHARPNESS, VOCABULARY = 32, 5, 0.25, 30_000
 
 
@@ -44,7 +43,7 @@ def proximity(traffic: int, dtype: torch.dtype, device: str) -> Case:
     rows = examples(traffic // 4, UNITS * 8 + 24)
     scores, ids, _, labels = inputs = _texts(rows, dtype, device)
     calls: dict[str, Function] = {
-        "spurge": lambda *inputs: ops.proximity(*inputs, TOP, SHARPNESS),
+        "spurge": lambda scores, ids, bitmap, labels: ops.proximity(scores, ids, bitmap, labels, TOP, SHARPNESS),
         "torch": _proximity,
     }
     moved = size_of(scores) + size_of(ids) + size_of(labels) + rows * 4 * dtype.itemsize
@@ -65,8 +64,11 @@ def proximity_gradient(traffic: int, dtype: torch.dtype, device: str) -> Case:
 
         return call
 
-    usual = differentiated(lambda *inputs: _proximity(*inputs)[1])
-    calls = {"spurge": differentiated(lambda *inputs: ops.proximity(*inputs, TOP, SHARPNESS)[1]), "torch": usual}
+    def kernel(scores: Tensor, ids: Tensor, bitmap: Tensor, labels: Tensor) -> Tensor:
+        return ops.proximity(scores, ids, bitmap, labels, TOP, SHARPNESS)[1]
+
+    usual = differentiated(lambda *given: _proximity(*given)[1])
+    calls = {"spurge": differentiated(kernel), "torch": usual}
     moved = 2 * size_of(scores) + size_of(ids) + size_of(labels) + rows * 2 * dtype.itemsize
     shape = f"{rows}x{UNITS}, top {TOP}"
     return Case("proximity_gradient", shape, dtype, moved, inputs, calls, usual, scores.numel())
