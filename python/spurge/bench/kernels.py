@@ -16,11 +16,9 @@ from spurge.bench.timing import Call, Timing, compare, copy_call, relative_error
 #: Makes the case of one kernel, from the bytes that it should move, the dtype and the device.
 KERNELS: dict[str, Callable[[int, torch.dtype, str], Case]] = {
     "open_rows": layers.open_rows,
-    "open_rows_": layers.open_rows_into,
     "gate_columns_": layers.gate_all,
     "gate_columns_few": layers.gate_few,
     "node_sum": layers.node_sum,
-    "node_sum_": layers.node_sum_into,
     "multiply_sum": layers.multiply_sum,
     "first_order": layers.first_order,
     "proximity": searching.proximity,

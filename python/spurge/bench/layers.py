@@ -27,30 +27,6 @@ def open_rows(traffic: int, dtype: torch.dtype, device: str) -> Case:
     return Case("open_rows", shape, dtype, (2 + NODES) * size_of(x), (x, u), calls, usual)
 
 
-def open_rows_into(traffic: int, dtype: torch.dtype, device: str) -> Case:
-    """Into memory that is there already, for everyone: large new memory costs the CPU more than the kernel does."""
-    batch = examples(traffic, TOKENS * HIDDEN * dtype.itemsize * (2 + NODES))
-    x, u = (normal(batch, TOKENS, HIDDEN, dtype=dtype, device=device) for _ in range(2))
-    out = torch.zeros(NODES * batch, TOKENS, HIDDEN, dtype=dtype, device=device)
-    alphas = [0.07, 0.33, 0.67, 0.93]
-    shift = (torch.tensor(alphas, device=device) - 1).to(dtype).view(-1, 1, 1, 1)
-
-    def fused(out: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        torch.addcmul(x, shift, u, out=out.view(NODES, *x.shape))
-        return out
-
-    def usual(out: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        return out.copy_((x + shift * u).flatten(0, 1))
-
-    calls = {
-        "spurge": lambda out, x, u: ops.open_rows_(out, x, u, alphas),
-        "torch": fused,
-        "torch-usual": usual,
-    }
-    shape = f"{NODES}x{batch}x{TOKENS}x{HIDDEN}"
-    return Case("open_rows_", shape, dtype, (2 + NODES) * size_of(x), (out, x, u), calls, usual)
-
-
 def _gate(kernel: str, columns: Tensor, traffic: int, line: int, dtype: torch.dtype, device: str) -> Case:
     touched = line * len((columns.cpu() * dtype.itemsize // line).unique())  # bytes of a token's row that must move
     particles = examples(traffic, 2 * 2 * TOKENS * touched)
@@ -105,28 +81,6 @@ def node_sum(traffic: int, dtype: torch.dtype, device: str) -> Case:
     calls = {"spurge": lambda grads: ops.node_sum(grads, weights), "torch": product, "torch-usual": usual}
     moved = size_of(grads) + 4 * batch * TOKENS * HIDDEN
     return Case("node_sum", f"{NODES}x{batch}x{TOKENS}x{HIDDEN}", dtype, moved, (grads,), calls, usual)
-
-
-def node_sum_into(traffic: int, dtype: torch.dtype, device: str) -> Case:
-    """Into memory that is there already, as :func:`open_rows_into`."""
-    batch = examples(traffic, TOKENS * HIDDEN * (NODES * dtype.itemsize + 4))
-    grads = normal(NODES * batch, TOKENS, HIDDEN, dtype=dtype, device=device)
-    out = torch.zeros(batch, TOKENS, HIDDEN, device=device)
-    weights = [0.174, 0.326, 0.326, 0.174]
-    column = torch.tensor(weights, device=device)
-
-    def usual(out: Tensor, grads: Tensor) -> Tensor:
-        return out.copy_((column.view(-1, 1, 1, 1) * grads.view(NODES, batch, TOKENS, HIDDEN)).sum(0))
-
-    def product(out: Tensor, grads: Tensor) -> Tensor:
-        if dtype == torch.float32:
-            torch.mv(grads.view(NODES, -1).t(), column, out=out.view(-1))
-            return out
-        return out.copy_((column.to(dtype) @ grads.view(NODES, -1)).view(out.shape))
-
-    calls = {"spurge": lambda out, grads: ops.node_sum_(out, grads, weights), "torch": product, "torch-usual": usual}
-    moved = size_of(grads) + size_of(out)
-    return Case("node_sum_", f"{NODES}x{batch}x{TOKENS}x{HIDDEN}", dtype, moved, (out, grads), calls, usual)
 
 
 def multiply_sum(traffic: int, dtype: torch.dtype, device: str) -> Case:
