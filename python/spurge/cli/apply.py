@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from torch import nn
 
 from spurge.cli.inputs import check_folder, edit_dtype, prepare, write_results
 from spurge.cli.model_folders import load_model
 from spurge.engine.base.files import read_json, write_json
+from spurge.engine.edits.checkpoints import write_model, write_weights
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.new_folders import check_new, new_folder
 from spurge.engine.edits.weight_edits import load_edit
@@ -27,7 +24,10 @@ _WEIGHTS = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Copies the folder without its weights, writes the folded ones, and renames it once it is whole."""
+    """Copies the folder without its weights, writes the folded ones, and renames it once it is whole.
+
+    A GGUF file becomes a plain folder.
+    """
     prepare(arguments)
     source, target = Path(arguments.model), Path(arguments.out)
     check_new("out", target)
@@ -36,14 +36,20 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder("out", target.parent)
     edit = load_edit(arguments.edit)
     dtype = arguments.dtype or edit_dtype(edit)
-    model, _ = load_model("model", arguments.model, arguments.device, dtype, "any")
+    model, tokenizer = load_model("model", arguments.model, arguments.device, dtype, "any")
     edit.fold(model, force=arguments.force)
     with new_folder("out", target) as draft:
-        _copy_without_weights(source, draft)
-        _write_weights(model, draft)
-        source_dtype = _tell_dtype(draft, dtype)
+        source_dtype = dtype
+        if source.is_file():
+            write_model(draft, model)
+            tokenizer.save_pretrained(draft)
+        else:
+            _copy_without_weights(source, draft)
+            write_weights(draft, model)
+            source_dtype = _tell_dtype(draft, dtype)
+    what = "a plain folder of" if source.is_file() else "a copy of"
     note = "" if source_dtype == dtype else f", in {dtype} as the edit was made (the source has {source_dtype})"
-    print(f"{edit}\nfolded into a copy of {source}: {target}{note}")
+    print(f"{edit}\nfolded into {what} {source}: {target}{note}")
     others = sorted({file.relative_to(target).parts[0] for name in _WEIGHTS for file in target.glob(f"*/**/{name}")})
     if others:
         print(f"copied without the edit: weights in {', '.join(others)}")
@@ -65,15 +71,6 @@ def _weights_of(source: Path) -> Callable[[str, list[str]], set[str]]:
     """For `shutil.copytree`: the weights in the folder itself are left out."""
     named = shutil.ignore_patterns(*_WEIGHTS)
     return lambda folder, names: named(folder, names) if Path(folder) == source else set()
-
-
-def _write_weights(model: nn.Module, folder: Path) -> None:
-    """The weights alone: settings that `transformers` would write with them are not the user's own."""
-    with tempfile.TemporaryDirectory(prefix=".weights", dir=folder) as scratch:
-        model.save_pretrained(scratch)  # type: ignore[operator]
-        for name in ("*.safetensors", "*.safetensors.index.json"):
-            for file in Path(scratch).glob(name):
-                os.rename(file, folder / file.name)
 
 
 def _tell_dtype(folder: Path, dtype: str) -> str:

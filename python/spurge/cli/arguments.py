@@ -11,9 +11,11 @@ from typing import Any
 Container = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
-def add_model(parser: Container, *, verbalizer: bool = False) -> None:
+def add_model(
+    parser: Container, *, verbalizer: bool = False, what: str = "transformers folder of a sequence classifier"
+) -> None:
     """The model of ``--model``, where it runs, and in which type."""
-    parser.add_argument("--model", metavar="FOLDER", required=True, help="transformers folder of a sequence classifier")
+    parser.add_argument("--model", metavar="FOLDER", required=True, help=what)
     if verbalizer:
         words = "label words and prompt (JSON): the model is a causal language model that classifies by them"
         parser.add_argument("--verbalizer", metavar="FILE", help=words)

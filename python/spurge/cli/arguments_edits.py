@@ -6,6 +6,8 @@ import argparse
 
 from spurge.cli.arguments import add_data, add_golden, add_model, positive
 
+_ANY = "transformers folder of a classifier or causal language model, or a GGUF file of one of the latter"
+
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """``spurge evaluate``: accuracy on test sets, with an edit and its controls."""
@@ -34,7 +36,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def add_apply(parser: argparse.ArgumentParser) -> None:
     """``spurge apply``: a plain checkpoint with the edit folded in."""
     parser.description = "Writes a copy of a model's folder with an edit folded into its weights: a plain checkpoint."
-    add_model(parser)
+    add_model(parser, what=_ANY)
     parser.add_argument("--edit", metavar="FILE", required=True, help="edit to fold in")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder; must not exist")
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
@@ -46,7 +48,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "Writes an edit as an adapter that peft loads on the model's own folder: "
         "PeftModel.from_pretrained(model, FOLDER) computes what the model with the edit folded in does."
     )
-    add_model(parser)
+    add_model(parser, what=_ANY)
     parser.add_argument("--edit", metavar="FILE", required=True, help="edit to export")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder; must not exist")
     kinds = (

@@ -15,6 +15,8 @@ from spurge.engine.base.tensor_files import read_header
 
 ModelKind = Literal["classifier", "language", "encoder", "any"]
 _POINTER = b"version https://git-lfs"
+_GGUF = ".gguf"
+_OF_GGUF = {"architectures": ["ForCausalLM"]}  # what llama.cpp runs
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -25,7 +27,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
 
     Args:
         name: of the argument, for errors.
-        folder: of the model.
+        folder: of the model, or a GGUF file of a language model, whose weights are widened.
         device, dtype: where and in what it is loaded.
         kind: ``"classifier"``, ``"language"`` (causal), ``"encoder"``, or ``"any"``: what the folder's configuration
             says, of the first two.
@@ -38,7 +40,11 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
     from transformers.utils import logging
 
     path = Path(folder)
-    config = _checked_config(name, path)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.suffix == _GGUF and path.is_file():
+        config, source = _OF_GGUF, {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    else:
+        config = _checked_config(name, path)
     where = usable_device(device)
     if kind == "any":
         kind = "language" if _is_language_model(config) else "classifier"
@@ -47,14 +53,14 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
     logging.disable_progress_bar()
     with _refused(name, path, config):
         model, loading = _loader(kind).from_pretrained(
-            path,
+            **source,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, with their names
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
     _check_weights(name, path, config, loading, kind)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -109,8 +115,11 @@ def _checked_config(name: str, path: Path) -> dict[str, Any]:
     """The folder's configuration."""
     if not (path / "config.json").is_file():
         advice = "it has no config.json"
+        files = sorted(path.glob(f"*{_GGUF}"))
         if path.is_file():
-            advice = "it is a file; give the folder that it is in"
+            advice = "it is a file; give the folder that it is in, or a GGUF file"
+        elif files:
+            advice = f"it has no config.json; give its file {files[0].name}"
         elif not path.exists() and _HUB_NAME.fullmatch(str(path)):
             advice = (
                 "there is no such folder, and nothing is downloaded; if it is a name on the Hub, fetch it first: "
@@ -128,7 +137,7 @@ def _checked_config(name: str, path: Path) -> dict[str, Any]:
 
 def _check_files(name: str, path: Path) -> None:
     """Refuses a folder whose files were not fetched, or not wholly, before a library trips over them."""
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if file.is_file():
             _check_pointer(file)
             if file.suffix == ".safetensors":
