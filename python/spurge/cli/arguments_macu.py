@@ -12,7 +12,10 @@ MACU_SETTINGS = (
     *("path", "exact", "audit", "nodes", "tolerance", "top_k", "correlation_set", "keep_punctuation"),
     *("fraction", "share", "cap", "texts", "certify"),
     *("search", "neurons", "edit_texts", "guard"),
+    *("which", "controls"),
 )
+#: Options of ``edit`` that `Repair` takes.
+REPAIR_SETTINGS = ("steps", "rank", "last_layer")
 #: Options of ``plan`` that `Cascade` takes.
 CASCADE_SETTINGS = ("path", "units", "exact", "audit", "nodes", "rule", "tolerance", "memory")
 
@@ -64,19 +67,44 @@ def add_locate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_edit(parser: argparse.ArgumentParser) -> None:
-    """``spurge edit``: gates for located neurons."""
-    parser.description = "Finds gates for located neurons and writes them as an edit file."
+    """``spurge edit``: gates for located neurons, or a repair by training weights."""
+    parser.description = (
+        "Finds gates for located neurons, or (--search weights) trains weights on texts whose words were swapped, and "
+        "writes them as an edit file."
+    )
     add_model(parser, verbalizer=True)
-    parser.add_argument("--located", metavar="FILE", required=True, help="what spurge locate wrote")
+    parser.add_argument(
+        "--located", metavar="FILE", help="what spurge locate wrote; a repair needs it for --which neurons alone"
+    )
     add_data(parser)
     add_golden(parser, required=True)
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
-    parser.add_argument("--resume", metavar="FILE", help="keep the swarm here; a second run goes on from it")
+    parser.add_argument(
+        "--resume", metavar="FILE", help="keep the swarm, or the training, here; a second run goes on from it"
+    )
     settings = _add_preset(parser)
-    settings.add_argument("--search", choices=("pso", "gradient"), help="particle swarm, or gradient")
+    settings.add_argument(
+        "--search", choices=("pso", "gradient", "weights"), help="gates by particle swarm or gradient, or a repair"
+    )
     settings.add_argument("--neurons", choices=("located", "all"), help="which neurons the search may move")
     settings.add_argument("--texts", dest="edit_texts", type=int, metavar="N", help="training texts the search uses")
     settings.add_argument("--guard", type=float, metavar="X", help="points of accuracy a swarm's particle may lose")
+    repair = parser.add_argument_group("repair", "with --search weights")
+    repair.add_argument(
+        "--which", choices=("neurons", "lora", "all"), help="weights of located neurons, low rank, or all (the default)"
+    )
+    repair.add_argument("--dev", metavar="FILE", help="texts that choose its strength; default a quarter of --data")
+    repair.add_argument("--steps", type=positive, metavar="N", help="minibatches (100)")
+    repair.add_argument("--rank", type=positive, metavar="R", help="of --which lora (8)")
+    repair.add_argument(
+        "--last-layer", action="store_true", default=None, help="refit the last layer, where that is better"
+    )
+    repair.add_argument(
+        "--controls",
+        action="store_true",
+        default=None,
+        help="also repair random neurons, and without swaps: each takes as long again",
+    )
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spurge.cli.arguments import given
-from spurge.cli.arguments_macu import MACU_SETTINGS
+from spurge.cli.arguments_macu import MACU_SETTINGS, REPAIR_SETTINGS
 from spurge.cli.model_folders import load_model
 from spurge.engine.base.files import check_writable
 from spurge.engine.data.examples import Examples
@@ -24,6 +24,7 @@ from spurge.engine.models.verbalizers import Verbalizer
 from spurge.methods.golden.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.training import Repair
 from spurge.report.results import Results
 
 
@@ -181,6 +182,8 @@ def read_macu(arguments: argparse.Namespace, preset: str = "best", **settings: A
         ValueError: a setting out of range, or two that do not go together.
     """
     start = getattr(MacU, arguments.preset or preset)
+    if repair := given(arguments, REPAIR_SETTINGS):
+        settings["repair"] = Repair(**repair)
     return start(**settings | given(arguments, MACU_SETTINGS), seed=arguments.seed, progress=not arguments.quiet)
 
 

@@ -87,7 +87,9 @@ class Demo:
             located.save(out / f"{name}-located.safetensors")
             located_sets[name] = located.spurious_set
             with _timed(times, f"edit, {name}"):
-                edits[name] = macu.edit(model, tokenizer, train, located, golden)
+                edit = macu.edit(model, tokenizer, train, located, golden)
+            assert isinstance(edit, NeuronEdit)
+            edits[name] = edit
             edits[name].save(out / f"{name}-edit.safetensors")
         with _timed(times, "evaluate"):
             rows = self._measure(model, tokenizer, sets, edits, located_sets)

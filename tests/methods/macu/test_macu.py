@@ -32,12 +32,12 @@ from spurge.engine.models.probes import probed_token, token_scores
 from spurge.engine.models.sites import find_sites
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
-from spurge.methods.macu.macu import MacU, _as_first_written
+from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.proximity import Proximity
 from spurge.methods.macu.questions import Questions
 from spurge.methods.macu.screening import Block, Question, Screened
 from spurge.methods.macu.search import Climb
-from spurge.methods.macu.settings import LOCATING
+from spurge.methods.macu.settings import LOCATING, as_first_written
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.weighted_examples import WeightedExamples
 
@@ -324,9 +324,9 @@ def test_settings_of_correlation_tokens_do_not_change_earlier_marks() -> None:
     first = {"top_k": 5, "kind_weights": {"kept": 1.0}}
     later = {"keep_punctuation": False, "correlation_set": "occurrences"}
     written = {"top_k": 5, "weights": {"kept": 1.0}}
-    assert _as_first_written(first | later) == _as_first_written(first) == written
+    assert as_first_written(first | later) == as_first_written(first) == written
     for change in ({"keep_punctuation": True}, {"correlation_set": "words"}):
-        assert _as_first_written(first | later | change) == written | change
+        assert as_first_written(first | later | change) == written | change
     assert MacU.paper().correlation_set == "words"
     assert set(later) <= LOCATING
 

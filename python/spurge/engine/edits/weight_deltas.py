@@ -165,6 +165,10 @@ class WeightDeltas(ParameterEdit, kind="weight-deltas", what="an edit by deltas 
         return {name: (delta.up, delta.down) for name, delta in self.deltas.items() if isinstance(delta, LowRank)}
 
     def _to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.to_parts()
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able values that hold the edit, by name."""
         tensors: dict[str, Tensor] = {}
         forms = {}
         for name, delta in self.deltas.items():
@@ -174,16 +178,26 @@ class WeightDeltas(ParameterEdit, kind="weight-deltas", what="an edit by deltas 
         return tensors, {"forms": forms, "model": self.model, "info": self.info}
 
     @classmethod
-    def _of_parts(cls, file: Contents) -> WeightDeltas:
-        tensors, deltas = dict(file.tensors), {}
-        for name, form in file.value("forms", dict).items():
+    def of_parts(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> WeightDeltas:
+        """The edit of the tensors and JSON-able values that :meth:`to_parts` gives.
+
+        Raises:
+            KeyError: a tensor or value is missing.
+            ValueError, TypeError: parts that make no edit.
+        """
+        rest, deltas = dict(tensors), {}
+        for name, form in values["forms"].items():
             if form not in _FORMS:
                 raise ValueError(f"forms: {name!r} is {form!r}, expected one of {sorted(_FORMS)}")
             build, parts = _FORMS[form]
-            deltas[name] = build(*(tensors.pop(f"{name}:{part}") for part in parts))
-        if tensors:
-            raise ValueError(f"unexpected tensors {sorted(tensors)}")
-        return cls(deltas, file.value("model", dict), file.value("info", dict))
+            deltas[name] = build(*(rest.pop(f"{name}:{part}") for part in parts))
+        if rest:
+            raise ValueError(f"unexpected tensors {sorted(rest)}")
+        return cls(deltas, values["model"], values["info"])
+
+    @classmethod
+    def _of_parts(cls, file: Contents) -> WeightDeltas:
+        return cls.of_parts(file.tensors, {name: file.value(name, dict) for name in ("forms", "model", "info")})
 
     def __len__(self) -> int:
         """Weights that are changed."""

@@ -199,6 +199,13 @@ def _of_units(site: Site, units: Units) -> Site:
     return heads_of(site) if units != "neurons" and joins_heads(site) else site
 
 
+def incoming(site: Site) -> dict[str, nn.Module]:
+    """The projections that a site's neurons come from, by module path; each gives F or 2F (gate and up) outputs."""
+    shapes = [(site.hidden, site.width), (site.hidden, 2 * site.width)]
+    found = {path: linear for path, linear in _split(site.block)[1].items() if linear is not site.down}
+    return {plain_name(f"{site.block_name}.{path}"): one for path, one in found.items() if _shape(one) in shapes}
+
+
 def known_sites(model: nn.Module) -> list[Site]:
     """The sites of ``model``, none where none are found."""
     try:

@@ -62,8 +62,8 @@ def nearest_words(handle: Handle, causal: Sequence[Sequence[str]]) -> dict[tuple
         handle: of a ``transformers`` model with input embeddings.
         causal: words and multi-word units of each label.
     """
-    own = _own(causal)
-    vectors = [_embedded(handle, units) for units in own]
+    own = own_units(causal)
+    vectors = [embedded(handle, units) for units in own]
     nearest: dict[tuple[int, int], dict[str, str]] = {}
     for a, here in enumerate(own):
         for b, there in enumerate(own):
@@ -75,14 +75,14 @@ def nearest_words(handle: Handle, causal: Sequence[Sequence[str]]) -> dict[tuple
     return nearest
 
 
-def _own(causal: Sequence[Sequence[str]]) -> list[list[str]]:
+def own_units(causal: Sequence[Sequence[str]]) -> list[list[str]]:
     """The folded units of each label that no other label has, each once."""
     folded = [list(dict.fromkeys(" ".join(w) for w in map(as_phrase, words) if w)) for words in causal]
     times = Counter(unit for units in folded for unit in units)
     return [[unit for unit in units if times[unit] == 1] for units in folded]
 
 
-def _embedded(handle: Handle, units: Sequence[str]) -> Tensor:
+def embedded(handle: Handle, units: Sequence[str]) -> Tensor:
     """Unit-length mean input embeddings, ``[units, H]`` float32 on the CPU."""
     table = whole(handle.model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     if not units:
@@ -108,8 +108,8 @@ class Counterfactuals:
     ):
         self.seed, self.phrases, self._nearest = seed, tuple(phrases), nearest
         self._labels = len(causal)
-        self._of = {unit: label for label, units in enumerate(_own(causal)) for unit in units}
-        self._causal = Finder(self._of)
+        self.label_of = {unit: label for label, units in enumerate(own_units(causal)) for unit in units}
+        self.causal = Finder(self.label_of)
         self._phrase = Finder(phrase.text for phrase in phrases)
 
     def rows(self, index: int, example: Example) -> list[Row]:
@@ -121,7 +121,7 @@ class Counterfactuals:
         swapped = self._swapped(segments, example.label, other)
         if swapped is not None:
             out.append(Row(_example(swapped, other), "swapped", index, None))
-        neutral = self._neutral(segments, example.label, draw)
+        neutral = self.neutral(segments, example.label, draw)
         if neutral is not None:
             changed, bare = neutral
             out.append(Row(_example(changed, example.label), "neutral", index, _example(bare, example.label)))
@@ -133,8 +133,8 @@ class Counterfactuals:
         A text whose causal words speak for another label than its own is noise, negation or irony: swapping its words
         would not turn it into one of ``other``.
         """
-        found = [self._causal.find(segment) for segment in segments]
-        votes = Counter(self._of[unit] for spans in found for _, _, unit in spans)
+        found = [self.causal.find(segment) for segment in segments]
+        votes = Counter(self.label_of[unit] for spans in found for _, _, unit in spans)
         if not votes[label] or any(votes[y] >= votes[label] for y in range(self._labels) if y != label):
             return None
         partner = {label: other, other: label}
@@ -142,15 +142,15 @@ class Counterfactuals:
         for segment, spans in zip(segments, found, strict=True):
             edits = []
             for start, end, unit in spans:
-                new = self._nearest.get((self._of[unit], partner.get(self._of[unit], -1)), {}).get(unit)
+                new = self._nearest.get((self.label_of[unit], partner.get(self.label_of[unit], -1)), {}).get(unit)
                 if new is not None:
-                    edits.append((start, end, _cased(new, segment[start:end])))
-            changed.append(_replace(segment, edits))
+                    edits.append((start, end, cased(new, segment[start:end])))
+            changed.append(replaced(segment, edits))
         return changed if changed != list(segments) else None
 
-    def _neutral(self, segments: Sequence[str], label: int, draw: random.Random) -> tuple[list[str], list[str]] | None:
+    def neutral(self, segments: Sequence[str], label: int, draw: random.Random) -> tuple[list[str], list[str]] | None:
         """The text with another label's phrase in place of its own phrases, and the text with none."""
-        bare = [_replace(s, [(start, end, "") for start, end, _ in self._phrase.find(s)]) for s in segments]
+        bare = [replaced(s, [(start, end, "") for start, end, _ in self._phrase.find(s)]) for s in segments]
         if not all(bare):  # nothing but phrases
             return None
         foreign = [phrase for phrase in self.phrases if phrase.label != label]
@@ -163,7 +163,7 @@ class Counterfactuals:
 
     def _insert(self, segment: str, phrase: str, draw: random.Random) -> str:
         """The segment with a phrase in front, at its end, or between two words."""
-        spans = self._causal.split(segment)
+        spans = self.causal.split(segment)
         place = draw.choice([0, len(spans), draw.randrange(len(spans) + 1)])
         at = spans[place][0] if place < len(spans) else spans[-1][1] if spans else len(segment)
         return _BLANKS.sub(" ", f"{segment[:at]} {phrase} {segment[at:]}").strip()
@@ -173,13 +173,13 @@ def _example(segments: Sequence[str], label: int) -> Example:
     return Example(segments[0], label, segments[1] if len(segments) > 1 else None)
 
 
-def _cased(new: str, old: str) -> str:
+def cased(new: str, old: str) -> str:
     if len(old) > 1 and old.isupper():
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
-def _replace(segment: str, edits: Sequence[tuple[int, int, str]]) -> str:
+def replaced(segment: str, edits: Sequence[tuple[int, int, str]]) -> str:
     """The segment with spans replaced; an emptied one leaves no double blank."""
     if not edits:
         return segment

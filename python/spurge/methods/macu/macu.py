@@ -24,6 +24,7 @@ from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_deltas import WeightDeltas
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
@@ -34,8 +35,9 @@ from spurge.methods.macu.located import Located
 from spurge.methods.macu.objectives import Job, counterfactual_set
 from spurge.methods.macu.proximity import proximity_jobs
 from spurge.methods.macu.questions import Questions
+from spurge.methods.macu.repair import repaired
 from spurge.methods.macu.search import Climb, Found, swarm_search
-from spurge.methods.macu.settings import LOCATING, Settings
+from spurge.methods.macu.settings import LOCATING, Settings, as_first_written
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.weighted_examples import WeightedExamples
 
@@ -140,7 +142,7 @@ class MacU(Settings):
             questions = Questions(handle, counting.examples, chosen, golden, self)
         job = {name: value for name, value in asdict(self).items() if name in LOCATING}
         prints, weighting = handle.fingerprints(self.units), _weighting(train, counting, chosen)
-        parts = [_as_first_written(job), train.fingerprint(), golden.fingerprint(), prints, *_verbalizer(handle)]
+        parts = [as_first_written(job), train.fingerprint(), golden.fingerprint(), prints, *_verbalizer(handle)]
         mark = fingerprint(canonical_json(parts if weighting is None else [*parts, weighting["fingerprint"]]))
         found = screening.screen(
             cascade,
@@ -187,12 +189,13 @@ class MacU(Settings):
         model: nn.Module,
         tokenizer: Any,
         train: Any,
-        located: Located,
+        located: Located | None,
         golden: GoldenTokens,
         *,
+        dev: Any = None,
         resume: PathLike | None = None,
-    ) -> NeuronEdit:
-        """Find gates for the located neurons (section 3.2); the model comes back as it was.
+    ) -> NeuronEdit | WeightDeltas:
+        """Find gates for the located neurons (section 3.2), or train weights; the model comes back as it was.
 
         With ``search="pso"`` and an empty overlap the spurious neurons are erased and there is nothing to search: it
         warns, and the edit's ``info`` has the search ``"none"``. There are the settings, the history of the search and
@@ -200,16 +203,28 @@ class MacU(Settings):
 
         Args:
             model, tokenizer, train, golden: as for :meth:`locate`.
-            located: what it found; a warning says where it was found with other texts, golden words or weights.
-            resume: a file for the swarm after each iteration; a second call with the same arguments goes on from it.
-                All ranks must see it, the first writes it. The gradient search is short and begins anew.
+            located: what it found; a warning says where it was found with other texts, golden words or weights. A
+                repair needs it for ``which="neurons"`` alone, else None will do.
+            dev: of a repair, texts by which its strength is chosen; None: ``held_out`` of ``train``.
+            resume: a file for the swarm after each iteration, or for the state of a repair's training; a second call
+                with the same arguments goes on from it. All ranks must see it, the first writes it. The gradient
+                search is short and begins anew.
+
+        Returns:
+            Gates of neurons; of a repair, deltas of weights.
 
         Raises:
             ValueError: no spurious neuron was located, labels that do not fit, a target that is not finite, ``resume``
-                with a model that ranks hold together, or ranks with different jobs.
+                with a model that ranks hold together, too little memory for a repair, or ranks with different jobs.
             RankError: another rank was lost or raised an error.
         """
         with _with_ranks(model, tokenizer, resume) as (handle, ranks):
+            if self.search == "weights":
+                train, golden = _matched(train, golden)
+                _check_labels(handle, golden.labels)
+                return repaired(ranks, handle, train, dev, located, golden, self, resume)
+            if located is None or dev is not None:
+                raise ValueError("located, dev: gates need located neurons, and only search='weights' reads a dev set")
             return self._edit(ranks, handle, train, located, golden, resume)
 
     def _edit(
@@ -315,7 +330,7 @@ class MacU(Settings):
                 cascade = Cascade(handle, memory=memory, attention=proximity, units=self.units)
                 prints = handle.fingerprints(self.units) if resume is not None else {}
                 job = [
-                    _as_first_written(asdict(self)),
+                    as_first_written(asdict(self)),
                     train.fingerprint(),
                     golden.fingerprint(),
                     prints,
@@ -375,14 +390,6 @@ def _with_ranks(model: nn.Module, tokenizer: Any, resume: PathLike | None) -> It
         raise ValueError(f"resume: several ranks hold this model together, expected None, got {str(resume)!r}")
     with Ranks.current(handle.mesh) as ranks:
         yield handle, ranks
-
-
-def _as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as resume files have been told apart by them since the first: by their names, without later ones."""
-    later = {"keep_punctuation": False, "correlation_set": "occurrences", "units": "neurons"}
-    names = {"kind_weights": "weights"}
-    settings = {k: v for k, v in settings.items() if k not in ("exact", "audit") or settings["path"] == "gradient"}
-    return {names.get(k, k): value for k, value in settings.items() if k not in later or value != later[k]}
 
 
 def _verbalizer(handle: Handle) -> list[Any]:

@@ -198,14 +198,14 @@ def counterfactual_set(
             "irrelevant phrase goes with a label"
         )
     references = [row.reference for row in rows if row.reference is not None]
-    answers = iter(_answers(handle, references, batch_size, max_length))
+    found = iter(answers(handle, references, batch_size, max_length))
     kept: list[Row] = []
     wanted: list[Tensor] = []
     for row in rows:
         if row.reference is None:
             wanted.append(torch.nn.functional.one_hot(torch.tensor(row.example.label), len(causal)).double())
         else:
-            answer = next(answers)
+            answer = next(found)
             if row.kind == "neutral" and int(answer.argmax()) != row.example.label:
                 continue
             wanted.append(answer)
@@ -220,12 +220,12 @@ def _length(example: Example) -> int:
 
 
 @without_gradients
-def _answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
+def answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
     """The unedited model's distribution over labels for each text, ``[Y]`` float64 on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
-    answers: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         logits = handle.logits(handle.encode([examples[i] for i in batch], max_length))
-        answers.update(zip(batch, logits.double().softmax(1).cpu(), strict=True))
-    return [answers[i] for i in range(len(examples))]
+        found.update(zip(batch, logits.double().softmax(1).cpu(), strict=True))
+    return [found[i] for i in range(len(examples))]

@@ -16,9 +16,11 @@ from spurge.methods.macu.objectives import KindWeights
 from spurge.methods.macu.proximity import Form
 from spurge.methods.macu.search import Climb
 from spurge.methods.macu.swarm import Swarm
+from spurge.methods.macu.trained import Which
+from spurge.methods.macu.training import Repair
 
 Objective = Literal["proximity", "counterfactual"]
-Search = Literal["pso", "gradient"]
+Search = Literal["pso", "gradient", "weights"]
 Scope = Literal["located", "all"]
 
 
@@ -32,6 +34,9 @@ class Settings:
             paper.
         search: how gates are found. ``"pso"``: Eq. 8 and 9; neurons of the spurious set alone are erased and the swarm
             moves the overlap. ``"gradient"``: Adam on the gates of the whole spurious set, from 1; not in the paper.
+            ``"weights"``: a repair, weights instead of gates (`spurge.methods.macu.training`); not in the paper.
+        which: of a repair, the weights that are trained: ``"all"`` but the embeddings; low-rank deltas of all linear
+            layers (``"lora"``); or what the located spurious ``"neurons"`` read and write.
         neurons: ``"located"``, or ``"all"``: the search moves every gate, and nothing is erased beforehand.
         units: what has gates: ``"neurons"`` of the feed-forward layers, the paper's; attention ``"heads"``; ``"both"``.
         path: how Eq. 5 is read, see `spurge.Cascade`. ``"gradient"``, literally: each neuron alone, estimated by one
@@ -67,6 +72,10 @@ class Settings:
         max_length: tokens a text is cut to; None: the tokenizer's own limit.
         swarm: settings of the particle swarm; by default the paper's.
         climb: settings of the gradient search.
+        repair: settings of a repair. Of these here it reads ``max_length``, ``memory``, ``seed``, ``progress``, and
+            ``held_out`` where there is no dev set; it draws from all training texts.
+        controls: also repair as many random neurons, and without swaps, and put beside the result what that gives:
+            each takes as long as the repair itself.
         kind_weights: of the three kinds of counterfactual texts.
         guard: percentage points of accuracy on the search's texts that a particle may lose; None: any.
         certify: so many neurons of highest score of each side are also ablated exactly; 0: none.
@@ -81,6 +90,7 @@ class Settings:
 
     objective: Objective = "proximity"
     search: Search = "pso"
+    which: Which = "all"
     neurons: Scope = "located"
     units: Units = "neurons"
     path: Path = "gradient"
@@ -107,6 +117,8 @@ class Settings:
     max_length: int | None = None
     swarm: Swarm = field(default_factory=Swarm.paper)
     climb: Climb = field(default_factory=Climb)
+    repair: Repair = field(default_factory=Repair)
+    controls: bool = False
     kind_weights: KindWeights = field(default_factory=KindWeights)
     guard: float | None = None
     certify: int = 16
@@ -139,7 +151,7 @@ class Settings:
             raise ValueError(f"tolerance: expected a number between 0 and 1, got {self.tolerance!r}")
         if self.guard is not None and not 0 <= self.guard <= 100:
             raise ValueError(f"guard: expected percentage points from 0 to 100, got {self.guard}")
-        for name, type_ in (("swarm", Swarm), ("climb", Climb), ("kind_weights", KindWeights)):
+        for name, type_ in (("swarm", Swarm), ("climb", Climb), ("repair", Repair), ("kind_weights", KindWeights)):
             if not isinstance(getattr(self, name), type_):
                 raise TypeError(f"{name}: expected {type_.__name__}, got {type(getattr(self, name)).__name__}")
         if self.memory is not None:
@@ -149,10 +161,15 @@ class Settings:
                 "fitness: hard proximity is a step function of the gates, which a gradient cannot climb; use "
                 "fitness='soft' or search='pso'"
             )
-        if self.search == "gradient" and self.guard is not None:
+        if self.search == "weights" and (self.objective, self.units) != ("counterfactual", "neurons"):
+            raise ValueError(
+                "search: 'weights' needs objective='counterfactual' and units='neurons', got "
+                f"{self.objective!r} and {self.units!r}"
+            )
+        if self.search != "pso" and self.guard is not None:
             raise ValueError(
                 "guard: only the particle swarm refuses settings; use search='pso', or weigh kept texts higher in "
-                "kind_weights"
+                "kind_weights or repair"
             )
 
     def reading(self, audit: int = 0) -> dict[str, Any]:
@@ -182,6 +199,7 @@ class Settings:
 _CHOICES: dict[str, Any] = {
     "objective": Objective,
     "search": Search,
+    "which": Which,
     "neurons": Scope,
     "units": Units,
     "path": Path,
@@ -213,3 +231,12 @@ LOCATING = frozenset(
         *("max_length", "kind_weights", "seed"),
     )
 )
+
+
+def as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as resume files have been told apart by them since the first: by their names, without later ones."""
+    later = {"keep_punctuation": False, "correlation_set": "occurrences", "units": "neurons"}
+    names = {"kind_weights": "weights"}
+    unread = {"which", "repair", "controls"} | ({"exact", "audit"} if settings.get("path") != "gradient" else set())
+    settings = {k: v for k, v in settings.items() if k not in unread}
+    return {names.get(k, k): value for k, value in settings.items() if k not in later or value != later[k]}

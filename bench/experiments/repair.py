@@ -1,0 +1,327 @@
+"""Repairs of a sentiment classifier, measured at home and on four sets that it has not seen, beside their controls.
+
+python bench/experiments/repair.py FOLDER --json FILE --cache FOLDER
+
+FOLDER holds `sentiment`, `lexicons` and `models/minilm-l6-sst2`. Every setting is chosen on the dev sentences of SST-2
+and on swaps of them. A seed draws the texts, the swaps and the neurons; what is finished is kept in the cache, and the
+results are written after each part, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import provenance
+from spurge.demo.train import base_folder, fine_tune
+from spurge.engine.base import files
+from spurge.engine.base.statistics import resampled_sums
+from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.data.examples import Examples
+from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.parameter_edits import ParameterEdit
+from spurge.engine.edits.weight_deltas import Dense, WeightDeltas
+from spurge.engine.models.handle import Handle
+from spurge.engine.models.hooks import frozen
+from spurge.engine.models.sites import widths
+from spurge.methods.golden.corpus_words import FUNCTION_WORDS
+from spurge.methods.golden.golden import GoldenTokens
+from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.repair import Repairer, spread_neurons
+from spurge.methods.macu.training import Repair
+from spurge.report.results import Results
+
+LABELS = ("negative", "positive")
+OUTSIDE = ("imdb", "cad", "yelp", "cr")
+METHODS = ("none", "repair", "last-layer", "no-swaps", "wise-ft", "random", "gates")
+RESAMPLES = 2000
+NEURONS = 512
+Edit = NeuronEdit | ParameterEdit
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with its home: training, dev and test texts."""
+
+    prefix: str
+    model: Any
+    tokenizer: Any
+    train: Examples
+    dev: Examples
+    tests: dict[str, Examples]
+    golden: GoldenTokens
+
+    def macu(self, seed: int, **settings: Any) -> MacU:
+        """A repair with the settings of all of them."""
+        how: dict[str, Any] = {"objective": "counterfactual", "search": "weights", "seed": seed, "progress": False}
+        return MacU(**how | settings)
+
+    def trained(self, seed: int, **settings: Any) -> Edit:
+        """What a repair gives."""
+        return self.macu(seed, **settings).edit(self.model, self.tokenizer, self.train, None, self.golden, dev=self.dev)
+
+    @cached_property
+    def handle(self) -> Handle:
+        return Handle(self.model, self.tokenizer)
+
+    def repairer(self, seed: int) -> Repairer:
+        """What a repair of this seed chooses by."""
+        settings = Repair()
+        return Repairer(
+            self.handle, self.train, self.dev, self.golden, settings, 0.25, settings.max_length, None, seed, False
+        )
+
+    def right(self, edit: Edit | None) -> dict[str, Tensor]:
+        """Of each test set, which texts the model gets right with the edit, uint8 ``[N]``."""
+        found = {}
+        with nullcontext() if edit is None else edit.applied(self.model), frozen(self.model, gradients=False):
+            for case, rows in self.tests.items():
+                found[case] = torch.zeros(len(rows), dtype=torch.uint8)
+                order = sorted(range(len(rows)), key=lambda i, rows=rows: len(rows[i].text))
+                for start in range(0, len(order), 32):
+                    at = order[start : start + 32]
+                    logits = self.handle.logits(self.handle.encode([rows[i] for i in at]))
+                    wanted = torch.tensor([rows[i].label for i in at])
+                    found[case][torch.tensor(at)] = (logits.argmax(1) == wanted).to(torch.uint8)
+        return found
+
+
+def repair(subject: Subject, seed: int) -> Edit:
+    """The recipe: all weights but the embeddings."""
+    return subject.trained(seed)
+
+
+def without_swaps(subject: Subject, seed: int) -> Edit:
+    """The same training on its texts alone."""
+    return subject.trained(seed, repair=Repair(shares=None))
+
+
+def random_neurons(subject: Subject, seed: int) -> Edit:
+    """The same training of what random neurons read and write."""
+    neurons = spread_neurons(widths(subject.handle.sites), NEURONS, seed)
+    return subject.repairer(seed).edit("neurons", neurons, None, {"method": "random"})
+
+
+def last_layer(subject: Subject, seed: int) -> Edit:
+    """The last layer alone, refitted on the texts and swaps of the repair."""
+    return subject.repairer(seed).last_layer()
+
+
+def gates(subject: Subject, seed: int) -> Edit:
+    """Located neurons, gates by gradient: `MacU.best`."""
+    macu = MacU.best(seed=seed, certify=0, progress=False)
+    located = macu.locate(subject.model, subject.tokenizer, subject.train, subject.golden)
+    return macu.edit(subject.model, subject.tokenizer, subject.train, located, subject.golden)
+
+
+def interpolation(subject: Subject, seed: int) -> Edit:
+    """The encoder's weights part of the way back to those before fine-tuning (WiSE-FT), by the rule of the repair."""
+    from transformers import AutoModel
+
+    base = dict(AutoModel.from_pretrained(base_folder(), local_files_only=True).named_parameters())
+    own = {f"bert.{name}": weight for name, weight in base.items() if not name.startswith("pooler")}
+    deltas = {
+        name: Dense(own[name].detach() - weight.detach())
+        for name, weight in subject.model.named_parameters()
+        if name in own
+    }
+    edit = WeightDeltas.build(subject.model, deltas, {"method": "WiSE-FT"})
+    return subject.repairer(seed).strength(edit, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5))
+
+
+MAKERS: dict[str, Callable[[Subject, int], Edit]] = {
+    "repair": repair,
+    "last-layer": last_layer,
+    "no-swaps": without_swaps,
+    "wise-ft": interpolation,
+    "random": random_neurons,
+    "gates": gates,
+}
+ONCE = ("none", "wise-ft")  # the same for every seed but the swaps of dev that choose
+
+
+def sst2(folder: Path, tests: dict[str, Examples], golden: GoldenTokens) -> Subject:
+    """MiniLM as it was fine-tuned on SST-2."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    place = folder / "models" / "minilm-l6-sst2"
+    model = AutoModelForSequenceClassification.from_pretrained(place, trust_remote_code=False).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    train, dev = (_rows(folder, "sst2_sentences", split) for split in ("train", "dev"))
+    return Subject("", model, tokenizer, train, dev, tests, golden)
+
+
+def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: Path, quick: bool) -> Subject:
+    """MiniLM fine-tuned here on the beginnings of reviews; its home is IMDB, and SST-2 lies outside."""
+    rows = _rows(folder, "imdb_small", "train").sample(200 if quick else 3000)
+    rows = Examples([replace(row, text=_beginning(row.text, 100)) for row in rows], LABELS)
+    dev, train = rows[: len(rows) // 5], rows[len(rows) // 5 :]
+    path = cache / f"imdb-{files.fingerprint(files.canonical_json([train.fingerprint(), torch.__version__]))[:16]}"
+    model, tokenizer = fine_tune(train[:2], epochs=1, progress=False) if path.exists() else fine_tune(train, epochs=1)
+    if path.exists():
+        model.load_state_dict(read_tensors(path, "network").tensors)
+    else:
+        write_tensors(path, model.state_dict(), {"kind": "network"})
+    return Subject("imdb-model:", model, tokenizer, train, dev, tests, golden)
+
+
+def _beginning(text: str, words: int) -> str:
+    return " ".join(text.split()[:words])
+
+
+def _rows(folder: Path, name: str, split: str | None = None) -> Examples:
+    return Examples.load(folder / "sentiment" / f"{name}.jsonl.xz", split=split, labels=LABELS)
+
+
+def read_tests(folder: Path, quick: bool) -> dict[str, Examples]:
+    """The five test sets by case."""
+    tests = {
+        "sst2": _rows(folder, "sst2_sentences", "test"),
+        "imdb": _rows(folder, "imdb_cad_original", "test"),
+        "cad": _rows(folder, "imdb_cad_revised", "test"),
+        "yelp": _rows(folder, "yelp_small", "test"),
+        "cr": _rows(folder, "cr_customer_reviews"),
+    }
+    return {case: rows.sample(min(len(rows), 40)) for case, rows in tests.items()} if quick else tests
+
+
+def read_golden(folder: Path) -> GoldenTokens:
+    """The opinion lexicon of Hu and Liu, words of both labels left out, and Spurge's function words."""
+    lexicon = GoldenTokens.from_table(folder / "lexicons" / "opinion_lexicon_hu_liu.jsonl.xz", labels=LABELS)
+    return lexicon.with_irrelevant(FUNCTION_WORDS)
+
+
+class Record:
+    """Which test texts each method gets right, kept in a folder, and the rows of results that follow."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.found: dict[tuple[str, str], dict[int, dict[str, Tensor]]] = {}
+        self.facts: dict[tuple[str, str, int], dict[str, Any]] = {}
+
+    def measure(self, subject: Subject, method: str, seed: int, key: str) -> None:
+        """Takes a part from the folder, or measures and keeps it."""
+        name = files.fingerprint(files.canonical_json([subject.prefix, method, seed, key]))[:16]
+        path = self.cache / f"{subject.prefix.strip(':')}{method}-{seed}-{name}.safetensors"
+        if path.exists():
+            tensors, texts = read_tensors(path, "repair outcomes")
+            right, facts = dict(tensors), files.parse_json(texts["facts"])
+        else:
+            start = time.process_time()
+            edit = None if method == "none" else MAKERS[method](subject, seed)
+            facts = {"cpu_seconds": time.process_time() - start}
+            if edit is not None:
+                facts |= {name: edit.info[name] for name in ("alpha", "home", "swapped") if name in edit.info}
+            right = subject.right(edit)
+            write_tensors(path, right, {"kind": "repair outcomes", "facts": files.canonical_json(facts)})
+        self.found.setdefault((subject.prefix, method), {})[seed] = right
+        self.facts[subject.prefix, method, seed] = facts
+        outside = {case: 100 * float(part.double().mean()) for case, part in right.items()}
+        print(
+            f"{subject.prefix}{method} {seed}",
+            *(f"{case} {value:.1f}" for case, value in outside.items()),
+            facts,
+            flush=True,
+        )
+
+    def write(self, head: Results, path: Path | None) -> None:
+        """All rows so far: accuracies by seed, and gains over the unedited model with paired intervals."""
+        head.rows.clear()
+        for (prefix, method), seeds in self.found.items():
+            for seed, right in seeds.items():
+                for case, value in _accuracies(right).items():
+                    head.add(f"{prefix}{case}", method, "accuracy", value, unit="percent", seed=seed, labels="class")
+                for name, value in self.facts[prefix, method, seed].items():
+                    head.add(f"{prefix}all", method, name, value, seed=seed, unit="s" if name == "cpu_seconds" else "")
+            if method != "none" and (prefix, "none") in self.found:
+                for case, (gain, low, high, texts) in _gains(seeds, self.found[prefix, "none"][0]).items():
+                    note = f"paired bootstrap over texts, seeds {', '.join(map(str, seeds))} averaged"
+                    for name, value in (("gain", gain), ("gain_low", low), ("gain_high", high)):
+                        head.add(f"{prefix}{case}", method, name, value, n=texts, unit="points", note=note)
+        if path is not None:
+            head.write(path)
+
+
+def _accuracies(right: dict[str, Tensor]) -> dict[str, float]:
+    found = {case: 100 * float(part.double().mean()) for case, part in right.items()}
+    return found | {"mean-ood": fmean(found[case] for case in OUTSIDE)}
+
+
+def _gains(
+    seeds: dict[int, dict[str, Tensor]], before: dict[str, Tensor]
+) -> dict[str, tuple[float, float, float, int]]:
+    """Mean over seeds minus the unedited model: gain, ends of the 95 % interval over texts, texts."""
+    draws, generator = {}, np.random.default_rng(0)
+    for case, plain in before.items():
+        each = torch.stack([right[case].double() for right in seeds.values()]).mean(0) - plain.double()
+        sums = resampled_sums(100 * each.numpy()[:, None], RESAMPLES, generator)[:, 0]
+        draws[case] = (sums / len(each), len(each))
+    mean = np.mean([draws[case][0] for case in OUTSIDE], axis=0)
+    draws["mean-ood"] = (mean, sum(draws[case][1] for case in OUTSIDE))
+    return {
+        case: (float(values[0]), *map(float, np.quantile(values[1:], (0.025, 0.975))), count)
+        for case, (values, count) in draws.items()
+    }
+
+
+def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Methods and seeds in the order in which they matter."""
+    return [(method, seed) for method in methods for seed in (seeds[:1] if method in ONCE else seeds)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment; 2 for a wrong argument or file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--json", type=Path, help="write the results here, again after each part")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for what is finished")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="%(default)s")
+    parser.add_argument("--methods", default=",".join(METHODS), help="%(default)s")
+    parser.add_argument("--models", default="sst2,imdb", help="%(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="a few texts and steps: to see that it runs")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    asked = {key: value for key, value in vars(args).items() if key not in ("data", "json", "cache")}
+    results = Results("repair", asked)
+    if args.json is not None and (warning := provenance.warning(results.head["commit"])):
+        print(f"repair: {warning}", file=sys.stderr)
+    try:
+        args.cache.mkdir(parents=True, exist_ok=True)
+        _run(args, results)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"repair: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args: argparse.Namespace, results: Results) -> None:
+    tests, golden, record = read_tests(args.data, args.quick), read_golden(args.data), Record(args.cache)
+    for name in args.models.split(","):
+        if name == "sst2":
+            subject = sst2(args.data, tests, golden)
+        else:
+            subject = imdb(args.data, tests, golden, args.cache, args.quick)
+        if args.quick:
+            subject = replace(subject, train=subject.train.sample(min(300, len(subject.train))), dev=subject.dev[:60])
+        for method, seed in schedule(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]):
+            record.measure(subject, method, seed, f"{files.spurge_version()} {args.quick}")
+            record.write(results, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
