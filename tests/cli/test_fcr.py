@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from helpers.planted_features import unit_features
+from helpers.pretended_devices import stand_in
 from spurge.cli import main
+from spurge.engine.base import budgets
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.methods.fcr.removal import Removal
@@ -124,3 +126,20 @@ def test_features_without_groups_or_model(desk: Path, tmp_path: Path, capsys: py
     bare.save(tmp_path / "bare.safetensors")
     _, _, err = spurge(capsys, "fcr", "--features", tmp_path / "bare.safetensors", *rest)
     assert "belongs to no model that could be edited" in err
+
+
+def test_works_on_the_device_that_is_named(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "free_bytes", lambda device: 2**30)
+    files = ("--features", desk / "train.safetensors", "--select", desk / "select.safetensors")
+    asked = (*files, "--remove-feature", "all", "--criterion", "worst_group", "--test", desk / "test.safetensors")
+    outputs = ("--out", tmp_path / "edit", "--removal", tmp_path / "removal", "--bootstrap", 5, "--quiet")
+    with stand_in(gpu := torch.device("cuda", 0)) as ran:
+        code, _, err = spurge(capsys, "fcr", *asked, *outputs, "--device", "cuda:0")
+    assert (code, err) == (0, "")
+    assert ran == {"associate_": {gpu}, "correct_interval": {gpu}}
+    assert len(Removal.load(tmp_path / "removal").edges) == len(WeightEdit.load(tmp_path / "edit")) == 2
+    code, _, err = spurge(capsys, "fcr", *asked, *outputs, "--device", "moon")
+    assert code != 0
+    assert "device: 'moon' cannot be used here" in err

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.pretended_devices import stand_in
 from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge import Effects, NeuronEdit, Recording
 from spurge.cli import main
+from spurge.engine.base import budgets
 from spurge.report.results import Results
 
 
@@ -189,3 +191,14 @@ def test_what_is_no_text_or_number_is_refused_by_row(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(command(desk, tmp_path, data=data)) == 2
     assert f"{data}: row 7: {message}" in capsys.readouterr().err
+
+
+def test_works_on_the_device_that_is_named(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "free_bytes", lambda device: 2**30)
+    assert main(command(desk, tmp_path)) == 0  # the recording of the host is not taken for one of the device
+    changes = {"recording": tmp_path / "other", "out": tmp_path / "there", "device": "cuda:0", "leading": 1}
+    with stand_in(gpu := torch.device("cuda", 0)) as ran:
+        assert main(command(desk, tmp_path, **changes)) == 0
+    assert ran == {"balance_strata": {gpu}}
+    here, there = (Effects.load(tmp_path / name) for name in ("effects.safetensors", "there"))
+    torch.testing.assert_close(there.adjusted.aie, here.adjusted.aie, rtol=1e-4, atol=1e-6)

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from helpers.planted_features import dimension_sets
+from helpers.pretended_devices import stand_in
 from spurge.cli import main
+from spurge.engine.base import budgets
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -120,3 +122,16 @@ def test_mistakes_are_answered_in_one_line(
     assert code == 2
     assert text in err
     assert len(err.splitlines()) == 1
+
+
+def test_works_on_the_device_that_is_named(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "free_bytes", lambda device: 2**30)
+    test = ("--test", f"birds={desk / 'test.safetensors'}", "--draws", 2, "--dfr", "--bootstrap", 5)
+    with stand_in(gpu := torch.device("cuda", 0)) as ran:
+        asked = ("--features", desk / "validation.safetensors", *test, "--tuned", tmp_path / "tuned")
+        code, _, err = spurge(capsys, *asked, "--device", "cuda:0")
+    assert (code, err) == (0, "")
+    assert ran == {"segment_medians": {gpu}}
+    assert Tuned.load(tmp_path / "tuned").head.width == 96

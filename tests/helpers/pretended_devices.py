@@ -1,7 +1,7 @@
-"""Devices that are not there: CPU tensors that say they lie on ``cpu:0`` or ``cpu:1``, operations that do not mix them.
+"""Devices that are not there: CPU tensors that say they lie on ``cuda:0`` or ``cpu:1``, never mixed by an operation.
 
-What an operation makes lies where its arguments lie; only ``to`` moves. As on GPUs, numbers without dimensions and
-indices may come from the host, whose device is plain ``cpu``.
+What an operation makes lies where its arguments lie; only ``to``, ``cpu`` and ``copy_`` move. As on GPUs, numbers
+without dimensions and indices may come from the host, whose device is plain ``cpu``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +57,16 @@ class _Move(torch.autograd.Function):
 
 
 class _Operations(TorchDispatchMode):
-    """Refuses operations that mix devices, and says where their results lie."""
+    """Refuses operations that mix devices, and says where their results lie.
+
+    Attributes:
+        ours: of each op of the project that ran, the devices of its tensors.
+    """
 
     def __init__(self, places: _Places) -> None:
         super().__init__()
         self.places = places
+        self.ours: dict[str, set[torch.device]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -68,7 +74,11 @@ class _Operations(TorchDispatchMode):
         if asked is not None:
             kwargs["device"] = HOST
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+        if func is _aten.copy_.default:
+            return func(*args, **kwargs)
         found = {self.places.of(tensor) for tensor in tensors if tensor.dim()}
+        if func.namespace == "spurge":
+            self.ours.setdefault(func._schema.name.split("::")[1], set()).update(found)
         if func.overloadpacket in _INDEXING:
             found.discard(HOST)
         if len(found) > 1:
@@ -85,22 +95,41 @@ class _Operations(TorchDispatchMode):
 
 
 class _Questions(TorchFunctionMode):
-    """Answers where tensors lie, and moves them."""
+    """Answers where tensors lie, and moves them; in what a backward pass calls, too."""
 
     def __init__(self, places: _Places) -> None:
         super().__init__()
         self.places = places
+
+    def __enter__(self) -> _Questions:
+        run = torch.autograd._engine_run_backward
+
+        def backward(*args: Any, **kwargs: Any) -> Any:  # torch leaves the mode for it
+            with _Again(self):
+                return run(*args, **kwargs)
+
+        self._patch = mock.patch.object(torch.autograd, "_engine_run_backward", backward)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.stop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return self.places.of(args[0])
         if func is Tensor.cpu:
-            return _Move.apply(args[0], self.places, HOST)
-        if func is torch.tensor and kwargs.get("device") is not None:
-            return func(*args, **kwargs | {"device": HOST}).to(kwargs["device"])
+            return self._to(args[0], HOST)
         if func is Tensor.to:
             return self._to(*args, **kwargs)
+        if kwargs.get("device") is not None:  # torch itself would look for it
+            made = func(*args, **kwargs | {"device": HOST})
+            if func is torch.as_tensor:  # which may be what it was given
+                return self._to(made, kwargs["device"])
+            self.places.put(made, torch.device(kwargs["device"]))
+            return made
         return func(*args, **kwargs)
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -115,7 +144,34 @@ class _Questions(TorchFunctionMode):
                 device, dtype = self.places.of(value), value.dtype
         if device is not None and device != self.places.of(tensor):
             tensor = _Move.apply(tensor, self.places, device)
-        return tensor if dtype is None else tensor.type(dtype)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class _Again(TorchFunctionMode):
+    """The same answers."""
+
+    def __init__(self, questions: _Questions) -> None:
+        super().__init__()
+        self.questions = questions
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.questions.__torch_function__(func, types, args, kwargs)
+
+
+@contextmanager
+def stand_in(device: torch.device, *modules: nn.Module) -> Iterator[dict[str, set[torch.device]]]:
+    """``modules`` as if they lay on ``device`` as a whole, where other tensors can be moved, too.
+
+    Yields:
+        Of each op of the project that ran since, the devices of its tensors.
+    """
+    places = _Places()
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            places.put(tensor, device)
+    operations = _Operations(places)
+    with _Questions(places), operations:
+        yield operations.ours
 
 
 @contextmanager

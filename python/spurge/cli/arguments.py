@@ -29,6 +29,13 @@ def add_model(
     )
 
 
+def add_features_device(parser: Container) -> None:
+    """Where features are taken, and all is computed from them."""
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N: where to work (%(default)s)"
+    )
+
+
 def add_data(
     parser: argparse.ArgumentParser,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spurge.cli.arguments import add_data, add_model
+from spurge.cli.arguments import add_data, add_features_device, add_model
 
 #: Options of ``fcr`` that `FCR` takes.
 FCR_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "rates", "candidates", "most", "memory")
@@ -45,6 +45,7 @@ def add_fcr(parser: argparse.ArgumentParser) -> None:
         "feature is known by the groups of --features; its rate is given or chosen on --select."
     )
     parser.add_argument("--features", metavar="FILE", required=True, help="features to work on (spurge features)")
+    add_features_device(parser)
     parser.add_argument("--select", metavar="FILE", help="features of the validation set")
     parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
@@ -91,6 +92,7 @@ def add_neurontune(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="features to retrain on; without --identify a validation set, halved: one half identifies",
     )
+    add_features_device(parser)
     parser.add_argument("--identify", metavar="FILE", help="features of a validation set, to identify and select on")
     parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
     parser.add_argument("--out", metavar="FILE", help="where to write the edit, e.g. edit.safetensors")

@@ -8,7 +8,7 @@ import torch
 
 from spurge.bench import kernels
 from spurge.cli.inputs import prepare, write_results
-from spurge.cli.model_folders import usable_device
+from spurge.engine.base.checks import device_of
 from spurge.report.results import Results
 
 
@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the table."""
     names = kernels.chosen(arguments.kernels)
     prepare(arguments)
-    device = str(usable_device(arguments.device))
+    device = str(device_of("device", arguments.device))
     results = Results("bench", {"kernels": names, "device": device, "threads": torch.get_num_threads()})
     results.extend(kernels.run(names, device, lambda line: print(line, flush=True)))
     print(

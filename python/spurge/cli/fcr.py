@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_last_layer import FCR_SETTINGS
-from spurge.cli.inputs import named_files, prepare, write_results
+from spurge.cli.inputs import named_files, prepare, read_features, write_results
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.features.features import Features
 from spurge.methods.fcr.fcr import FCR
@@ -20,11 +20,11 @@ from spurge.report.tables import seconds
 def run(arguments: argparse.Namespace) -> int:
     """Removes, prints the edges and, on test sets, the accuracies before and after; writes the edit of ``--out``."""
     prepare(arguments, "out", "removal")
-    features = Features.load(arguments.features)
+    features = read_features(arguments, arguments.features)
     if not features.head.prints:
         raise ValueError(f"features: the head of {arguments.features!r} belongs to no model that could be edited")
-    select = Features.load(arguments.select) if arguments.select else None
-    tests = {name: Features.load(source) for name, source in named_files(arguments.test).items()}
+    select = read_features(arguments, arguments.select) if arguments.select else None
+    tests = {name: read_features(arguments, source) for name, source in named_files(arguments.test).items()}
     preset = FCR.paper if arguments.preset == "paper" else FCR.best
     method = preset(**given(arguments, FCR_SETTINGS), progress=not arguments.quiet)
     start = time.perf_counter()

@@ -14,11 +14,13 @@ from torch import nn
 from spurge.cli.arguments import given
 from spurge.cli.arguments_macu import MACU_SETTINGS, REPAIR_SETTINGS
 from spurge.cli.model_folders import load_model
+from spurge.engine.base.checks import device_of
 from spurge.engine.base.files import check_writable
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import chosen_rows, of_file, read_column, read_number
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
+from spurge.engine.features.features import Features
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.verbalizers import Verbalizer
 from spurge.methods.golden.corpus_words import FUNCTION_WORDS
@@ -88,6 +90,15 @@ def read_model(arguments: argparse.Namespace, dtype: str = "float32", device: st
         return load_model("model", *where)
     verbalizer = Verbalizer.load(arguments.verbalizer)
     return verbalizer.wrap(*load_model("model", *where, "language"))
+
+
+def read_features(arguments: argparse.Namespace, source: str) -> Features:
+    """The features of one file, on ``--device``.
+
+    Raises:
+        ValueError: not such a file, or no such device.
+    """
+    return Features.load(source).to(device_of("device", arguments.device))
 
 
 def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> Examples:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         memory=arguments.memory,
         progress=not arguments.quiet,
-    )
+    ).to(arguments.device)
     scorer, scorer_tokenizer = (None, None) if arguments.scorer is None else _scorer(arguments)
     outcome = _outcome(arguments, table, recording, scorer, scorer_tokenizer)
     mediation = Mediation(**given(arguments, MEDIATION_SETTINGS), progress=not arguments.quiet)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from spurge.engine.base.checks import device_of
 from spurge.engine.base.files import FileError, read_json
 from spurge.engine.base.tensor_files import read_header
 
@@ -45,7 +46,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
         config, source = _OF_GGUF, {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     else:
         config = _checked_config(name, path)
-    where = usable_device(device)
+    where = device_of("device", device)
     if kind == "any":
         kind = "language" if _is_language_model(config) else "classifier"
     _check_files(name, path)
@@ -174,13 +175,3 @@ def _check_whole(file: Path) -> None:
 def _is_language_model(config: dict[str, Any]) -> bool:
     named = config.get("architectures") or []
     return any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in named)
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of ``--device``; ValueError where it cannot be used."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
-    return device

@@ -8,7 +8,7 @@ from typing import Any
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_last_layer import NEURONTUNE_SETTINGS
-from spurge.cli.inputs import named_files, prepare, write_results
+from spurge.cli.inputs import named_files, prepare, read_features, write_results
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.features.features import Features
 from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
@@ -23,15 +23,15 @@ def run(arguments: argparse.Namespace) -> int:
     prepare(arguments, "out", "tuned")
     if not arguments.out and not arguments.tuned:
         raise ValueError("out, tuned: give at least one of them, to keep the result")
-    train = Features.load(arguments.features)
+    train = read_features(arguments, arguments.features)
     if arguments.out and not train.head.prints:
         raise ValueError(
             f"out: the head of {arguments.features!r} belongs to no model that could be edited; use --tuned"
         )
-    validation = Features.load(arguments.identify) if arguments.identify else train
+    validation = read_features(arguments, arguments.identify) if arguments.identify else train
     if arguments.dfr and validation.groups is None:
         raise ValueError("dfr: needs groups, and the validation set has none")
-    tests = {name: Features.load(source) for name, source in named_files(arguments.test).items()}
+    tests = {name: read_features(arguments, source) for name, source in named_files(arguments.test).items()}
     method = NeuronTune(**given(arguments, NEURONTUNE_SETTINGS), progress=not arguments.quiet)
     start = time.perf_counter()
     if arguments.identify:

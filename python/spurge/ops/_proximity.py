@@ -112,9 +112,16 @@ _gradient = register(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[4:]
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, by_hard: Tensor, by_soft: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, by_hard: Tensor | None, by_soft: Tensor | None) -> tuple[Tensor | None, ...]:
+    if by_hard is None and by_soft is None:
+        return (None,) * 6
+    if by_hard is None:
+        by_hard = torch.zeros_like(by_soft)  # type: ignore[arg-type]
+    elif by_soft is None:
+        by_soft = torch.zeros_like(by_hard)
     return _gradient(by_hard, by_soft, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
 
 

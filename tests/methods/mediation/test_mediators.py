@@ -10,6 +10,7 @@ class FakeRecording:
     """What mediators read of a recording."""
 
     widths = {"layer.0": 3, "layer.1": 5}  # noqa: RUF012
+    device = torch.device("cpu")
 
     def __init__(self, rows=60):
         generator = torch.Generator().manual_seed(0)

@@ -36,6 +36,23 @@ def choice(name: str, value: _Choice, allowed: Iterable[object]) -> _Choice:
     return value
 
 
+def device_of(name: str, value: Any) -> torch.device:
+    """The device that ``value`` names (``"cuda"``, ``"cuda:1"``, a `torch.device`), once a tensor can be made there.
+
+    Raises:
+        TypeError: another type.
+        ValueError: no such device.
+    """
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name}: expected a device or its name, got {type(value).__name__}")
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name}: {str(value)!r} cannot be used here: {error}") from error
+    return device
+
+
 def share_of(name: str, value: Any) -> float:
     """``value`` as a float in (0, 1]; TypeError for no number, ValueError outside."""
     if isinstance(value, bool) or not isinstance(value, Real):

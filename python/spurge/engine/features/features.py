@@ -151,8 +151,9 @@ class Features(Saved, kind="features", what="features"):
         return replace(self, head=head)
 
     def to(self, device: torch.device | str) -> Features:
-        """The same rows on another device."""
-        return replace(self, values=self.values.to(device))
+        """The same rows on another device, where all that is done with them is done."""
+        values = self.values.to(device)
+        return self if values is self.values else replace(self, values=values)
 
     def fingerprint(self) -> str:
         """SHA-256 of features, labels, groups, names and head; not of ``info``."""

@@ -109,7 +109,8 @@ class ScaledRows:
         for i, calls in self._seen.items():
             groups = [len(share.weights) * self._trace.batch for share in shares[i]]
             projection = self._sites[i].projection
-            whole = torch.zeros(sum(groups), self._sites[i].width * projection.size)
+            size = self._sites[i].width * projection.size
+            whole = torch.zeros(sum(groups), size, device=self._sites[i].parameter.device)
             for z, _ in calls:
                 grad = left.pop(0)
                 if grad is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spurge.engine.base.checks import choice, integer
+from spurge.engine.base.checks import choice, device_of, integer
 from spurge.engine.base.files import FileError, PathLike
 from spurge.engine.base.notices import warn
 from spurge.engine.data.examples import checked_texts
@@ -23,6 +23,7 @@ from spurge.engine.recordings.padding import padded
 from spurge.engine.recordings.prompt_pass import Position, PromptPass, check_length, fitting, token_print
 from spurge.engine.recordings.store import STORAGE, Store
 
+_HOST = torch.device("cpu")
 _STORAGE = tuple(getattr(torch, name) for name in STORAGE)
 
 
@@ -31,9 +32,13 @@ class Recording:
     """Outputs and neurons of a model's MLPs for N prompts, read from disk when they are wanted.
 
     Made by :func:`record` and :meth:`open`. A block's SHA-256 is verified when the block is first read.
+
+    Attributes:
+        device: where what is read lies, and all that is done with it is done; see :meth:`to`.
     """
 
     _store: Store
+    device: torch.device = _HOST
 
     @classmethod
     def open(cls, folder: PathLike) -> Recording:
@@ -90,6 +95,14 @@ class Recording:
             "model_print": header["made"]["model"],
         }
 
+    def to(self, device: torch.device | str) -> Recording:
+        """The same recording, read to another device.
+
+        Raises:
+            TypeError, ValueError: no device, or one that is not there.
+        """
+        return replace(self, device=device_of("device", device))
+
     def outputs(self, site: str) -> Tensor:
         """Outputs ``u = W2 z + b`` of one MLP, float32 ``[N, H]``.
 
@@ -97,7 +110,7 @@ class Recording:
             ValueError: a site that was not recorded. `FileError`: a file is missing or damaged.
             OSError: a file cannot be read.
         """
-        return self._store.read(f"outputs/{self._recorded(site)}", self.hidden[site])
+        return self._store.read(f"outputs/{self._recorded(site)}", self.hidden[site]).to(self.device)
 
     def neurons(self, site: str, part: slice | None = None) -> Tensor:
         """Neurons ``z`` of one site, the input of its down projection, float32 ``[N, F']``.
@@ -118,7 +131,7 @@ class Recording:
         self._recorded(site)
         if not self._store.header["made"]["neurons"]:
             raise ValueError("neurons: were not recorded; record with neurons=True")
-        return self._store.read(f"neurons/{site}", self.widths[site], part)
+        return self._store.read(f"neurons/{site}", self.widths[site], part).to(self.device)
 
     def fingerprint(self) -> str:
         """SHA-256 over all that was recorded and how; raises `FileError` where a file is missing or damaged."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import choice, integer
+from spurge.engine.base.checks import choice, device_of, integer
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Activation, Association, Reduction, association
 from spurge.engine.last_layer.fitting import fit_head
@@ -50,6 +50,7 @@ class FCR:
         floor: entropy of activations, as a share of the greatest possible, below which a unit fires for one class only.
         l2: penalty of the head that is fitted for fictitious classes.
         memory: budget of the scores beyond their inputs, e.g. "256MiB".
+        device: where features are taken and all is computed, e.g. "cuda"; None: where they are.
         progress: show bars.
 
     Raises:
@@ -69,6 +70,7 @@ class FCR:
     floor: float = 1e-6
     l2: float = 1e-4
     memory: str | int | None = None
+    device: str | torch.device | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class FCR:
             raise ValueError(f"least_weight: expected 0 to 1, got {self.least_weight}")
         if checked_rate(self.most) == 0:
             raise ValueError("most: expected a rate above 0, got 0")
+        if self.device is not None:
+            object.__setattr__(self, "device", str(device_of("device", self.device)))
 
     @classmethod
     def paper(cls, **changes: Any) -> FCR:
@@ -122,6 +126,7 @@ class FCR:
         if rate is None and angle is None:
             rate = 1.0
         _only_one(rate=rate, angle=angle)
+        features = self._placed(features)
         found = self._associate(features.values, features.labels, features.head, [label], label)
         scores = self._scores(found)[0]
         allowed = usable(features.head.weight[label], self.least_weight, self.sign)
@@ -169,6 +174,7 @@ class FCR:
         """
         _only_one(rate=rate, angle=angle, criterion=criterion)
         _check_criterion(criterion, features, select)
+        features, select = self._placed(features), None if select is None else self._placed(select)
         kinds = count_kinds(features, feature_labels, fictitious)
         feature_labels = feature_labels.to(features.values.device)
         if fictitious is None:
@@ -195,6 +201,9 @@ class FCR:
         return Removal(tuple(edges), features.head, head, labels, fictitious, curve, info)
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _placed(self, features: Features) -> Features:
+        return features if self.device is None else features.to(self.device)
 
     def _associate(
         self, values: Tensor, labels: Tensor, head: Head, rows: list[int], target: int | None

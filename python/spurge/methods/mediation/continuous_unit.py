@@ -49,12 +49,12 @@ class ContinuousUnit:
         try:
             shift = self._shift(prepared, counts)
         except ValueError:  # a resample in which an arm is empty, or X out of reach
-            return missing(len(prepared))
+            return missing(prepared)
         causes = torch.cat([self.columns, self.treatment[:, None].double()], 1)
         share = counts / counts.sum()
         moved, causes = prepared - (prepared @ share)[:, None], causes - share @ causes
         covariates = torch.cat([causes.expand(len(prepared), -1, -1), moved[..., None], moved[..., None] * causes], -1)
-        targets = torch.zeros(len(prepared), covariates.shape[-1], dtype=torch.float64)
+        targets = prepared.new_zeros(len(prepared), covariates.shape[-1])
         dual, _, report, status = ops.balance_batch(
             covariates,
             counts,

@@ -28,7 +28,7 @@ STEPS = 50
 
 @dataclass(frozen=True, eq=False)
 class UnitEffects:
-    """Effects of U units, all float64 ``[U]`` on the CPU; NaN where there is none.
+    """Effects of U units, all float64 ``[U]`` where their values are; NaN where there is none.
 
     Attributes:
         nie1, nie0: natural indirect effects NIE(1) and NIE(0); NaN for estimators that know one number only.
@@ -111,7 +111,7 @@ class _Stratified:
     def masses(self, counts: Tensor) -> Tensor:
         """Shares of the strata that have both arms, 0 for the others; NaN where none has."""
         both = (self.treated.sums(counts[self.treated.rows]) > 0) & (self.control.sums(counts[self.control.rows]) > 0)
-        size = torch.zeros(self.count, dtype=torch.float64).index_add_(0, self.strata, counts)
+        size = counts.new_zeros(self.count).index_add_(0, self.strata, counts)
         size = torch.where(both, size, 0.0)
         return size / size.sum()
 
@@ -179,7 +179,7 @@ class BalancedStrata(_Stratified):
         masses = self.masses(counts)
         mu11, mu00 = self.total(counts)
         if math.isnan(mu11):
-            return missing(len(prepared[0].values))
+            return missing(prepared[0].values)
         treated, control = prepared
         first, second = warm or (None, None)
         mu10, one = self._across(treated, self.treated, control, self.control, counts, masses, first)
@@ -290,7 +290,7 @@ class BalancedColumns:
         try:
             weights = self.weights(counts)
         except ValueError:  # a resample in which an arm is empty, or X out of reach
-            return missing(len(prepared[0]))
+            return missing(prepared[0])
         mu11, mu00 = (float(w @ self.outcome[rows]) for w, rows in zip(weights, self.arms, strict=True))
         sides, means = [], []
         for here, there in ((0, 1), (1, 0)):
@@ -334,7 +334,7 @@ class DichotomisedMediator(_Stratified):
         masses = self.masses(counts)
         mu11, mu00 = self.total(counts)
         if math.isnan(mu11):
-            return missing(len(prepared[0]))
+            return missing(prepared[0])
         cells = [
             self._cells(high, arm, counts) for high, arm in zip(prepared, (self.treated, self.control), strict=True)
         ]
@@ -349,7 +349,7 @@ class DichotomisedMediator(_Stratified):
     def _cells(self, high: Tensor, arm: _Arm, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes and sums of outcomes of the cells, ``[2, U, S]`` for n = 0 and n = 1."""
         own = counts[arm.rows]
-        marks = torch.zeros(len(own), self.count, dtype=torch.float64).scatter_(1, arm.strata[:, None], own[:, None])
+        marks = own.new_zeros(len(own), self.count).scatter_(1, arm.strata[:, None], own[:, None])
         sums = marks * arm.outcome[:, None]
         size, total = high @ marks, high @ sums
         return torch.stack([marks.sum(0) - size, size]), torch.stack([sums.sum(0) - total, total])
@@ -380,10 +380,10 @@ def _joined(nie1: Tensor, nie0: Tensor, one: _Side, two: _Side) -> Estimate:
     )
 
 
-def missing(units: int) -> Estimate:
-    """For a resample without an estimate: every prompt of an arm is missing, or all topics lack one."""
-    nan = torch.full((units,), torch.nan, dtype=torch.float64)
-    return Estimate(nan, nan, nan, nan, nan, torch.full((units,), INFEASIBLE, dtype=torch.int32))
+def missing(values: Tensor) -> Estimate:
+    """Of units ``[U, ...]``, for a resample without an estimate: an arm is empty, or all topics lack one."""
+    nan = values.new_full((len(values),), torch.nan, dtype=torch.float64)
+    return Estimate(nan, nan, nan, nan, nan, torch.full_like(nan, INFEASIBLE, dtype=torch.int32))
 
 
 def _crossed(here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor], masses: Tensor) -> tuple[Tensor, Tensor]:

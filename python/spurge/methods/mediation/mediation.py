@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spurge.engine.base.budgets import budget, parse_bytes
-from spurge.engine.base.checks import checked_values, choice, integer, number, share_of
+from spurge.engine.base.checks import checked_values, choice, device_of, integer, number, share_of
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.statistics import bootstrap_counts
@@ -50,6 +50,7 @@ class Mediation:
         least_ess: effective sample size, as a share of its arm, below which a unit is flagged.
         least_arm: topics with fewer prompts in either arm are left out of all estimates. 1 keeps whatever has both.
         memory: budget of a block of units, ``"256MiB"`` or bytes; None: a share of what is free.
+        device: where the estimates are made, e.g. ``"cuda"``; None: where the units are (`Recording.to`).
         seed: of the resamples.
         progress: show a progress bar.
 
@@ -66,6 +67,7 @@ class Mediation:
     least_ess: float = 0.1
     least_arm: int = 10
     memory: str | int | None = None
+    device: str | torch.device | None = None
     seed: int = 0
     progress: bool = True
 
@@ -84,6 +86,8 @@ class Mediation:
             integer(name, getattr(self, name), least)
         if self.memory is not None:
             parse_bytes(self.memory)
+        if self.device is not None:
+            object.__setattr__(self, "device", str(device_of("device", self.device)))
 
     def effects(
         self,
@@ -125,15 +129,18 @@ class Mediation:
             raise ValueError(f"confounders: expected {units.rows} prompts like the units, got {len(confounders)}")
         kept, dropped = self._kept(treated, confounders)
         treated, outcomes, confounders = treated[kept], outcomes[kept], confounders.subset(kept)
+        device = units.device if self.device is None else torch.device(self.device)
         estimators = {
-            "adjusted": self._estimator(treated, outcomes, confounders, units.numbers),
-            "unadjusted": self._estimator(treated, outcomes, None, units.numbers),
+            "adjusted": self._estimator(treated, outcomes, confounders, units.numbers, device),
+            "unadjusted": self._estimator(treated, outcomes, None, units.numbers, device),
         }
         counts = torch.cat(
             [torch.ones(1, len(kept), dtype=torch.float64), bootstrap_counts(len(kept), self.resamples, self.seed)]
-        )
+        ).to(device)
         totals = {side: _totals(own, counts) for side, own in estimators.items()}
         info = self._info(units, kept, treated, outcomes, confounders, dropped, threshold)
+        if device.type != "cpu":
+            info["device"] = device.type  # another kind rounds otherwise
         blocks = self._blocks(units, kept, estimators, counts, resume, _mark(info))
         adjusted, unadjusted = (
             Side(
@@ -172,10 +179,17 @@ class Mediation:
         return (~thin[confounders.topics]).nonzero()[:, 0], dropped
 
     def _estimator(
-        self, treated: Tensor, outcomes: Tensor, confounders: Confounders | None, numbers: int
+        self,
+        treated: Tensor,
+        outcomes: Tensor,
+        confounders: Confounders | None,
+        numbers: int,
+        device: torch.device,
     ) -> BalancedStrata | BalancedColumns | DichotomisedMediator | ContinuousUnit:
         """The estimator that these confounders and units call for; None: unadjusted."""
         columns = torch.zeros(len(treated), 0, dtype=torch.float64) if confounders is None else confounders.design()
+        topics = torch.zeros(len(treated), dtype=torch.int64) if confounders is None else confounders.topics
+        treated, outcomes, columns = treated.to(device), outcomes.to(device), columns.to(device)
         single = confounders is None or confounders.columns is None
         how: dict[str, Any] = {"interact": self.interact, "square": self.square, "tolerance": self.tolerance}
         if self.estimator == "continuous_unit":
@@ -187,9 +201,8 @@ class Mediation:
             raise ValueError(f"estimator: the dichotomised mediator knows topics and single numbers only, got {what}")
         if numbers > 1 or not single:
             return BalancedColumns(treated, outcomes, columns, numbers=numbers, **how)
-        topics = torch.zeros(len(treated), dtype=torch.int64) if confounders is None else confounders.topics
-        assert topics is not None
-        strata, count = topics.unique(return_inverse=True)[1], len(topics.unique())
+        assert topics is not None  # a single confounder is topics
+        strata, count = topics.unique(return_inverse=True)[1].to(device), len(topics.unique())
         if self.estimator == "dichotomised_mediator":
             return DichotomisedMediator(treated, outcomes, strata, count)
         return BalancedStrata(treated, outcomes, strata, count, **how)
@@ -204,7 +217,7 @@ class Mediation:
         dropped: list[dict[str, Any]],
         threshold: float,
     ) -> dict[str, Any]:
-        settings = {name: value for name, value in asdict(self).items() if name not in ("memory", "progress")}
+        settings = {name: value for name, value in asdict(self).items() if name not in ("memory", "device", "progress")}
         topics = []
         if confounders.topics is not None:
             for topic in confounders.topics.unique().tolist():
@@ -249,7 +262,8 @@ class Mediation:
         """Effects of all units, block by block, both sides of each."""
         finished = Blocks(resume, "mediation block", "a block of a mediation", mark)
         each = max(own.unit_bytes() for own in estimators.values()) + 8 * len(kept) + 8 * len(counts) * len(SIDES)
-        size = max(1, min(len(units), budget(self.memory, "cpu") // (2 * each * units.numbers)))
+        size = max(1, min(len(units), budget(self.memory, counts.device) // (2 * each * units.numbers)))
+        kept = kept.to(counts.device)
         found = []
         work = len(units) * len(counts) * len(SIDES)
         with tqdm(total=work, desc="mediate", unit="fit", unit_scale=True, disable=not self.progress) as bar:
@@ -257,7 +271,7 @@ class Mediation:
                 name = f"units-{span.start:08d}-{span.stop:08d}"
                 block = finished.find(name, _block_of)
                 if block is None:
-                    values = values[:, kept]
+                    values = values.to(counts.device)[:, kept]
                     block = {side: _side(own, values, counts, bar) for side, own in estimators.items()}
                     finished.keep(name, flat(block))
                 else:
@@ -301,12 +315,13 @@ def _side(estimator: Estimator, values: Tensor, counts: Tensor, bar: Any) -> dic
     prepared = estimator.prepare(values)
     whole = estimator.estimate(prepared, counts[0])
     bar.update(len(values))
-    draws = torch.empty(len(counts) - 1, len(values), dtype=torch.float32)
+    draws = values.new_empty(len(counts) - 1, len(values), dtype=torch.float32)
     for own, count in zip(draws, counts[1:], strict=True):
         own.copy_(estimator.estimate(prepared, count, whole.warm).aie)
         bar.update(len(values))
     constant = (values == values[:, :1]).flatten(1).all(1)
-    return {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
+    found = {name: getattr(whole, name) for name in _PARTS} | {"draws": draws, "constant": constant}
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def _block_of(file: Contents) -> dict[str, dict[str, Tensor]]:

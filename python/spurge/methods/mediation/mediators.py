@@ -16,6 +16,7 @@ from spurge.engine.recordings.recording import Recording
 
 Level = Literal["mlp", "neuron", "unit"]
 Reduction = Literal["difference", "norm", "components"]
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +31,7 @@ class Mediators:
         rows: N.
         numbers: p, of a unit and prompt.
         info: how they came about, JSON-able.
+        device: where the values lie.
     """
 
     level: Level
@@ -38,6 +40,7 @@ class Mediators:
     numbers: int
     info: dict[str, Any]
     _read: Callable[[str, slice], Tensor]
+    device: torch.device = _HOST
 
     def __len__(self) -> int:
         return sum(self.widths.values())
@@ -104,13 +107,14 @@ def mlp_units(
     def read(site: str, _: slice) -> Tensor:
         outputs = recording.outputs(site)
         if fold is not None:
-            return along_difference(outputs, treated, fold)[None]
+            return along_difference(outputs, treated.to(outputs.device), fold.to(outputs.device))[None]
         return outputs.norm(dim=1)[None] if reduction == "norm" else principal(outputs, components)[None]
 
     info: dict[str, Any] = {"reduction": reduction, "recording": recording.fingerprint()}
     info |= {"folds": folds, "seed": seed} if reduction == "difference" else {}
     numbers = components if reduction == "components" else 1
-    return Mediators("mlp", dict.fromkeys(recording.widths, 1), len(recording), numbers, info, read)
+    widths = dict.fromkeys(recording.widths, 1)
+    return Mediators("mlp", widths, len(recording), numbers, info, read, recording.device)
 
 
 def neuron_units(recording: Recording, sites: Sequence[str] | None = None) -> Mediators:
@@ -129,11 +133,11 @@ def neuron_units(recording: Recording, sites: Sequence[str] | None = None) -> Me
     def read(site: str, part: slice) -> Tensor:
         return recording.neurons(site, part).t().contiguous()
 
-    return Mediators("neuron", widths, len(recording), 1, info, read)
+    return Mediators("neuron", widths, len(recording), 1, info, read, recording.device)
 
 
 def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
-    """Units from numbers ``[U, N]`` (``[U, N, p]``) of any kind.
+    """Units from numbers ``[U, N]`` (``[U, N, p]``) of any kind, on any device.
 
     Raises:
         TypeError: no floating tensor.
@@ -147,7 +151,7 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
     names = [str(unit) for unit in range(len(values))] if names is None else list(names)
     if len(names) != len(values) or len(set(names)) != len(names):
         raise ValueError(f"names: expected {len(values)} different ones, got {len(set(names))}")
-    values = values.detach().cpu()
+    values = values.detach()
     unit_of = {name: unit for unit, name in enumerate(names)}
     bad = (~values.isfinite()).nonzero()
     if len(bad):
@@ -160,6 +164,7 @@ def units_of(values: Tensor, names: Sequence[str] | None = None) -> Mediators:
         values.shape[2] if values.dim() == 3 else 1,
         {"values": fingerprint(canonical_json([names, fingerprint(values)]))},
         lambda name, _: values[unit_of[name]][None],
+        values.device,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.budgets import parse_bytes
-from spurge.engine.base.checks import choice, integer, number
+from spurge.engine.base.checks import choice, device_of, integer, number
 from spurge.engine.base.notices import warn
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
@@ -64,6 +64,7 @@ class NeuronTune:
             smallest mean ``"class_difference"``. Of equal ones, the first.
         seed: of ``"sgd"``.
         memory: budget of fitting, e.g. ``"256MiB"``.
+        device: where features are taken and all is computed, e.g. ``"cuda"``; None: where they are.
         progress: show progress bars.
 
     Raises:
@@ -82,6 +83,7 @@ class NeuronTune:
     select: Select = "sfit"
     seed: int = 0
     memory: str | int | None = None
+    device: str | torch.device | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -102,10 +104,12 @@ class NeuronTune:
             raise TypeError(f"sgd: expected Sgd, got {type(self.sgd).__name__}")
         if self.memory is not None:
             parse_bytes(self.memory)
+        if self.device is not None:
+            object.__setattr__(self, "device", str(device_of("device", self.device)))
 
     def score(self, features: Features) -> Scores:
         """Scores of all dimensions by the model's own predictions of an identification set."""
-        return score(features, signs=self.signs, least_wrong=self.least_wrong)
+        return score(self._placed(features), signs=self.signs, least_wrong=self.least_wrong)
 
     def mask(self, scores: Scores, threshold: float | None = None) -> Tensor:
         """Dimensions to suppress, bool ``[D]`` or ``[C, D]``; by the first threshold of the settings, or by another.
@@ -139,6 +143,7 @@ class NeuronTune:
             ValueError: of different heads, no class with enough wrong predictions, or nothing left to train on.
         """
         _check_pair(identify, train)
+        identify, train = self._placed(identify), self._placed(train)
         scores = self.score(identify)
         best: tuple[float, Retrained, Tensor] | None = None
         candidates = []
@@ -173,6 +178,7 @@ class NeuronTune:
 
     def retrain(self, identify: Features, train: Features, mask: Tensor) -> Retrained:
         """The best layer on ``train`` behind any mask, bool ``[D]`` or ``[C, D]``: the step that controls share."""
+        identify, train = self._placed(identify), self._placed(train)
         base, outputs = train.head, train.head.outputs
         judged, values = encode(identify.values, self.signs), encode(train.values, self.signs)
         gates = torch.ones(mask.shape, dtype=torch.float64).masked_fill(mask, self.keep)
@@ -210,6 +216,9 @@ class NeuronTune:
         if head.weight.shape == base.weight.shape:
             head = base.with_(weight=head.weight.to(base.weight.dtype), bias=head.bias)
         return Retrained(head, best.value, candidates)
+
+    def _placed(self, features: Features) -> Features:
+        return features if self.device is None else features.to(self.device)
 
     def _criteria(self, identify: Features, predictions: Tensor) -> dict[str, float]:
         """The three criteria of a candidate; SFit of the unmasked features, by classes with any wrong predictions."""
