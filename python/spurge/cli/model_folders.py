@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def load_model(name: str, folder: str, device: str, dtype: str, kind: ModelKind 
     _check_files(name, path)
     logging.set_verbosity_error()  # what matters of it is checked below
     logging.disable_progress_bar()
-    with _refused(name, path, config):
+    with _refused(name, path, config), _without_bar() if config is _OF_GGUF else nullcontext():
         model, loading = _loader(kind).from_pretrained(
             **source,
             dtype=getattr(torch, dtype),
@@ -75,6 +76,11 @@ def _loader(kind: ModelKind) -> Any:
     if kind == "encoder":
         return AutoModel
     return AutoModelForCausalLM if kind == "language" else AutoModelForSequenceClassification
+
+
+def _without_bar() -> AbstractContextManager[Any]:
+    """Hides the progress bar of reading GGUF, which ``transformers`` shows whatever it is told."""
+    return redirect_stderr(io.StringIO())
 
 
 @contextmanager

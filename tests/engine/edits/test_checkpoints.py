@@ -77,12 +77,32 @@ def test_apply_makes_a_plain_folder_of_a_gguf_file(
     model, tokenizer = load(file.parent, gguf_file=file.name)
     edit_of(model).save(tmp_path / "edit.safetensors")
     given = ["--edit", str(tmp_path / "edit.safetensors"), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
     assert main(["apply", "--model", str(file), *given]) == 0
-    assert f"folded into a plain folder of {file}: {tmp_path / 'out'}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"folded into a plain folder of {file}: {tmp_path / 'out'}" in said.out
+    assert "GGUF" not in said.err
     edit_of(model).fold(model)
     assert_same(tmp_path / "out", model, tokenizer, "the thing")
     assert main(["apply", "--model", str(file.parent), *given[:2], "--out", str(tmp_path / "other")]) == 2
     assert "it has no config.json; give its file tiny.gguf" in capsys.readouterr().err
+
+
+def test_a_file_that_is_cut_or_no_model_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = load(file.parent, gguf_file=file.name)
+    edit_of(model).save(tmp_path / "edit.safetensors")
+    given = ["--edit", str(tmp_path / "edit.safetensors"), "--out", str(tmp_path / "out")]
+    for name, content in (("cut", file.read_bytes()[:3000]), ("other", b"text" * 99), ("empty", b"")):
+        broken = tmp_path / f"{name}.gguf"
+        broken.write_bytes(content)
+        capsys.readouterr()
+        assert main(["apply", "--model", str(broken), *given]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"spurge: error: --model: '{broken}' cannot be loaded: ")
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_of_an_edit_of_a_gguf_file(file: Path, tmp_path: Path) -> None:

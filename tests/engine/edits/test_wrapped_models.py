@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from helpers.tiny_models import tiny, tiny_inputs, tiny_tokenizer
@@ -17,9 +20,10 @@ from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
 from spurge.engine.edits.weight_deltas import Dense, LowRank, Slices, WeightDeltas
 from spurge.engine.edits.weight_edits import WeightEdit, load_edit
 from spurge.engine.evaluation.evaluation import evaluate
+from spurge.engine.models.handle import Handle
 from spurge.engine.models.heads import Head
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.parameters import bare_name, find_places, unwrapped
+from spurge.engine.models.parameters import bare_name, find_places, named_as, unwrapped
 from spurge.engine.models.sites import find_sites
 
 peft = pytest.importorskip("peft")
@@ -40,9 +44,9 @@ class Wrapper(nn.Module):
         return self.net(**inputs)
 
 
-def adapted(model: nn.Module, family: str = "bert", **settings: Any) -> Any:
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": LORA[family], "task_type": "SEQ_CLS"} | settings
-    model = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+def adapted(model: nn.Module, family: str = "bert", **own: Any) -> Any:
+    config = {"r": 4, "lora_alpha": 8, "target_modules": LORA[family], "task_type": "SEQ_CLS"} | own
+    model = peft.get_peft_model(model, peft.LoraConfig(**config)).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -198,11 +202,15 @@ def test_an_adapter_that_is_switched_off_is_not_there() -> None:
 
 def test_what_was_located_in_the_model_is_evaluated_in_the_wrapped_one() -> None:
     plain = tiny("bert")
+    located = SimpleNamespace(
+        spurious_set=NeuronSet({find_sites(plain)[1].name: [4, 9]}),
+        info={"model": Handle(plain, tiny_tokenizer()).fingerprints("both"), "settings": {"units": "both"}},
+    )
     wrapped = peft.get_peft_model(tiny("bert"), peft.LoraConfig(target_modules=["key"])).eval()
     rows = Examples([Example("the film was good", 0), Example("a bad plot today", 1)] * 3, labels=("a", "b"))
     edit = edits(plain)["gates"]
     reports = [
-        evaluate(model, tiny_tokenizer(), rows, edit=edit, draws=2, bootstrap=0, progress=False)
+        evaluate(model, tiny_tokenizer(), rows, edit=edit, located=located, draws=2, bootstrap=0, progress=False)
         for model in (plain, wrapped)
     ]
     assert str(reports[0]) == str(reports[1])
@@ -223,6 +231,19 @@ def test_what_was_located_in_the_model_is_evaluated_in_the_wrapped_one() -> None
 )
 def test_bare_names(path: str, bare: str) -> None:
     assert bare_name(path) == bare
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    wrappers=st.lists(st.sampled_from(["net", "module", "_orig_mod", "base_model.model"]), max_size=5),
+    name=st.lists(st.sampled_from(["bert", "layer", "0", "output", "weight", "score"]), min_size=1).map(".".join),
+)
+def test_wrappers_of_any_depth_are_taken_off_once(wrappers: list[str], name: str) -> None:
+    wrapped = ".".join([*wrappers, name])
+    assert bare_name(wrapped) == name == bare_name(bare_name(wrapped))
+    assert named_as(name, ["other.weight", wrapped]) == wrapped
+    assert named_as(wrapped, ["other.weight", name]) == name
+    assert named_as(f"{name}.bias", ["other.weight", wrapped]) == f"{name}.bias"
 
 
 def test_an_own_network_called_net_is_no_wrapper() -> None:

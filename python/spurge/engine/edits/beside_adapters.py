@@ -19,7 +19,8 @@ def around(model: nn.Module, layer: nn.Module) -> Any:
     """The module that peft put around a layer, where adapters in it act now; else None."""
     for module in model.modules():
         if getattr(module, "base_layer", None) is layer:
-            return None if module.disable_adapters or module.merged else module
+            idle = getattr(module, "disable_adapters", False) or getattr(module, "merged", False)
+            return None if idle else module
     return None
 
 
