@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import spurge
 from helpers import earlier
 from helpers.earlier import V1
 from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge.cli import main as command
-from spurge.engine.base.files import write_json
+from spurge.engine.base.files import read_json, write_json
 from spurge.engine.base.resume import Blocks
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import read_tensors
@@ -141,21 +142,26 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def export(source: Path) -> tuple[Writer, Reader]:
+def folder_of(name: str, source: Path) -> tuple[Writer, Reader]:
+    """What a command makes of the model and its edit: a checkpoint or an adapter."""
+
     def write(folder: Path, number: int) -> None:
         if (folder / "out").exists():
             os.rename(folder / "out", folder / f"out-{number}")
             shutil.rmtree(folder / f"out-{number}")
         given = ("--model", source / "model", "--edit", source / "edit.safetensors", "--out", folder / "out")
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            assert command(["apply", *map(str, given)]) == 0
+            assert command([name, *map(str, given)]) == 0
 
     def read(folder: Path) -> None:
         for path in folder.glob("out-*"):  # of the child's own tidying
             shutil.rmtree(path)
-        if (folder / "out").exists():
+        if (folder / "out").exists() and name == "apply":
             type(tiny("bert")).from_pretrained(folder / "out")
             assert {path.name for path in (folder / "out").iterdir()} >= {"config.json", "model.safetensors"}
+        elif (folder / "out").exists():
+            read_json(folder / "out" / "adapter_config.json")
+            assert load_file(folder / "out" / "adapter_model.safetensors")
 
     return write, read
 
@@ -172,7 +178,7 @@ def writers(source: Path) -> dict[str, tuple[Writer, Reader]]:
         "cache": (write_cache, read_cache),
         "recording": (write_recording, read_recording),
         "swarm": (write_swarm, read_swarm),
-        "export": export(source),
+        **{name: folder_of(name, source) for name in ("apply", "export")},
     }
 
 
