@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import provenance
-from spurge.demo.train import base_folder, fine_tune
+from spurge.demo import grammar
+from spurge.demo.grammar import Grammar
+from spurge.demo.run import CASES
+from spurge.demo.train import base_folder, fine_tune, load_base
 from spurge.engine.base import files
 from spurge.engine.base.statistics import resampled_sums
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
@@ -43,6 +46,7 @@ from spurge.methods.golden.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.repair import Repairer, spread_neurons
+from spurge.methods.macu.swaps import SwapShares
 from spurge.methods.macu.training import Repair
 from spurge.report.results import Results
 
@@ -65,6 +69,7 @@ class Subject:
     dev: Examples
     tests: dict[str, Examples]
     golden: GoldenTokens
+    settings: Repair = field(default_factory=lambda: Repair(last_layer=True))
 
     def macu(self, seed: int, **settings: Any) -> MacU:
         """A repair with the settings of all of them."""
@@ -81,7 +86,7 @@ class Subject:
 
     def repairer(self, seed: int) -> Repairer:
         """What a repair of this seed chooses by."""
-        settings = Repair(last_layer=True)
+        settings = self.settings
         return Repairer(
             self.handle, self.train, self.dev, self.golden, settings, 0.25, settings.max_length, None, seed, False
         )
@@ -103,12 +108,12 @@ class Subject:
 
 def repair(subject: Subject, seed: int) -> Edit:
     """The recipe: all weights but the embeddings, and a refitted last layer where dev prefers it."""
-    return subject.trained(seed, repair=Repair(last_layer=True))
+    return subject.trained(seed, repair=subject.settings)
 
 
 def without_swaps(subject: Subject, seed: int) -> Edit:
     """The same training on its texts alone."""
-    return subject.trained(seed, repair=Repair(shares=None, last_layer=True))
+    return subject.trained(seed, repair=replace(subject.settings, shares=None))
 
 
 def random_neurons(subject: Subject, seed: int) -> Edit:
@@ -169,16 +174,35 @@ def sst2(folder: Path, tests: dict[str, Examples], golden: GoldenTokens) -> Subj
 
 def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: Path, quick: bool) -> Subject:
     """MiniLM fine-tuned here on the beginnings of reviews; its home is IMDB, and SST-2 lies outside."""
-    rows = _rows(folder, "imdb_small", "train").sample(200 if quick else 3000)
+    rows = _rows(folder, "imdb_small", "train").sample(200 if quick else 2500)
     rows = Examples([replace(row, text=_beginning(row.text, 100)) for row in rows], LABELS)
     dev, train = rows[: len(rows) // 5], rows[len(rows) // 5 :]
-    path = cache / f"imdb-{files.fingerprint(files.canonical_json([train.fingerprint(), torch.__version__]))[:16]}"
-    model, tokenizer = fine_tune(train[:2], epochs=1, progress=False) if path.exists() else fine_tune(train, epochs=1)
-    if path.exists():
-        model.load_state_dict(read_tensors(path, "network").tensors)
-    else:
-        write_tensors(path, model.state_dict(), {"kind": "network"})
+    model, tokenizer = _tuned(train, 1, cache / "imdb")
     return Subject("imdb-model:", model, tokenizer, train, dev, tests, golden)
+
+
+def demo(cache: Path, quick: bool) -> Subject:
+    """The demo's model with its planted shortcut, to be repaired by swaps of neutral phrases alone."""
+    rows = Grammar(train=200, test=40) if quick else Grammar()
+    sets = {"train": rows.training_rows(0)} | {case: rows.test_rows(case, 0) for case in CASES}
+    tests = {name: Examples.load(part, labels=grammar.LABELS) for name, part in sets.items()}
+    train = tests.pop("train")
+    model, tokenizer = _tuned(train, 3, cache / "demo")
+    golden = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
+    settings = Repair(shares=SwapShares(flip=0, random=0, same=0, negation=0, template=0))
+    cut = len(train) // 5
+    return Subject("demo:", model, tokenizer, train[cut:], train[:cut], tests, golden, settings)
+
+
+def _tuned(train: Examples, epochs: int, path: Path) -> tuple[Any, Any]:
+    """MiniLM fine-tuned on texts, or what was kept of that."""
+    mark = files.fingerprint(files.canonical_json([train.fingerprint(), epochs, torch.__version__]))[:16]
+    path = path.with_name(f"{path.name}-{mark}.safetensors")
+    if not path.exists():
+        write_tensors(path, fine_tune(train, epochs=epochs)[0].state_dict(), {"kind": "network"})
+    model, tokenizer = load_base(train.labels)
+    model.load_state_dict(read_tensors(path, "network").tensors)
+    return model.eval(), tokenizer
 
 
 def _beginning(text: str, words: int) -> str:
@@ -263,7 +287,7 @@ class Record:
 
 def _accuracies(right: dict[str, Tensor]) -> dict[str, float]:
     found = {case: 100 * float(part.double().mean()) for case, part in right.items()}
-    return found | {"mean-ood": fmean(found[case] for case in OUTSIDE)}
+    return found | ({"mean-ood": fmean(found[case] for case in OUTSIDE)} if {*OUTSIDE} <= found.keys() else {})
 
 
 def _gains(
@@ -275,8 +299,9 @@ def _gains(
         each = torch.stack([right[case].double() for right in seeds.values()]).mean(0) - plain.double()
         sums = resampled_sums(100 * each.numpy()[:, None], RESAMPLES, generator)[:, 0]
         draws[case] = (sums / len(each), len(each))
-    mean = np.mean([draws[case][0] for case in OUTSIDE], axis=0)
-    draws["mean-ood"] = (mean, sum(draws[case][1] for case in OUTSIDE))
+    if {*OUTSIDE} <= before.keys():
+        mean = np.mean([draws[case][0] for case in OUTSIDE], axis=0)
+        draws["mean-ood"] = (mean, sum(draws[case][1] for case in OUTSIDE))
     return {
         case: (float(values[0]), *map(float, np.quantile(values[1:], (0.025, 0.975))), count)
         for case, (values, count) in draws.items()
@@ -297,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="%(default)s")
     parser.add_argument("--methods", default=",".join(METHODS), help="%(default)s")
-    parser.add_argument("--models", default="sst2,imdb", help="%(default)s")
+    parser.add_argument("--models", default="sst2,demo,imdb", help="%(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="a few texts and steps: to see that it runs")
     args = parser.parse_args(argv)
@@ -320,8 +345,10 @@ def _run(args: argparse.Namespace, results: Results) -> None:
     for name in args.models.split(","):
         if name == "sst2":
             subject = sst2(args.data, tests, golden)
-        else:
+        elif name == "imdb":
             subject = imdb(args.data, tests, golden, args.cache, args.quick)
+        else:
+            subject = demo(args.cache, args.quick)
         if args.quick:
             subject = replace(subject, train=subject.train.sample(min(300, len(subject.train))), dev=subject.dev[:60])
         for method, seed in schedule(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]):

@@ -16,6 +16,7 @@ from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge.cli import main
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
 from spurge.engine.edits.neuron_edits import NeuronEdit
+from spurge.engine.edits.weight_deltas import LowRank, WeightDeltas
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.models.sites import find_sites
 from spurge.methods.macu.located import Located
@@ -487,3 +488,30 @@ def test_help_and_version_answer_without_heavy_imports() -> None:
     assert done.stdout.splitlines()[-1] == "False False False"
     for command in ("demo", "locate", "edit", "evaluate", "apply", "doctor"):
         assert f"\n    {command} " in done.stdout
+
+
+def test_a_repair_is_written_and_folded_in(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ("--model", desk / "model", "--data", desk / "rows.jsonl", "--split", "train", "--quiet")
+    asked = ("--search", "weights", "--golden", desk / "golden.json", "--steps", 2, "--out", "repair.safetensors")
+    gates = ("--golden", desk / "golden.json", "--out", "repair.safetensors")
+    assert "located: gates need the neurons" in wrong(capsys, "edit", *common, *gates)
+    which = ("--which", "lora", "--rank", 2, "--dev", desk / "rows.jsonl", "--controls", "--json", "repair.json")
+    code, out, err = spurge(capsys, "edit", *common, *asked, *which)
+    assert code == 0
+    assert err == "" or "loses more than" in err
+    edit = WeightDeltas.load("repair.safetensors")
+    assert repr(edit) in out
+    assert {delta.rank for delta in edit.deltas.values() if isinstance(delta, LowRank)} == {2}
+    rows = Results.load("repair.json").select(metric="accuracy")
+    assert {row["method"] for row in rows} == {"none", "MacU", "random", "no-swaps"}
+    assert {row["case"] for row in rows} == {"home", "swapped"}
+    code, _, err = spurge(
+        capsys, "apply", "--model", desk / "model", "--edit", "repair.safetensors", "--out", "repaired"
+    )
+    assert (code, err) == (0, "")
+    tests = ("--data", f"rows={desk / 'rows.jsonl'}", "--edit", "repair.safetensors", "--json", "t.json")
+    code, _, err = spurge(capsys, "evaluate", "--model", desk / "model", *tests, "--quiet")
+    assert (code, err) == (0, "")

@@ -1,0 +1,35 @@
+"""Parts of the repair experiment that need no model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments import repair
+
+
+def test_all_seeds_of_the_repair_come_first_then_seed_by_seed() -> None:
+    pairs = repair.schedule(repair.METHODS, [3, 4])
+    assert pairs[:3] == [("none", 3), ("repair", 3), ("repair", 4)]
+    assert [seed for _, seed in pairs[3:]] == sorted(seed for _, seed in pairs[3:])
+    assert sorted(pairs) == sorted({*pairs})
+    assert [seed for method, seed in pairs if method == "wise-ft"] == [3]
+
+
+def test_gains_are_means_over_seeds_with_intervals_around_them() -> None:
+    before = {case: torch.tensor([1, 0, 1, 0], dtype=torch.uint8) for case in ("sst2", *repair.OUTSIDE)}
+    better = before | {"cad": torch.tensor([1, 1, 1, 0], dtype=torch.uint8)}
+    best = before | {"cad": torch.tensor([1, 1, 1, 1], dtype=torch.uint8)}
+    found = repair._gains({0: better, 1: best}, before)
+    assert found["sst2"] == (0.0, 0.0, 0.0, 4)
+    gain, low, high, texts = found["cad"]
+    assert (gain, texts) == (37.5, 4)
+    assert 0 <= low < gain < high <= 100
+    assert found["mean-ood"][0] == pytest.approx(37.5 / 4)
+    assert found["mean-ood"][3] == 16
+
+
+def test_the_mean_is_of_the_four_sets_outside() -> None:
+    right = {"sst2": torch.ones(2), "imdb": torch.ones(2), "cad": torch.zeros(2), "yelp": torch.ones(2)}
+    assert "mean-ood" not in repair._accuracies(right)
+    assert repair._accuracies(right | {"cr": torch.zeros(2)})["mean-ood"] == 50
