@@ -365,23 +365,34 @@ def test_layers_with_a_fast_path_are_refused(tmp_path: Path) -> None:
         edit.export(tmp_path / "adapter", model)
 
 
-def test_a_name_that_ends_like_that_of_an_adapted_layer_is_refused(tmp_path: Path) -> None:
+def test_modules_whose_names_end_alike(tmp_path: Path) -> None:
     """peft finds modules that it holds whole by the ends of their names."""
 
     class Net(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, first: nn.Module) -> None:
             super().__init__()
-            self.my_fc, self.fc = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.my_fc, self.middle, self.fc = first, nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.my_fc(x).relu())
+            return self.fc(self.middle(self.my_fc(x).relu()))
 
-    model = Net()
-    first = {name: (torch.tensor([0]), torch.tensor([5.0])) for name in ("my_fc.weight", "fc.weight")}
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(4, 6)), torch.randn(5, 4)
+    one = (torch.tensor([0]), torch.tensor([5.0]))
+    edit = WeightEdit.build(model, {"my_fc.weight": one, "fc.weight": one, "middle.bias": one})
+    written = edit.export(tmp_path / "adapter", model)
+    assert (sorted(written.whole), written.ranks) == (["fc", "my_fc"], {"middle": 1})
+    with torch.no_grad():
+        assert (loaded(model, tmp_path / "adapter")(x) - folded(model, edit)(x)).abs().max() < EXACT
+    model = Net(nn.Sequential(nn.Linear(4, 6)))
     with pytest.raises(ValueError, match=r"^model: peft cannot hold 'fc' beside an adapter, for it would take 'my_fc'"):
-        WeightEdit.build(model, first).export(tmp_path / "adapter", model)
+        WeightEdit.build(model, {"fc.weight": one}).export(tmp_path / "other", model)
+    model = nn.Sequential(nn.Linear(4, 6))
     with pytest.raises(ValueError, match=r"^model: peft needs a linear or convolutional layer beside those held whole"):
-        WeightEdit.build(model, {"fc.weight": first["fc.weight"]}).export(tmp_path / "adapter", model)
+        WeightEdit.build(model, {"0.weight": one}).export(tmp_path / "other", model)
+    model = nn.Linear(4, 6)
+    with pytest.raises(ValueError, match=r"^model: is one layer, beside which peft holds no adapter"):
+        WeightEdit.build(model, {"weight": one}).export(tmp_path / "other", model)
 
 
 def test_the_head_of_a_network_of_convolutions(tmp_path: Path) -> None:

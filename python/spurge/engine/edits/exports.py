@@ -85,6 +85,9 @@ def add_weights(
         place, path = places[name], paths[name]
         if name not in linear or (bare and place.key == "bias"):
             _add_whole(adapter, path, place.module)
+    for name in changed:  # peft takes what is named like the end of another, such as `classifier` and `pre_classifier`
+        if any(paths[name].endswith(whole) for whole in list(adapter.whole)):
+            _add_whole(adapter, paths[name], places[name].module)
     for name in changed:
         place, path = places[name], paths[name]
         if path in adapter.whole:
