@@ -486,7 +486,7 @@ def test_help_and_version_answer_without_heavy_imports() -> None:
     heavy = "; print('torch' in sys.modules, 'transformers' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "False False False"
-    for command in ("demo", "locate", "edit", "evaluate", "apply", "doctor"):
+    for command in ("demo", "locate", "edit", "evaluate", "apply", "export", "doctor"):
         assert f"\n    {command} " in done.stdout
 
 

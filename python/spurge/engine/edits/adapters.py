@@ -55,21 +55,22 @@ class Exported:
         if self.ranks:
             low, high = min(self.ranks.values()), max(self.ranks.values())
             ranks = f"rank {high}" if low == high else f"ranks {low} to {high}"
-            parts.append(f"{len(self.ranks)} {_modules(len(self.ranks))} of {ranks}")
+            parts.append(f"{_count(len(self.ranks), 'module')} of {ranks}")
         if self.gates:
-            parts.append(f"{sum(self.gates.values())} gates of {len(self.gates)} {_modules(len(self.gates))}")
+            parts.append(f"{_count(sum(self.gates.values()), 'gate')} of {_count(len(self.gates), 'module')}")
         if self.whole:
-            parts.append(f"whole {', '.join(self.whole)}")
+            few = len(self.whole) <= 3
+            parts.append(f"whole {', '.join(self.whole)}" if few else f"{len(self.whole)} whole modules")
         text = f"{self.format}, {'; '.join(parts) or 'nothing'}: {self.folder}"
         if not self.errors:
             return text
         worst = max(self.errors, key=lambda name: self.errors[name])
-        count = f"{len(self.errors)} {_modules(len(self.errors))} truncated"
-        return f"{text}\n{count}, relative error up to {self.errors[worst]:.2g} ({worst})"
+        count = _count(len(self.errors), "module")
+        return f"{text}\n{count} truncated, relative error up to {self.errors[worst]:.2g} ({worst})"
 
 
-def _modules(count: int) -> str:
-    return "module" if count == 1 else "modules"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class Adapter:

@@ -133,7 +133,9 @@ class ParameterEdit(Saved):
     ) -> Exported:
         """Writes the edit as an adapter that ``peft`` loads; the model is not changed, and peft not needed.
 
-        ``PeftModel.from_pretrained(model, folder)`` then computes what the folded model does, but for rounding.
+        ``PeftModel.from_pretrained(model, folder)`` then computes what the folded model does, but for rounding. A
+        change of all entries needs the full rank, and more room than the model's own weights: fold such an edit, or
+        truncate it.
 
         Args:
             folder: a new folder, written whole or not at all.
