@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import choice, device_of, integer
+from spurge.engine.base.notices import warn
+from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Activation, Association, Reduction, association
 from spurge.engine.last_layer.fitting import fit_head
@@ -168,6 +170,10 @@ class FCR:
                 feature and the class are independent.
             rate, angle: a given tilt, in place of a criterion.
 
+        Warns:
+            UserWarning: edges and rates are chosen on the same rows, or the least gap lies where the worst group is
+                worse than without an edit.
+
         Raises:
             ValueError: labels, features or rows out of range; not exactly one way to set the tilt; no groups or labels
                 that the criterion needs; or no edge that can be edited.
@@ -193,6 +199,8 @@ class FCR:
             chooser = Chooser(select, criterion, predicted, high=self.most, each=self.rates == "each")
             choose = self._choose_by(chooser, fictitious, scores, picks, rounds)
         edges, head = tilt(features.head, picks, rate=_rate(rate), angle=angle, choice=choose, most=self.most)
+        if criterion == "gap" and select is not None:
+            _warn_of_ruin(select, head)
 
         labels, text = self._labels_used(features, select, criterion, self.row == "labelled" and row is None)
         info = self._info(features, "remove_feature", says=text, criterion=criterion)
@@ -314,6 +322,21 @@ def _check_criterion(criterion: Criterion | None, features: Features, select: Fe
         raise ValueError(f"select: criterion {criterion!r} needs data to choose on")
     if select.head.weight.shape != features.head.weight.shape:
         raise ValueError("select: its head has another shape than that of features")
+
+    if select.fingerprint() == features.fingerprint():
+        warn("select: the edges are found on the same rows, on which what is chosen looks better than it is")
+
+
+def _warn_of_ruin(select: Features, head: Head) -> None:
+    """Says it where the least gap lies below what there was: a classifier that is wrong everywhere has no gap."""
+    before, after = (
+        accuracies(own.logits(select.values), select.labels, select.groups).worst_group for own in (select.head, head)
+    )
+    if after < before:
+        warn(
+            f"criterion: the gap is least where the worst group of select has {after:.1f} % right, against "
+            f"{before:.1f} % without an edit; 'worst_group' chooses by that itself"
+        )
 
 
 def _edge(row: int, column: int, target: int, head: Head, scores: Tensor) -> Edge:
