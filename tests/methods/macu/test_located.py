@@ -54,6 +54,18 @@ def test_summary_and_result_rows() -> None:
     assert all(set(row) == {"case", "method", "metric", "value", "spread", "n", "unit"} for row in rows)
 
 
+def test_another_wrapper_changes_the_names_alone() -> None:
+    found = located()
+    assert found.called_as_in(["mlp.2", "mlp.10"]) is found
+    other = found.called_as_in(["base_model.model.mlp.2", "base_model.model.mlp.10"])
+    assert other.spurious_set == NeuronSet({"base_model.model.mlp.2": [1], "base_model.model.mlp.10": [4]})
+    assert other.causal.widths == {"base_model.model.mlp.2": 5, "base_model.model.mlp.10": 5}
+    assert [row["causal_gap"] for row in other.summary()] == [0.1, None]
+    back = other.called_as_in(["mlp.2", "mlp.10"])
+    assert str(back) == str(found)
+    assert back.rows() == found.rows()
+
+
 def test_files(tmp_path: Path) -> None:
     found = located()
     found.save(tmp_path / "located.safetensors")

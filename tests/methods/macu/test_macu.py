@@ -521,3 +521,22 @@ def test_any_split_of_the_texts_gives_finite_scores(texts: int, batch_size: int,
     found = macu.locate(planted_texts.model(), tiny_tokenizer(), planted_texts.train(), planted_texts.GOLDEN)
     assert found.info["batches"] == -(-texts // batch_size)
     assert len(found.certificate.get("neurons", [])) <= 2 * certify
+
+
+def test_neurons_located_in_a_model_are_edited_in_the_wrapped_one(located: Located) -> None:
+    peft = pytest.importorskip("peft")
+    plain = planted_texts.model()
+    wrapped = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(target_modules=["key"])).eval()
+    macu = MacU.paper(swarm=SWARM, edit_texts=12, progress=False)
+    both = NeuronSet({site: [0, 1] for site in located.causal.widths})
+    found = Located(located.causal, located.spurious, both, both, {}, located.info)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="located: was found with other weights")
+        want, got = (
+            macu.edit(model, tiny_tokenizer(), planted_texts.train(), found, planted_texts.GOLDEN)
+            for model in (plain, wrapped)
+        )
+    assert isinstance(want, NeuronEdit)
+    assert {f"base_model.model.{name}" for name in want.gates} == got.gates.keys()
+    assert torch.equal(want.vector(), got.vector())
+    got.check(plain)

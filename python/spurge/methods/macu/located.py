@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from spurge.engine.base.tables import aligned
 from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.audit import Agreement
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
+from spurge.engine.models.parameters import named_as
 
 _SIDES = ("causal", "spurious")
 
@@ -55,6 +57,27 @@ class Located(Saved, kind="located", what="a file of located neurons"):
     def spurious_only(self) -> NeuronSet:
         """Neurons of the spurious set alone: what the paper erases."""
         return self.spurious_set - self.causal_set
+
+    def called_as_in(self, names: Collection[str]) -> Located:
+        """The same with the ``names`` that a model in other wrappers has for the sites; itself where they fit."""
+        new = {site: named_as(site, names) for site in self.causal.widths}
+        if all(site == name for site, name in new.items()):
+            return self
+
+        def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
+            return {new.get(site, site): value for site, value in found.items()}
+
+        by_site: dict[str, Any] = {
+            key: renamed(self.info[key]) for key in ("model", "completeness") if key in self.info
+        }
+        return Located(
+            NeuronScores(renamed(self.causal.values), self.causal.info),
+            NeuronScores(renamed(self.spurious.values), self.spurious.info),
+            NeuronSet(renamed(self.causal_set.to_dict())),
+            NeuronSet(renamed(self.spurious_set.to_dict())),
+            self.certificate,
+            {**self.info, **by_site},
+        )
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat row per site: neurons of each set, sums of the scores, and what completeness compares them with.

@@ -219,6 +219,8 @@ class MacU(Settings):
             RankError: another rank was lost or raised an error.
         """
         with _with_ranks(model, tokenizer, resume) as (handle, ranks):
+            if located is not None:
+                located = located.called_as_in(widths(handle.sites_of(self.units)))
             if self.search == "weights":
                 train, golden = _matched(train, golden)
                 _check_labels(handle, golden.labels)
