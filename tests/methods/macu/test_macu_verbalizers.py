@@ -21,7 +21,9 @@ from spurge.engine.models.prompt_template import Prompted
 from spurge.engine.models.verbalizers import Verbalized, Verbalizer
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.search import Climb
+from spurge.methods.macu.swaps import SwapShares
 from spurge.methods.macu.swarm import Swarm
+from spurge.methods.macu.training import Repair
 
 VERBALIZER = Verbalizer({"negative": ["never", "hate"], "positive": ["love", "always"]}, "i; {text}. so i")
 QUICK: dict[str, Any] = {"texts": 32, "batch_size": 16, "certify": 4, "certify_texts": 8, "progress": False}
@@ -166,3 +168,20 @@ def test_blocks_of_other_label_words_are_not_taken(tmp_path: Any) -> None:
             planted_texts.GOLDEN,
             resume=tmp_path,
         )
+
+
+@pytest.mark.parametrize("which", ["all", "lora"])
+def test_a_repair_cuts_the_planted_shortcut(which: Any) -> None:
+    model, tokenizer = speaker()
+    before = {name: value.clone() for name, value in model.language_model.state_dict().items()}
+    was = right(planted_texts.broken()), right(planted_texts.kept())
+    rate = {"all": 1e-3, "lora": 1e-2}[which]
+    settings = Repair(steps=40, rate=rate, dev_texts=100, alphas=(0.5, 1.0), loss=5.0, shares=SwapShares(template=0))
+    how: dict[str, Any] = {"objective": "counterfactual", "search": "weights", "progress": False}
+    macu = MacU(**how, which=which, repair=settings)
+    edit = macu.edit(model, tokenizer, planted_texts.train(), None, planted_texts.GOLDEN)
+    assert all(torch.equal(value, before[name]) for name, value in model.language_model.state_dict().items())
+    with edit.applied(model):
+        now = right(planted_texts.broken()), right(planted_texts.kept())
+    assert now[0] >= was[0] + 15
+    assert now[1] >= was[1] - 5
