@@ -8,12 +8,13 @@ import torch
 from experiments import repair
 
 
-def test_all_seeds_of_the_repair_come_first_then_seed_by_seed() -> None:
-    pairs = repair.schedule(repair.METHODS, [3, 4])
-    assert pairs[:3] == [("none", 3), ("repair", 3), ("repair", 4)]
-    assert [seed for _, seed in pairs[3:]] == sorted(seed for _, seed in pairs[3:])
+def test_repairs_come_first_then_one_seed_of_each_control() -> None:
+    pairs = repair.schedule(repair.METHODS, [5, 6, 7, 8, 9])
+    assert pairs[:4] == [("none", 5), ("repair", 5), ("repair", 6), ("repair", 7)]
+    assert {method for method, seed in pairs[4:9] if seed == 5} == {*repair.METHODS} - {"none", "repair"}
+    assert pairs[9:11] == [("repair", 8), ("repair", 9)]
     assert sorted(pairs) == sorted({*pairs})
-    assert [seed for method, seed in pairs if method == "wise-ft"] == [3]
+    assert [seed for method, seed in pairs if method == "wise-ft"] == [5]
 
 
 def test_gains_are_means_over_seeds_with_intervals_around_them() -> None:

@@ -38,7 +38,8 @@ from spurge.methods.macu.trained import Free, Student, Which, copied, free_weigh
 from spurge.methods.macu.training import RATES, Course, Repair, Training, plan_course
 
 _L2 = (1e-4, 1e-3, 1e-2)  # penalties of a refitted last layer; dev chooses
-_SWAPPED = 512  # swaps of dev, at most
+_SWAPPED = 256  # swaps of dev, at most
+_FITTED = 2048  # rows of training that a last layer is refitted on, at most
 _CONTROL_NEURONS = 512  # random ones of the control, where the repair itself is of none
 
 
@@ -231,7 +232,7 @@ class Repairer:
         write_edited(model, copy, edit)
         head = Head.of(copy)
         how: dict[str, Any] = {"tokenizer": self.handle.tokenizer, "max_length": self.max_length, "progress": False}
-        fitted = extract(copy, Examples(course.examples, dev.texts.labels), **how)
+        fitted = extract(copy, Examples(course.examples[:_FITTED], dev.texts.labels), **how)
         judged = [extract(copy, part, **how) for part in (dev.texts, dev.swaps) if part is not None]
         tried, heads = [], {}
         for l2 in _L2:

@@ -73,7 +73,7 @@ class Repair:
     swapped: float = 0.5
     smoothing: float = 0.05
     clip: float = 1.0
-    alphas: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    alphas: tuple[float, ...] = (0.5, 1.0, 1.25, 1.5)
     loss: float = 0.3
     dev_texts: int = 1000
     last_layer: bool = False
