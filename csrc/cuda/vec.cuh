@@ -1,5 +1,7 @@
 #pragma once
 // Pack<T, W>: W neighbours that travel in one memory transaction, 16 bytes at most.
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "core/half.hpp"
@@ -20,6 +22,18 @@ bool fits_packs(std::int64_t row, std::initializer_list<const void*> pointers) {
   bool fits = row % kWidest<T> == 0;
   for (const void* p : pointers) fits = fits && reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
   return fits;
+}
+
+// W neighbours, read 16 bytes at a time where there are so many; `from` is aligned to that.
+template <int W, class T>
+__device__ __forceinline__ void load_packs(T (&to)[W], const T* from) {
+  constexpr int part = W < kWidest<T> ? W : kWidest<T>;
+#pragma unroll
+  for (int i = 0; i < W; i += part) {
+    const auto pack = *reinterpret_cast<const Pack<T, part>*>(from + i);
+#pragma unroll
+    for (int k = 0; k < part; ++k) to[i + k] = pack.v[k];
+  }
 }
 
 // Accumulators of a pack: float or double, stored 16 bytes at a time.

@@ -36,7 +36,7 @@ struct Policy {
   Order order = Order::forward;
   std::uint64_t seed = 1;              // of the shuffled order
   unsigned char poison = 0xff;         // fills shared memory before each block
-  std::int64_t most_blocks = 65535;    // along y and z, where a kernel takes several shares a block
+  std::int64_t most_blocks = 65535;    // along an axis, where a kernel takes several shares a block
   std::size_t staged = 40 * 1024;      // bytes of a row that proximity keeps in shared memory
 };
 extern Policy policy;
@@ -95,6 +95,13 @@ T atomicAdd(T* to, T value) {
 template <class T>
 T atomicExch(T* to, T value) {
   return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
+}
+template <class T>
+T atomicMax(T* to, T value) {
+  T before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (before < value && !__atomic_compare_exchange_n(to, &before, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return before;
 }
 template <class T>
 T min(T a, T b) {

@@ -64,8 +64,8 @@ void association() {
 }
 
 void balance_sweep() {
-  for (const std::int64_t columns : {3, 70}) {
-    const balance::SweepShape shape{2100, columns};
+  for (const balance::SweepShape shape : {balance::SweepShape{1100, 3}, {600, 70}, {300, 300}, {40, 4200}}) {
+    const std::int64_t columns = shape.columns;
     const auto covariates = normal<float>(shape.rows * columns);
     const Doubles base = filled(shape.rows, 1.0), dual = normal(columns);
     Doubles scores = base, mean = dual, value(2), room = filled(balance::sweep_workspace(shape), 0.0);
@@ -170,9 +170,21 @@ void swarm() {
                    {0.5f, 1.5f, 1.5f, -1.0f, 1.0f, 0.5f, 7, 2}, place);
 }
 
+void sweep() {
+  for (const std::int64_t outputs : {10, 5000}) {  // in one panel, and in two
+    const sweep::Shape shape{20, outputs, 3};
+    const auto logits = normal<float>(shape.samples * outputs), shifts = normal<float>(shape.samples * shape.edited);
+    const Numbers rows{outputs - 1, 0, 4}, labels = filled<std::int64_t>(shape.samples, outputs / 2);
+    Doubles out = filled(2 * shape.samples, 0.0);
+    sweep::correct_interval_cuda(out.data(), logits.data(), shifts.data(), rows.data(), labels.data(), 0, 1, shape,
+                                 DType::f32, DType::f32, place);
+  }
+}
+
 const std::map<std::string, std::function<void()>> ops{
     {"association", association}, {"balance_batch", balance_batch}, {"balance_strata", balance_strata},
-    {"balance_sweep", balance_sweep}, {"ig", ig}, {"median", median}, {"proximity", proximity}, {"swarm", swarm}};
+    {"balance_sweep", balance_sweep}, {"ig", ig}, {"median", median}, {"proximity", proximity}, {"swarm", swarm},
+    {"sweep", sweep}};
 
 }  // namespace
 }  // namespace spurge

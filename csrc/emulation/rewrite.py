@@ -43,7 +43,11 @@ def rewrite(text: str) -> str:
         r"extern __shared__ (\w+) (\w+)\[\];", rf"\1* const \2 = static_cast<\1*>({PLACE}dynamic_shared());", text
     )
     text = launches(SHARED.sub(shared, text))
-    text = text.replace("constexpr std::int64_t most = 65535;", f"const std::int64_t most = {PLACE}policy.most_blocks;")
+    text = re.sub(
+        r"constexpr std::int64_t most = (\d+);",
+        rf"const auto most = std::min<std::int64_t>(\1, {PLACE}policy.most_blocks);",
+        text,
+    )
     return text.replace("bytes <= kShared", f"bytes <= std::min(kShared, {PLACE}policy.staged)")
 
 

@@ -48,6 +48,12 @@ def test_sweep_matches_its_twin(shape, dtype, device):
         assert_near(have, wish, terms=shape[0] * max(shape[1], 1), size=10.0)
 
 
+def test_sweep_of_more_columns_than_a_block_keeps_sums_of(device):
+    arguments = tuple(x.to(device) for x in sweep_case(70, 8200, torch.float32))
+    for have, wish in zip(ops.balance_sweep(*arguments), reference.balance_sweep(*arguments), strict=True):
+        assert_near(have, wish, terms=70 * 8200, size=10.0)
+
+
 def test_sweep_survives_scores_of_any_size(device):
     covariates, base, dual = (x.to(device) for x in sweep_case(500, 4))
     for factor in (300.0, -300.0, 3e4):

@@ -43,7 +43,9 @@ def assert_exact(arguments, low, high, rates):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(0, 3, 1), (5, 1, 0), (5, 1, 1), (1, 2, 1), (7, 2, 2), (40, 10, 3), (33, 1031, 1), (9, 257, 257)], ids=str
+    "sizes",
+    [(0, 3, 1), (5, 1, 0), (5, 1, 1), (1, 2, 1), (7, 2, 2), (40, 10, 3), (33, 1031, 1), (9, 257, 257), (11, 9000, 700)],
+    ids=str,
 )
 @pytest.mark.parametrize("levels", [0, 3])
 def test_matches_the_reference(sizes, levels, wide, device):

@@ -77,7 +77,7 @@ void check_starts(const std::int64_t* starts, std::int64_t strata, std::int64_t 
 }  // namespace
 
 std::int64_t sweep_workspace(const SweepShape& shape) {
-  return (shape.rows + kChunk - 1) / kChunk * (shape.columns + 2);
+  return (shape.rows + kSweepRows - 1) / kSweepRows * (shape.columns + 2);
 }
 
 std::int64_t batch_workspace(const BatchShape& shape) {

@@ -19,6 +19,7 @@ constexpr double kFall = 1e-4;       // Armijo: share of the slope that a step h
 constexpr double kNoise = 1e-13;     // of f
 constexpr int kTrials = 40;          // of a step
 
+constexpr int kSweepRows = 256;   // rows whose sums a block of the GPU adds up before they meet others
 constexpr int kStrataArrays = 9;  // of a number for each stratum, in what the GPU works in
 
 constexpr double kInfinity = __builtin_huge_val();

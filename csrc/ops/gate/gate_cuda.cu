@@ -29,38 +29,45 @@ __global__ void open_rows_kernel(T* __restrict__ out, const T* __restrict__ x, c
 }
 
 // Thread x takes W chosen columns, thread y a few rows of one particle. Where the columns are neighbours
-// (all of them are, when every neuron is chosen), they are read and written as one pack.
+// (all of them are, when every neuron is chosen), they are read and written as one pack; where a thread has one column,
+// it reads several rows before it writes them, so that they do not wait for each other.
 template <int W, class T>
 __global__ void gate_columns_kernel(T* __restrict__ z, const std::int64_t* __restrict__ columns,
                                     const float* __restrict__ gates, std::int64_t rows, std::int64_t width,
                                     std::int64_t n) {
   using Pack = cuda::Pack<T, W>;
+  constexpr int batch = W == 1 ? kRowsPerThread : 1;
   const std::int64_t j = (std::int64_t(blockIdx.x) * kThreads + threadIdx.x) * W;
   if (j >= n) return;
-  const std::int64_t first = columns[j];
-  bool together = first % W == 0;
-  Acc<T> gate[W];
+  std::int64_t at[W];
+  float gate[W];
+  cuda::load_packs(at, columns + j);
+  cuda::load_packs(gate, gates + std::int64_t(blockIdx.z) * n + j);
+  bool together = at[0] % W == 0;
 #pragma unroll
   for (int k = 0; k < W; ++k) {
-    const std::int64_t c = columns[j + k];
-    if (c < 0 || c >= width) __trap();  // out of range: like torch's index kernels, stop the device
-    together = together && c == first + k;
-    gate[k] = gates[std::int64_t(blockIdx.z) * n + j + k];
+    if (at[k] < 0 || at[k] >= width) __trap();  // out of range: like torch's index kernels, stop the device
+    together = together && at[k] == at[0] + k;
   }
-  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+  const std::int64_t step = gridDim.y;
+  for (std::int64_t r = blockIdx.y; r < rows; r += batch * step) {
     T* const row = z + (blockIdx.z * rows + r) * width;
-    if (together) {
-      Pack zs = *reinterpret_cast<const Pack*>(row + first);
+    if (W > 1 && together) {
+      Pack zs = *reinterpret_cast<const Pack*>(row + at[0]);
 #pragma unroll
       for (int k = 0; k < W; ++k) narrow(zs.v[k], gated<Acc<T>>(widen(zs.v[k]), gate[k]));
-      *reinterpret_cast<Pack*>(row + first) = zs;
-    } else {
-#pragma unroll
-      for (int k = 0; k < W; ++k) {
-        T& at = row[columns[j + k]];
-        narrow(at, gated<Acc<T>>(widen(at), gate[k]));
-      }
+      *reinterpret_cast<Pack*>(row + at[0]) = zs;
+      continue;
     }
+    T values[batch][W];
+#pragma unroll
+    for (int i = 0; i < batch; ++i)
+      for (int k = 0; k < W; ++k)
+        if (r + i * step < rows) values[i][k] = row[i * step * width + at[k]];
+#pragma unroll
+    for (int i = 0; i < batch; ++i)
+      for (int k = 0; k < W; ++k)
+        if (r + i * step < rows) narrow(row[i * step * width + at[k]], gated<Acc<T>>(widen(values[i][k]), gate[k]));
   }
 }
 
@@ -100,7 +107,7 @@ void gate_columns_cuda(void* z, const std::int64_t* columns, const float* gates,
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int W = cuda::kWidest<T>;
-    const bool packed = n == width && cuda::fits_packs<T>(width, {z});
+    const bool packed = n == width && cuda::fits_packs<T>(width, {z, columns, gates});
     const auto stripes = static_cast<unsigned>(std::min(most, (rows + kRowsPerThread - 1) / kRowsPerThread));
     for (std::int64_t p = 0; p < particles; p += most) {
       const dim3 grid(cuda::blocks_for(n, kThreads * (packed ? W : 1)), stripes,

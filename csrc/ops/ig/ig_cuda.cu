@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "core/dtype.hpp"
 #include "cuda/launch.cuh"
@@ -11,9 +12,16 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// multiply_sum, first_order: a block is kAcross packs of columns by kTokens token lanes.
-constexpr int kAcross = 32;
-constexpr int kTokens = 8;
+constexpr unsigned kAll = 0xffffffffu;
+
+// multiply_sum, first_order: a block is a few packs of columns, 128 bytes of a row, by many token lanes, so that a single
+// example of some thousand neurons fills a GPU. The lanes decide the order of the sums, so their number depends on the
+// type and the alignment alone, not on how many examples there are.
+template <int W>
+constexpr int kAcross = W == 1 ? 32 : 8;
+template <int W>
+constexpr int kTokens = kThreads / kAcross<W>;
+constexpr int kWarps = kThreads / 32;
 
 // out[i] (+)= sum_s weights[s] * grads[s, i]; `more` continues a sum of over Numbers::most nodes.
 template <int W, class T>
@@ -34,80 +42,121 @@ __global__ void node_sum_kernel(Acc<T>* __restrict__ out, const T* __restrict__ 
   cuda::store_sums(out + i, sums);
 }
 
-// Lane y sums the tokens y, y + kTokens, ...; lane 0 then adds the lanes in order.
-template <int W, class T>
-__global__ void multiply_sum_kernel(Acc<T>* __restrict__ out, const T* __restrict__ p, const T* __restrict__ z,
-                                    const std::uint8_t* __restrict__ mask, std::int64_t tokens,
-                                    std::int64_t width) {
-  using Pack = cuda::Pack<T, W>;
-  __shared__ Acc<T> lanes[kTokens][W][kAcross];
-  const std::int64_t b = blockIdx.y, i = (std::int64_t(blockIdx.x) * kAcross + threadIdx.x) * W;
-  Acc<T> sums[W] = {};
-  if (i < width) {
-#pragma unroll 2
-    for (std::int64_t t = threadIdx.y; t < tokens; t += kTokens) {
-      if (mask && !mask[b * tokens + t]) continue;
-      const std::int64_t at = (b * tokens + t) * width + i;
-      const Pack ps = *reinterpret_cast<const Pack*>(p + at);
-      const Pack zs = *reinterpret_cast<const Pack*>(z + at);
+template <class A>
+__device__ __forceinline__ void add(A& sum, A more) {
+  sum += more;
+}
+template <class A>
+__device__ __forceinline__ A from_lane(A x, int step) {
+  return __shfl_xor_sync(kAll, x, step);
+}
+template <class A>
+__device__ __forceinline__ FirstOrder<A> from_lane(const FirstOrder<A>& x, int step) {
+  return {from_lane(x.total, step), from_lane(x.size, step), from_lane(x.reach, step)};
+}
+
+// Adds up what the token lanes of each column have: those of a warp, then the warps in order. Thread t < kAcross * W
+// gets the block's column t.
+template <int W, class Sums>
+__device__ __forceinline__ Sums over_lanes(Sums (&sums)[W]) {
+  __shared__ Sums warps[kWarps][kAcross<W> * W];
+  const int t = threadIdx.y * kAcross<W> + threadIdx.x;
 #pragma unroll
-      for (int k = 0; k < W; ++k) sums[k] = add_product<Acc<T>>(sums[k], widen(ps.v[k]), widen(zs.v[k]));
+  for (int step = kAcross<W>; step < 32; step *= 2)
+#pragma unroll
+    for (int k = 0; k < W; ++k) add(sums[k], from_lane(sums[k], step));
+  if (t % 32 < kAcross<W>)
+#pragma unroll
+    for (int k = 0; k < W; ++k) warps[t / 32][threadIdx.x * W + k] = sums[k];
+  __syncthreads();
+  Sums all{};
+  if (t >= kAcross<W> * W) return all;
+  all = warps[0][t];
+  for (int warp = 1; warp < kWarps; ++warp) add(all, warps[warp][t]);
+  return all;
+}
+
+// Calls add(k, p, z, index of the token) for the tokens y, y + kTokens, ... of example b that the mask keeps; several are
+// read before the first is added.
+template <int W, int batch, class T, class Add>
+__device__ __forceinline__ void each_token(const T* p, const T* z, const std::uint8_t* mask, std::int64_t b,
+                                           std::int64_t i, std::int64_t tokens, std::int64_t width, const Add& add) {
+  using Pack = cuda::Pack<T, W>;
+  for (std::int64_t first = threadIdx.y; first < tokens; first += batch * kTokens<W>) {
+    Pack ps[batch], zs[batch];
+    bool kept[batch];
+#pragma unroll
+    for (int j = 0; j < batch; ++j) {
+      const std::int64_t t = first + j * kTokens<W>;
+      kept[j] = t < tokens && (!mask || mask[b * tokens + t]);
+    }
+#pragma unroll
+    for (int j = 0; j < batch; ++j) {
+      if (!kept[j]) continue;
+      const std::int64_t at = (b * tokens + first + j * kTokens<W>) * width + i;
+      ps[j] = *reinterpret_cast<const Pack*>(p + at);
+      zs[j] = *reinterpret_cast<const Pack*>(z + at);
+    }
+#pragma unroll
+    for (int j = 0; j < batch; ++j) {
+      if (!kept[j]) continue;
+#pragma unroll
+      for (int k = 0; k < W; ++k) add(k, widen(ps[j].v[k]), widen(zs[j].v[k]), b * tokens + first + j * kTokens<W>);
     }
   }
-#pragma unroll
-  for (int k = 0; k < W; ++k) lanes[threadIdx.y][k][threadIdx.x] = sums[k];
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= width) return;
-#pragma unroll
-  for (int k = 0; k < W; ++k)
-    for (int y = 1; y < kTokens; ++y) sums[k] += lanes[y][k][threadIdx.x];
-  cuda::store_sums(out + b * width + i, sums);
+}
+
+template <int W, class T>
+__global__ void __launch_bounds__(kThreads) multiply_sum_kernel(Acc<T>* __restrict__ out, const T* __restrict__ p,
+                                                                const T* __restrict__ z,
+                                                                const std::uint8_t* __restrict__ mask,
+                                                                std::int64_t tokens, std::int64_t width) {
+  const std::int64_t b = blockIdx.y, column = std::int64_t(blockIdx.x) * kAcross<W> * W, i = column + threadIdx.x * W;
+  Acc<T> sums[W] = {};
+  if (i < width)
+    each_token<W, 4>(p, z, mask, b, i, tokens, width, [&](int k, Acc<T> p_at, Acc<T> z_at, std::int64_t) {
+      sums[k] = add_product<Acc<T>>(sums[k], p_at, z_at);
+    });
+  const Acc<T> all = over_lanes<W>(sums);
+  const int t = threadIdx.y * kAcross<W> + threadIdx.x;
+  if (t < kAcross<W> * W && column + t < width) out[b * width + column + t] = all;
 }
 
 // The same for what first_order keeps.
 template <int W, class T>
-__global__ void first_order_kernel(FirstOrder<Acc<T>*> out, const T* __restrict__ p, const T* __restrict__ z,
-                                   const Acc<T>* __restrict__ scale, const std::uint8_t* __restrict__ mask,
-                                   std::int64_t tokens, std::int64_t width) {
-  using Pack = cuda::Pack<T, W>;
-  __shared__ FirstOrder<Acc<T>> lanes[kTokens][W][kAcross];
-  const std::int64_t b = blockIdx.y, i = (std::int64_t(blockIdx.x) * kAcross + threadIdx.x) * W;
+__global__ void __launch_bounds__(kThreads) first_order_kernel(FirstOrder<Acc<T>*> out, const T* __restrict__ p,
+                                                               const T* __restrict__ z,
+                                                               const Acc<T>* __restrict__ scale,
+                                                               const std::uint8_t* __restrict__ mask,
+                                                               std::int64_t tokens, std::int64_t width) {
+  const std::int64_t b = blockIdx.y, column = std::int64_t(blockIdx.x) * kAcross<W> * W, i = column + threadIdx.x * W;
   FirstOrder<Acc<T>> sums[W] = {};
-  if (i < width) {
-#pragma unroll 2
-    for (std::int64_t t = threadIdx.y; t < tokens; t += kTokens) {
-      if (mask && !mask[b * tokens + t]) continue;
-      const std::int64_t at = (b * tokens + t) * width + i;
-      const Acc<T> s = scale[b * tokens + t];
-      const Pack ps = *reinterpret_cast<const Pack*>(p + at);
-      const Pack zs = *reinterpret_cast<const Pack*>(z + at);
-#pragma unroll
-      for (int k = 0; k < W; ++k) add(sums[k], first_order_term(widen(ps.v[k]), widen(zs.v[k]), s));
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < W; ++k) lanes[threadIdx.y][k][threadIdx.x] = sums[k];
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= width) return;
-  Acc<T> total[W], size[W], reach[W];
-#pragma unroll
-  for (int k = 0; k < W; ++k) {
-    for (int y = 1; y < kTokens; ++y) add(sums[k], lanes[y][k][threadIdx.x]);
-    total[k] = sums[k].total, size[k] = sums[k].size, reach[k] = sums[k].reach;
-  }
-  cuda::store_sums(out.total + b * width + i, total);
-  cuda::store_sums(out.size + b * width + i, size);
-  cuda::store_sums(out.reach + b * width + i, reach);
+  if (i < width)
+    each_token<W, 2>(p, z, mask, b, i, tokens, width, [&](int k, Acc<T> p_at, Acc<T> z_at, std::int64_t token) {
+      add(sums[k], first_order_term(p_at, z_at, scale[token]));
+    });
+  const FirstOrder<Acc<T>> all = over_lanes<W>(sums);
+  const int t = threadIdx.y * kAcross<W> + threadIdx.x;
+  if (t >= kAcross<W> * W || column + t >= width) return;
+  const std::int64_t at = b * width + column + t;
+  out.total[at] = all.total;
+  out.size[at] = all.size;
+  out.reach[at] = all.reach;
 }
 
-// Calls launch(b, grid, block) for the examples from b on, as many as a grid can hold, until all are done.
-template <class Launch>
-void over_examples(std::int64_t examples, std::int64_t width, int pack, const Launch& launch) {
+// Calls launch(pack, b, grid, block) for the examples from b on, as many as a grid can hold, until all are done; pack is
+// how many columns p and z can be read at a time.
+template <class T, class Launch>
+void over_examples(std::int64_t examples, std::int64_t width, const void* p, const void* z, const Launch& launch) {
   constexpr std::int64_t most = 65535;  // blocks along y
-  const dim3 block(kAcross, kTokens);
-  const unsigned across = cuda::blocks_for(width, kAcross * pack);
-  for (std::int64_t b = 0; b < examples; b += most)
-    launch(b, dim3(across, static_cast<unsigned>(std::min(most, examples - b))), block);
+  const auto each = [&](auto pack) {
+    constexpr int W = decltype(pack)::value;
+    const unsigned across = cuda::blocks_for(width, kAcross<W> * W);
+    for (std::int64_t b = 0; b < examples; b += most)
+      launch(pack, b, dim3(across, static_cast<unsigned>(std::min(most, examples - b))), dim3(kAcross<W>, kTokens<W>));
+  };
+  if (cuda::fits_packs<T>(width, {p, z})) each(std::integral_constant<int, cuda::kWidest<T>>{});
+  else each(std::integral_constant<int, 1>{});
 }
 
 }  // namespace
@@ -144,17 +193,12 @@ void multiply_sum_cuda(void* out, const void* p, const void* z, const std::uint8
   const cuda::Guard guard(place);
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    constexpr int W = cuda::kWidest<T>;
-    const bool packed = cuda::fits_packs<T>(width, {out, p, z});
-    over_examples(examples, width, packed ? W : 1, [&](std::int64_t b, dim3 grid, dim3 block) {
+    over_examples<T>(examples, width, p, z, [&](auto pack, std::int64_t b, dim3 grid, dim3 block) {
+      constexpr int W = decltype(pack)::value;
       const std::int64_t first = b * tokens * width;
-      auto* const o = static_cast<Acc<T>*>(out) + b * width;
-      const auto* const ps = static_cast<const T*>(p) + first;
-      const auto* const zs = static_cast<const T*>(z) + first;
-      const auto* const kept = mask ? mask + b * tokens : nullptr;
-      const auto stream = cuda::stream_of(place);
-      if (packed) multiply_sum_kernel<W><<<grid, block, 0, stream>>>(o, ps, zs, kept, tokens, width);
-      else multiply_sum_kernel<1><<<grid, block, 0, stream>>>(o, ps, zs, kept, tokens, width);
+      multiply_sum_kernel<W><<<grid, block, 0, cuda::stream_of(place)>>>(
+          static_cast<Acc<T>*>(out) + b * width, static_cast<const T*>(p) + first, static_cast<const T*>(z) + first,
+          mask ? mask + b * tokens : nullptr, tokens, width);
       cuda::check(cudaGetLastError(), "multiply_sum launch");
     });
   });
@@ -167,19 +211,14 @@ void first_order_cuda(void* total, void* magnitude, void* reach, const void* p, 
   const cuda::Guard guard(place);
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    constexpr int W = cuda::kWidest<T>;
-    const bool packed = cuda::fits_packs<T>(width, {total, magnitude, reach, p, z});
-    over_examples(examples, width, packed ? W : 1, [&](std::int64_t b, dim3 grid, dim3 block) {
+    over_examples<T>(examples, width, p, z, [&](auto pack, std::int64_t b, dim3 grid, dim3 block) {
+      constexpr int W = decltype(pack)::value;
       const auto row = [&](void* out) { return static_cast<Acc<T>*>(out) + b * width; };
+      const FirstOrder<Acc<T>*> out{row(total), row(magnitude), row(reach)};
       const std::int64_t first = b * tokens * width;
-      const FirstOrder<Acc<T>*> o{row(total), row(magnitude), row(reach)};
-      const auto* const ps = static_cast<const T*>(p) + first;
-      const auto* const zs = static_cast<const T*>(z) + first;
-      const auto* const scales = static_cast<const Acc<T>*>(scale) + b * tokens;
-      const auto* const kept = mask ? mask + b * tokens : nullptr;
-      const auto stream = cuda::stream_of(place);
-      if (packed) first_order_kernel<W><<<grid, block, 0, stream>>>(o, ps, zs, scales, kept, tokens, width);
-      else first_order_kernel<1><<<grid, block, 0, stream>>>(o, ps, zs, scales, kept, tokens, width);
+      first_order_kernel<W><<<grid, block, 0, cuda::stream_of(place)>>>(
+          out, static_cast<const T*>(p) + first, static_cast<const T*>(z) + first,
+          static_cast<const Acc<T>*>(scale) + b * tokens, mask ? mask + b * tokens : nullptr, tokens, width);
       cuda::check(cudaGetLastError(), "first_order launch");
     });
   });
