@@ -80,7 +80,12 @@ class Subject:
 
     def trained(self, seed: int, **settings: Any) -> Edit:
         """What a repair gives."""
-        return self.macu(seed, **settings).edit(self.model, self.tokenizer, self.train, None, self.golden, dev=self.dev)
+        macu = self.macu(seed, **settings)
+        name = files.fingerprint(files.canonical_json([self.prefix, seed, asdict(macu)]))[:16]
+        state = self.cache / f"state-{name}.safetensors"
+        edit = macu.edit(self.model, self.tokenizer, self.train, None, self.golden, dev=self.dev, resume=state)
+        state.unlink()
+        return edit
 
     @cached_property
     def handle(self) -> Handle:
@@ -314,7 +319,7 @@ def _gains(
 def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Methods and seeds in the order in which they matter.
 
-    Three seeds of the repair, one of each control, the other seeds of the repair, and then seed by seed of the controls.
+    Three seeds of the repair, one of each control, the other seeds of the repair, then seed by seed of the controls.
     """
     pairs = [(method, seed) for method in methods for seed in (seeds[:1] if method in ONCE else seeds)]
 
