@@ -1,8 +1,10 @@
-"""Checks of arguments that several modules share; each error names the argument, the rule and what came."""
+"""Checks of arguments that several modules share: errors name the argument, the rule and what came; and warnings."""
 
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from torch import Tensor
 
 _Choice = TypeVar("_Choice")
 _Kind = TypeVar("_Kind")
+_PACKAGE = __name__.partition(".")[0]
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -149,3 +152,11 @@ def checked_labels(name: str, labels: Any, rows: int, below: int | None = None) 
         rule = "from 0" if below is None or labels[row] < 0 else f"below {below}"
         raise ValueError(f"{name}: expected values {rule}, got {int(labels[row])} at row {row}")
     return labels
+
+
+def warn(message: str) -> None:
+    """A UserWarning that names the line outside this package that led to it, however deep it comes from."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spurge.engine.base.checks import choice, integer
+from spurge.engine.base.checks import choice, integer, warn
 from spurge.engine.base.gradients import grad_mode
-from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_parallel import agreed
 from spurge.engine.cascade.ablation import Unit, ablated, gated
 from spurge.engine.cascade.attribution import Attribution, check_differentiable, join, residuals, target_values

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import integer
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import integer, warn
 from spurge.engine.cascade.ablation import Unit
 from spurge.engine.cascade.audit import Sample, agreements, draw, likely_crossing
 from spurge.engine.passes.activation_gradients import FirstOrder

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from spurge.engine.base.checks import choice, integer
+from spurge.engine.base.checks import choice, integer, warn
 from spurge.engine.base.device_checks import Check, deferred, settle
-from spurge.engine.base.notices import warn
 from spurge.engine.cascade.attribution import Attribution
 from spurge.engine.cascade.cascade import Cascade, Prompt, Rule, Target, predicted_logit
 from spurge.engine.cascade.cuda_graph import CudaGraph

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import checked_labels
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import checked_labels, warn
 from spurge.engine.causal.balancing import balance
 from spurge.engine.causal.confounders import Confounders
 

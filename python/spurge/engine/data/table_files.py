@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spurge.engine.base.checks import warn
 from spurge.engine.base.files import FileError, opened, parse_json
-from spurge.engine.base.notices import warn
 from spurge.engine.base.temporary import temporary
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.checks import warn
 from spurge.engine.base.files import FileError, PathLike, canonical_json, fingerprint, remove_drafts
-from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.features.sources import Batch
 from spurge.engine.models.fingerprint import Opaque, model_print

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.budgets import parse_bytes
-from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number
+from spurge.engine.base.checks import checked_labels, checked_values, choice, integer, number, warn
 from spurge.engine.base.gradients import without_gradients
-from spurge.engine.base.notices import warn
 from spurge.engine.last_layer.l1 import minimise_l1
 from spurge.engine.last_layer.sgd import Sgd, descend
 from spurge.engine.last_layer.softmax import ScaledFeatures, Softmax, deviations, minimise

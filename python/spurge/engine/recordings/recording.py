@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spurge.engine.base.checks import choice, device_of, integer
+from spurge.engine.base.checks import choice, device_of, integer, warn
 from spurge.engine.base.files import FileError, PathLike
-from spurge.engine.base.notices import warn
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.fingerprint import Opaque, model_print
 from spurge.engine.models.handle import Handle

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from spurge.engine.base.checks import choice, instance, integer, shaped
+from spurge.engine.base.checks import choice, instance, integer, shaped, warn
 from spurge.engine.base.files import (
     FileError,
     PathLike,
@@ -23,7 +23,6 @@ from spurge.engine.base.files import (
     structured,
     write_json,
 )
-from spurge.engine.base.notices import warn
 from spurge.engine.base.tensor_files import Contents, read_tensors, write_tensors
 
 SCHEMA = 1

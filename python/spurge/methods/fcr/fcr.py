@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spurge.engine.base.checks import choice, device_of, integer
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import choice, device_of, integer, warn
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import Activation, Association, Reduction, association

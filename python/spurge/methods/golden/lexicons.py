@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spurge.engine.base import files
-from spurge.engine.base.checks import choice
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import choice, warn
 from spurge.engine.data.rows import check_names, of_file, read_column, read_label, read_text
 from spurge.engine.data.table_files import read_records
 from spurge.engine.data.words import as_phrase

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.budgets import budget
+from spurge.engine.base.checks import warn
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
-from spurge.engine.base.notices import warn
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Examples

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from spurge import ops
-from spurge.engine.base.checks import checked_labels, choice, integer, number
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import checked_labels, choice, integer, number, warn
 from spurge.engine.features.features import Features
 
 Signs = Literal["magnitude", "relu", "split", "raw"]

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.budgets import parse_bytes
-from spurge.engine.base.checks import choice, device_of, integer, number
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import choice, device_of, integer, number, warn
 from spurge.engine.evaluation.groups import accuracies
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.fitting import Sgd, Solver, fit_head

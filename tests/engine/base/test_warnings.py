@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
-from spurge.engine.base.notices import warn
+from spurge.engine.base.checks import warn
 from spurge.engine.cascade.cascade import Cascade, predicted_logit
 
 SIZES: dict[str, Any] = {
