@@ -188,6 +188,26 @@ def test_runs_on_the_callers_stream(device):
     assert torch.equal(total, torch.full_like(total, 2.0))
 
 
+def test_runs_on_two_streams_at_once(name, device):
+    if device.type != "cuda":
+        pytest.skip("streams are CUDA's")
+    given = [moved(CASES[name](), device) for _ in range(2)]
+
+    def call(number):
+        copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in given[number])
+        return call_public(name, copies), [a for a in copies if isinstance(a, Tensor)]
+
+    want = [call(number) for number in range(2)]
+    torch.cuda.synchronize()
+    streams, got = [torch.cuda.Stream() for _ in range(2)], []
+    for turn in range(8):
+        with torch.cuda.stream(streams[turn % 2]):
+            got.append(call(turn % 2))
+    torch.cuda.synchronize()
+    for turn, found in enumerate(got):
+        torch.testing.assert_close(found, want[turn % 2], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("op", "arguments"),
     [
