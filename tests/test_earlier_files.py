@@ -23,6 +23,7 @@ from helpers.tolerance import assert_near
 from spurge.engine.base import tensor_files
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.cascade.scores import NeuronScores
+from spurge.engine.edits.weight_deltas import Dense, LowRank, Slices, WeightDeltas
 from spurge.report.results import Results
 
 KNOWN = json.loads((V1 / "known.json").read_text(encoding="utf-8"))
@@ -68,6 +69,7 @@ SAVED: dict[str, type[Saved]] = {
     "located": spurge.Located,
     "edit": spurge.NeuronEdit,
     "weight-edit": spurge.WeightEdit,
+    "weight-deltas": WeightDeltas,
     "features": spurge.Features,
     "removal": spurge.Removal,
     "neurontune": spurge.Tuned,
@@ -136,6 +138,21 @@ def _weight_edit(path: Path) -> None:
     changes = {name: [part.tolist() for part in pair] for name, pair in edit.changes.items()}
     assert changes == {"classifier.weight": [[0, 33], [1.5, -0.75]], "classifier.bias": [[1], [0.25]]}
     given(edit, earlier.classifier(), "weight-edit")
+
+
+@of("weight-deltas.safetensors")
+def _weight_deltas(path: Path) -> None:
+    edit = spurge.load_edit(path)
+    assert isinstance(edit, WeightDeltas)
+    kinds = {name.removeprefix("bert.encoder.layer.0."): type(delta) for name, delta in edit.deltas.items()}
+    assert kinds == {
+        "classifier.weight": Dense,
+        "intermediate.dense.bias": Slices,
+        "intermediate.dense.weight": LowRank,
+        "output.dense.weight": Slices,
+    }
+    assert edit.info == {"spurge": "0.1.0", "method": "by hand", "seed": 3}
+    given(edit, earlier.classifier(), "weight-deltas")
 
 
 @of("macu-edit.safetensors")

@@ -16,6 +16,7 @@ from helpers.earlier import V1
 from spurge.engine.base.files import FileError
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
+from spurge.engine.edits.weight_deltas import WeightDeltas
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 
@@ -39,6 +40,8 @@ CASES: list[tuple[str, type[Saved], Change, str]] = [
     ("neuron-edit", spurge.NeuronEdit, say("info", value=[1]), "info: expected dict, got list"),
     ("neuron-edit", spurge.NeuronEdit, say("model", value=["a"]), "model: expected dict, got list"),
     ("weight-edit", spurge.WeightEdit, say("model", "classifier.bias", "shape", value=[2**70]), "model: expected"),
+    ("weight-deltas", WeightDeltas, say("forms", "classifier.weight", value="Sparse"), "forms: 'classifier.weight' is"),
+    ("weight-deltas", WeightDeltas, put("classifier.weight:values", torch.zeros(2, 31)), "deltas: 'classifier.weight'"),
     ("located", spurge.Located, say("info", "settings", value=3), "info: settings: expected dict, got int"),
     ("located", spurge.Located, say("certificate", "agreement", value=["x"]), "'list' object has no attribute"),
     ("features", spurge.Features, say("names", "names", value="ab"), "names: expected list, got str"),

@@ -121,7 +121,7 @@ def table(path: Path) -> object:
 
 HASHED: dict[str, Load] = {
     **dict.fromkeys(
-        ("neuron-edit", "neuron-edit-bfloat16", "neuron-edit-experts", "macu-edit", "weight-edit"),
+        ("neuron-edit", "neuron-edit-bfloat16", "neuron-edit-experts", "macu-edit", "weight-edit", "weight-deltas"),
         edit,
     ),
     "scores": saved(NeuronScores),

@@ -37,6 +37,7 @@ from spurge.engine.base.resume import Blocks
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.tensor_files import read_tensors
 from spurge.engine.cascade.scores import NeuronScores
+from spurge.engine.edits.weight_deltas import WeightDeltas
 from spurge.engine.features.cache import FeatureCache
 from spurge.engine.recordings.store import Store
 from spurge.report.results import Results
@@ -169,9 +170,13 @@ def folder_of(name: str, source: Path) -> tuple[Writer, Reader]:
 def writers(source: Path) -> dict[str, tuple[Writer, Reader]]:
     results = ((spurge.Located, "located"), (spurge.Features, "features"), (spurge.Removal, "removal-gap"))
     results += ((spurge.Tuned, "tuned"), (spurge.Effects, "effects"), (spurge.NeuronEdit, "neuron-edit"))
+    results += ((spurge.WeightEdit, "weight-edit"), (WeightDeltas, "weight-deltas"))
     return {
         "scores": (write_scores, read_scores),
-        **{name: of_result(kind, name) for kind, name in (*results, (spurge.WeightEdit, "weight-edit"))},
+        **{
+            name: of_result(kind, name)
+            for kind, name in (*results, (spurge.WeightEdit, "weight-edit"), (WeightDeltas, "weight-deltas"))
+        },
         "numbers": (write_numbers, read_numbers),
         "results": (write_results, lambda folder: Results.load(folder / "a")),
         "blocks": (write_blocks, read_blocks),
