@@ -173,10 +173,7 @@ def writers(source: Path) -> dict[str, tuple[Writer, Reader]]:
     results += ((spurge.WeightEdit, "weight-edit"), (WeightDeltas, "weight-deltas"))
     return {
         "scores": (write_scores, read_scores),
-        **{
-            name: of_result(kind, name)
-            for kind, name in (*results, (spurge.WeightEdit, "weight-edit"), (WeightDeltas, "weight-deltas"))
-        },
+        **{name: of_result(kind, name) for kind, name in results},
         "numbers": (write_numbers, read_numbers),
         "results": (write_results, lambda folder: Results.load(folder / "a")),
         "blocks": (write_blocks, read_blocks),
