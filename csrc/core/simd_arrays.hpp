@@ -141,7 +141,7 @@ SPURGE_HD Mask<E> is_nan(Vec<E> x) {
 
 template <class E>
 SPURGE_HD Vec<E> select(Mask<E> m, Vec<E> a, Vec<E> b) {
-  return Vec<E>::each([&](int i) { return (a.v[i] & m.lanes.v[i]) | (b.v[i] & ~m.lanes.v[i]); });
+  return Vec<E>::each([&](int i) { return m.lanes.v[i] ? a.v[i] : b.v[i]; });
 }
 template <class E>
 SPURGE_HD Vec<E> counted(Vec<E> count, Mask<E> m) {

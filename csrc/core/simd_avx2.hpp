@@ -92,6 +92,9 @@ struct Mask {  // all bits of a lane, or none
 
 SPURGE_HD Mask<std::int32_t> operator<(Vec<std::int32_t> a, Vec<std::int32_t> b) { return {a.v < b.v}; }
 SPURGE_HD Mask<std::int64_t> operator<(Vec<std::int64_t> a, Vec<std::int64_t> b) { return {a.v < b.v}; }
+SPURGE_HD Mask<double> operator<(Vec<double> a, Vec<double> b) {
+  return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)};
+}
 SPURGE_HD Mask<float> is_nan(Vec<float> x) { return {_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q)}; }
 SPURGE_HD Mask<double> is_nan(Vec<double> x) { return {_mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q)}; }
 

@@ -84,6 +84,9 @@ SPURGE_HD Mask<std::int32_t> operator<(Vec<std::int32_t> a, Vec<std::int32_t> b)
 SPURGE_HD Mask<std::int64_t> operator<(Vec<std::int64_t> a, Vec<std::int64_t> b) {
   return {_mm512_cmplt_epi64_mask((__m512i)a.v, (__m512i)b.v)};
 }
+SPURGE_HD Mask<double> operator<(Vec<double> a, Vec<double> b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)};
+}
 SPURGE_HD Mask<float> is_nan(Vec<float> x) { return {_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q)}; }
 SPURGE_HD Mask<double> is_nan(Vec<double> x) { return {_mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q)}; }
 

@@ -21,6 +21,11 @@ struct Moments {
   double sum, size;  // of scores, of their magnitudes
 };
 
+// Of scores below some border: the largest, and how many there are not.
+struct Under {
+  double largest, others;
+};
+
 struct Turns {
   double sum, stretched;  // see rest_of
 };
@@ -28,6 +33,8 @@ struct Turns {
 SPURGE_EACH_LEVEL(
     Moments moments(const double* a, std::int64_t n);  // zeros at padding
     double squares(const double* a, double mean, std::int64_t n);
+    Under under(const double* a, double border, std::int64_t n);               // -inf at padding
+    void mark_above(double* marks, const double* a, double border, std::int64_t n);  // 1 where it is larger, else 0
     double memberships(double* m, const double* a, const Sigmoid& sigmoid, std::int64_t n);  // their sum
     Sums sums_of(const Line& line, const double* members, double total);
     // Adds what a set pulls to what memberships and scores are pulled by.

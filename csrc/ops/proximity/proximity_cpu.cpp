@@ -12,13 +12,16 @@ namespace {
 
 constexpr std::int64_t kRowsPerThread = 256;  // about 0.1 ms of work
 
-// Up to here one pass with a short sorted list finds the best; beyond, a selection.
-constexpr std::int64_t kShortList = 32;
+// Up to here the best scores are found one below the other, all lanes at once; beyond, by a selection.
+constexpr std::int64_t kFew = 12;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The inner loops of this processor.
 struct Loops {
   decltype(&baseline::moments) moments = SPURGE_SELECT(moments);
   decltype(&baseline::squares) squares = SPURGE_SELECT(squares);
+  decltype(&baseline::under) under = SPURGE_SELECT(under);
+  decltype(&baseline::mark_above) mark_above = SPURGE_SELECT(mark_above);
   decltype(&baseline::memberships) memberships = SPURGE_SELECT(memberships);
   decltype(&baseline::sums_of) sums_of = SPURGE_SELECT(sums_of);
   decltype(&baseline::add_pull) add_pull = SPURGE_SELECT(add_pull);
@@ -38,7 +41,7 @@ struct Question {
 class Row {
  public:
   explicit Row(const Question& question)
-      : asked_(question), order_(padded(question.shape.units)), index_(order_.size()) {
+      : asked_(question), order_(padded(question.shape.units)), index_(order_.size()), id_(order_.size()) {
     for (auto* array : {&a_, &m_, &best_, &members_, &by_membership_, &by_score_}) array->resize(order_.size());
   }
 
@@ -47,24 +50,26 @@ class Row {
   bool read(const T* scores, std::int64_t r) {
     const Shape& shape = asked_.shape;
     const std::int64_t b = r % shape.examples;
-    ids_ = asked_.ids + b * shape.units;
+    const std::int32_t* const ids = asked_.ids + b * shape.units;
     label_ = asked_.label[b];
     n_ = 0;
     for (std::int64_t t = 0; t < shape.units; ++t) {
       a_[n_] = static_cast<double>(scores[t]);
+      id_[n_] = ids[t];
       index_[n_] = t;
-      n_ += ids_[t] >= 0;
+      n_ += ids[t] >= 0;
     }
-    const std::size_t end = padded(n_);
-    std::fill(a_.begin() + n_, a_.begin() + end, 0.0);
+    pad(a_, 0.0);
     const Moments found = loops_.moments(a_.data(), n_);
     if (n_ == 0 || !std::isfinite(found.size)) return false;
     const auto n = static_cast<double>(n_);
     const double mean = found.sum / n;
-    std::fill(a_.begin() + n_, a_.begin() + end, mean);
+    pad(a_, mean);
     const double variance = loops_.squares(a_.data(), mean, n_) / n;
     sigmoid_ = sigmoid(asked_.sharpness, n, mean, variance, found.size / n);
+    pad(a_, -kInfinity);
     place_border();
+    pad(a_, mean);
     total_ = loops_.memberships(m_.data(), a_.data(), sigmoid_, n_);
     return true;
   }
@@ -75,8 +80,8 @@ class Row {
   // Sums over one set, whose members are looked up.
   Sums sums(std::int64_t set) {
     const std::int32_t* const bits = golden_bits(asked_.bitmap, asked_.shape, set, label_);
-    for (std::int64_t i = 0; i < n_; ++i) members_[i] = member(bits, asked_.shape.words, ids_[index_[i]]);
-    std::fill(members_.begin() + n_, members_.begin() + padded(n_), 0.0);
+    for (std::int64_t i = 0; i < n_; ++i) members_[i] = member(bits, asked_.shape.words, id_[i]);
+    pad(members_, 0.0);
     return loops_.sums_of(line(), members_.data(), total_);
   }
 
@@ -94,8 +99,8 @@ class Row {
   void put_pulls(T* grad) {
     const Turns turns = loops_.add_memberships(by_score_.data(), by_membership_.data(), line(), all_, sigmoid_);
     const Rest rest = rest_of(turns.sum, turns.stretched, more());
-    by_score_[last_] += rest.last;
-    if (more()) by_score_[next_] += rest.next;
+    by_score_[border_.last.index] += rest.last;
+    if (more()) by_score_[border_.next.index] += rest.next;
     for (std::int64_t i = 0; i < n_; ++i)
       grad[index_[i]] = static_cast<T>(by_score_[i] + rest.temperature * sigmoid_.temperature_slope(a_[i]));
   }
@@ -113,51 +118,63 @@ class Row {
   Line line() const { return {n_, a_.data(), m_.data(), best_.data()}; }
   Unit unit(std::int64_t i) const { return {a_[i], i}; }
 
-  // Threshold and the units it is made of, and which units are among the best.
-  void place_border() {
-    Border border{};
-    if (more()) {
-      border = select(asked_.k);
-      next_ = border.next.index;
-      sigmoid_.tau = 0.5 * border.last.score + 0.5 * border.next.score;
-    } else {
-      border.last = unit(0);
-      for (std::int64_t i = 1; i < n_; ++i)
-        if (precedes(border.last, unit(i))) border.last = unit(i);
-      sigmoid_.tau = border.last.score - sigmoid_.t;
-    }
-    last_ = border.last.index;
-    for (std::int64_t i = 0; i < n_; ++i) best_[i] = !precedes(border.last, unit(i));
-    std::fill(best_.begin() + n_, best_.begin() + padded(n_), 0.0);
+  void pad(std::vector<double>& array, double x) const {
+    std::fill(array.begin() + n_, array.begin() + static_cast<std::ptrdiff_t>(padded(n_)), x);
   }
 
-  // The last of the k best, and the unit behind it; k < n.
-  Border select(std::int64_t k) {
+  // Threshold and the units it is made of, and which units are among the best. Scores are padded with -inf.
+  void place_border() {
+    const std::int64_t k = std::min(asked_.k, n_);
+    if (k <= kFew) step_down(k);
+    else select(k);
+    const double last = border_.last.score;
+    sigmoid_.tau = more() ? 0.5 * last + 0.5 * border_.next.score : last - sigmoid_.t;
+    loops_.mark_above(best_.data(), a_.data(), last, n_);
+    for (std::int64_t i = 0; i <= border_.last.index; ++i)
+      if (a_[i] == last) best_[i] = 1;
+  }
+
+  // The k-th score and the one behind it, from the largest down, each time all that are equal.
+  void step_down(std::int64_t k) {
+    Under found = loops_.under(a_.data(), kInfinity, n_);
+    double last = found.largest, before = 0;
+    for (;;) {
+      found = loops_.under(a_.data(), last, n_);
+      if (found.others >= static_cast<double>(k)) break;
+      before = found.others;
+      last = found.largest;
+    }
+    border_.last = {last, find(last, 0, k - static_cast<std::int64_t>(before))};
+    if (!more()) return;
+    if (found.others > static_cast<double>(k)) border_.next = {last, find(last, border_.last.index + 1, 1)};
+    else border_.next = {found.largest, find(found.largest, 0, 1)};
+  }
+
+  // The so-manieth of the units from some on that have a score.
+  std::int64_t find(double score, std::int64_t from, std::int64_t which) const {
+    while (a_[from] != score || --which > 0) ++from;
+    return from;
+  }
+
+  void select(std::int64_t k) {
     Unit* const order = order_.data();
-    if (k >= kShortList) {
-      for (std::int64_t i = 0; i < n_; ++i) order[i] = unit(i);
+    for (std::int64_t i = 0; i < n_; ++i) order[i] = unit(i);
+    if (more()) {
       std::nth_element(order, order + k, order + n_, precedes);
-      return {*std::max_element(order, order + k, precedes), order[k]};
+      border_.next = order[k];
     }
-    for (std::int64_t i = 0; i < n_; ++i) {
-      const Unit found = unit(i);
-      if (i > k && !precedes(found, order[k])) continue;
-      std::int64_t at = std::min(i, k);  // pushes the worst out
-      for (; at > 0 && precedes(found, order[at - 1]); --at) order[at] = order[at - 1];
-      order[at] = found;
-    }
-    return {order[k - 1], order[k]};
+    border_.last = *std::max_element(order, order + k, precedes);
   }
 
   const Loops loops_;
   const Question& asked_;
   std::int64_t n_ = 0, label_ = 0;
-  const std::int32_t* ids_ = nullptr;
   Sigmoid sigmoid_;
-  std::int64_t last_ = 0, next_ = 0;
+  Border border_{};
   double total_ = 0, all_ = 0;
   std::vector<Unit> order_;
   std::vector<std::int64_t> index_;
+  std::vector<std::int32_t> id_;
   std::vector<double> a_, m_, best_, members_, by_membership_, by_score_;
 };
 

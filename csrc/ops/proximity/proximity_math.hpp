@@ -22,7 +22,9 @@ SPURGE_HD bool precedes(const Unit& a, const Unit& b) {
 
 SPURGE_HD bool member(const std::int32_t* bits, std::int64_t words, std::int32_t id) {
   const auto v = static_cast<std::uint32_t>(id);
-  return v / 32 < words && (static_cast<std::uint32_t>(bits[v / 32]) >> (v % 32) & 1u);
+  if (words == 0) return false;
+  const bool known = v / 32 < words;  // not a branch: membership is hard to predict
+  return known & (static_cast<std::uint32_t>(bits[known ? v / 32 : 0]) >> (v % 32));
 }
 
 SPURGE_HD const std::int32_t* golden_bits(const std::int32_t* bitmap, const Shape& shape, std::int64_t set,

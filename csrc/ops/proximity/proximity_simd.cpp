@@ -87,6 +87,34 @@ double squares(const double* a, double mean, std::int64_t n) {
   return sum.sum();
 }
 
+Under under(const double* a, double border, std::int64_t n) {
+  const double none = -__builtin_inf();
+  const V high = V::all(border), one = V::all(1), zero = V::all(0), least = V::all(none);
+  Lanes top = Lanes::all(none), others = Lanes::all(0);
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const Lanes x = Lanes::load(a + i);
+    SPURGE_UNROLL
+    for (int j = 0; j < Lanes::n; ++j) {
+      const auto below = x.v[j] < high;
+      top.v[j] = larger(top.v[j], select(below, x.v[j], least));
+      others.v[j] = others.v[j] + select(below, zero, one);
+    }
+  }
+  double lanes[kLanes];
+  top.store(lanes);
+  double largest = lanes[0];
+  for (int j = 1; j < kLanes; ++j) largest = lanes[j] > largest ? lanes[j] : largest;
+  return {largest, others.sum()};
+}
+
+void mark_above(double* marks, const double* a, double border, std::int64_t n) {
+  const V low = V::all(border), one = V::all(1), zero = V::all(0);
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const Lanes x = Lanes::load(a + i);
+    Lanes::each([&](int j) { return select(low < x.v[j], one, zero); }).store(marks + i);
+  }
+}
+
 double memberships(double* m, const double* a, const Sigmoid& sigmoid, std::int64_t n) {
   const Lanes tau = Lanes::all(sigmoid.tau), t = Lanes::all(sigmoid.t), one = Lanes::all(1);
   Lanes total = Lanes::all(0);

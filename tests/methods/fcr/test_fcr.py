@@ -495,6 +495,7 @@ def test_a_feature_that_the_classifier_does_not_use():
         ({"weights": 0}, "weights: need at least 1"),
         ({"least_weight": -1}, "least_weight: expected 0 to 1"),
         ({"most": 0}, "most: expected a rate above 0"),
+        ({"device": "moon"}, "device: 'moon' cannot be used here"),
     ],
 )
 def test_settings_are_checked_at_birth(setting, words):

@@ -358,6 +358,8 @@ def test_bad_arguments_are_named(change, error, message):
         ({"least_ess": 0}, ValueError, "least_ess"),
         ({"interact": 1}, TypeError, "interact: expected True or False"),
         ({"memory": "lots"}, ValueError, "memory: expected bytes"),
+        ({"device": "moon"}, ValueError, "device: 'moon' cannot be used here"),
+        ({"device": 0}, TypeError, "device: expected a device or its name, got int"),
     ],
 )
 def test_bad_settings_are_named(settings, error, message):

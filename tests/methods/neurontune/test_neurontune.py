@@ -343,6 +343,8 @@ def test_the_same_rows_twice_and_another_head_are_noticed() -> None:
         ({"keep": 1.0}, ValueError, "keep: must be at least 0 and below 1"),
         ({"sgd": {}}, TypeError, "sgd: expected Sgd, got dict"),
         ({"memory": "lots"}, ValueError, "memory: expected bytes"),
+        ({"device": "moon"}, ValueError, "device: 'moon' cannot be used here"),
+        ({"device": 0}, TypeError, "device: expected a device or its name, got int"),
         ({"seed": -1}, ValueError, "seed: need at least 0"),
     ],
 )
