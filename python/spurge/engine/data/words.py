@@ -25,7 +25,7 @@ Phrase = tuple[str, ...]
 Text = str | tuple[str, str]
 
 # What may stand between the words of one phrase: "well-made", "devil's advocate", but not "not. Fail".
-_GAP = re.compile(r"[\s'’\-‐‑]*")
+GAP = re.compile(r"[\s'’\-‐‑]*")
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 
@@ -66,7 +66,7 @@ def as_phrase(entry: str) -> Phrase | None:
     (('well', 'made'), None)
     """
     pattern = _patterns()[0]
-    if any(_GAP.fullmatch(rest) is None for rest in pattern.split(entry)):
+    if any(GAP.fullmatch(rest) is None for rest in pattern.split(entry)):
         return None
     return split_words(entry) or None
 
@@ -209,7 +209,7 @@ def word_spans(text: str, phrases: Mapping[str, list[Phrase]], punctuation: bool
         for phrase in phrases.get(found[i][2], ()):  # longest first
             run = found[i : i + len(phrase)]
             if tuple(form for _, _, form in run) == phrase and all(
-                _GAP.fullmatch(text, left[1], right[0]) for left, right in pairwise(run)
+                GAP.fullmatch(text, left[1], right[0]) for left, right in pairwise(run)
             ):
                 size = len(phrase)
                 break

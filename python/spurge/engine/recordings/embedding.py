@@ -1,4 +1,4 @@
-"""Sentence embeddings of a bare encoder, for topics and for small classifiers on top of them."""
+"""Embeddings of texts by a bare encoder, for topics and small classifiers on top of them; and of words on their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spurge.engine.base.tensor_parallel import whole
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.text_pass import read_texts
@@ -55,6 +56,22 @@ def embed(
     if len(zero):
         raise ValueError(f"model: the mean of the hidden states is zero at row {int(zero[0])}")
     return means / lengths
+
+
+def word_vectors(handle: Handle, units: Sequence[str]) -> Tensor:
+    """Mean input embeddings of the sub-words of each unit at unit length, ``[units, H]`` float32 on the CPU.
+
+    Args:
+        handle: of a ``transformers`` model with input embeddings, and its tokenizer.
+        units: words, or words joined by blanks.
+    """
+    table = whole(handle.model.get_input_embeddings().weight.detach())  # type: ignore[operator]
+    if not units:
+        return torch.zeros(0, table.shape[1])
+    # A leading blank: byte-level tokenizers know a word inside a sentence by it.
+    ids = handle.tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
+    rows = [table[torch.tensor(i, dtype=torch.long, device=table.device)].float().sum(0) for i in ids]
+    return nn.functional.normalize(torch.stack(rows), dim=1).cpu()
 
 
 def _mean(output: Any, mask: Tensor) -> Tensor:

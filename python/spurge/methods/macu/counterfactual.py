@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from spurge.engine.base.tensor_parallel import whole
 from spurge.engine.data.examples import Example
 from spurge.engine.data.words import as_phrase
 from spurge.engine.models.handle import Handle
+from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.golden.phrases import Finder, TellingPhrase
 
 Kind = Literal["kept", "swapped", "neutral"]
@@ -63,7 +62,7 @@ def nearest_words(handle: Handle, causal: Sequence[Sequence[str]]) -> dict[tuple
         causal: words and multi-word units of each label.
     """
     own = own_units(causal)
-    vectors = [embedded(handle, units) for units in own]
+    vectors = [word_vectors(handle, units) for units in own]
     nearest: dict[tuple[int, int], dict[str, str]] = {}
     for a, here in enumerate(own):
         for b, there in enumerate(own):
@@ -80,17 +79,6 @@ def own_units(causal: Sequence[Sequence[str]]) -> list[list[str]]:
     folded = [list(dict.fromkeys(" ".join(w) for w in map(as_phrase, words) if w)) for words in causal]
     times = Counter(unit for units in folded for unit in units)
     return [[unit for unit in units if times[unit] == 1] for units in folded]
-
-
-def embedded(handle: Handle, units: Sequence[str]) -> Tensor:
-    """Unit-length mean input embeddings, ``[units, H]`` float32 on the CPU."""
-    table = whole(handle.model.get_input_embeddings().weight.detach())  # type: ignore[operator]
-    if not units:
-        return torch.zeros(0, table.shape[1])
-    # A leading blank: byte-level tokenizers know a word inside a sentence by it.
-    ids = handle.tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
-    rows = [table[torch.tensor(i, dtype=torch.long, device=table.device)].float().sum(0) for i in ids]
-    return nn.functional.normalize(torch.stack(rows), dim=1).cpu()
 
 
 class Counterfactuals:

@@ -30,9 +30,10 @@ from spurge.engine.data.examples import Example, Examples
 from spurge.engine.data.tfidf import BagOfWords
 from spurge.engine.data.words import split_words
 from spurge.engine.models.handle import Handle
+from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.golden.phrases import telling_phrases
-from spurge.methods.macu.counterfactual import Counterfactuals, cased, embedded, own_units, replaced
+from spurge.methods.macu.counterfactual import Counterfactuals, cased, own_units, replaced
 
 Kind = Literal["flip", "random", "same", "negation", "template", "neutral"]
 
@@ -142,7 +143,7 @@ class SwapMaker:
         self._units = own_units(causal)
         self._texts = Counterfactuals({}, causal, phrases, seed=seed)
         self._counts = Counter(word for parts in segments for part in parts for word in split_words(part))
-        self._vectors = [embedded(handle, units) for units in self._units]
+        self._vectors = [word_vectors(handle, units) for units in self._units]
         self._endings = [_by_ending(units) for units in self._units]
         self._near: dict[tuple[str, int], list[str]] = {}
         self._nearest, self._plausible, self._seed = nearest, plausible, seed
