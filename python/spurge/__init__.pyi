@@ -28,6 +28,8 @@ from spurge.engine.recordings.recording import Recording as Recording
 from spurge.engine.recordings.recording import record as record
 from spurge.methods.fcr.fcr import FCR as FCR
 from spurge.methods.fcr.removal import Removal as Removal
+from spurge.methods.find.find import find as find
+from spurge.methods.find.found import Found as Found
 from spurge.methods.golden.golden import GoldenTokens as GoldenTokens
 from spurge.methods.macu.located import Located as Located
 from spurge.methods.macu.macu import MacU as MacU

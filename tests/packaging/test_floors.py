@@ -37,7 +37,7 @@ ROOMS = [
     "planning",
     "evaluation",
 ]
-METHODS = {"golden", "macu", "fcr", "neurontune", "mediation"}
+METHODS = {"golden", "find", "macu", "fcr", "neurontune", "mediation"}
 SHARED_METHOD = "golden"  # the only one that other methods may import
 MOST_FILES = 16  # of a room of the engine, besides __init__
 MOST_LINES = 450  # of a module

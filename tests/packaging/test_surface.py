@@ -14,7 +14,7 @@ import spurge
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "spurge"
-MOST_NAMES = 40  # what scripts need; the rest is imported from its module
+MOST_NAMES = 44  # what scripts need; the rest is imported from its module
 
 TABLE = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8")).body
 HOMES = {alias.name: node.module for node in TABLE if isinstance(node, ast.ImportFrom) for alias in node.names}

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from spurge.cli.arguments import add_running
 from spurge.cli.arguments_edits import add_apply, add_evaluate, add_export
+from spurge.cli.arguments_find import add_find
 from spurge.cli.arguments_last_layer import add_fcr, add_features, add_neurontune
 from spurge.cli.arguments_macu import add_edit, add_locate, add_plan
 from spurge.cli.arguments_mediation import add_mediate
@@ -20,6 +21,7 @@ from spurge.engine.base.ranks import ProcessRank
 #: Name of each command, which is that of its module too, to its line in the list and its arguments.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("teach a small model a shortcut, find it, cut it and measure (3 minutes)", add_demo),
+    "find": ("rank what a classifier leans on, for review", add_find),
     "locate": ("score all neurons of a classifier by golden words", add_locate),
     "plan": ("what locating will take: rows, memory, time", add_plan),
     "edit": ("find gates for located neurons", add_edit),

@@ -18,6 +18,7 @@ _OTHER_NAMES = {
     },
     "export": {"folder": "out"},
     "evaluate": {"tests": "data", "test": "data"},
+    "find": {"examples": "data", "path": "out"},
     "locate": {"train": "data"},
     "edit": {"train": "data"},
 }

@@ -20,6 +20,8 @@ from spurge.engine.data.words import split_words
 
 COLUMNS = ("word", "label", "count", "log_odds", "z", "role", "keep")
 ROLES = ("causal", "irrelevant", "none")
+_ROLES_OF_FIND = {"spurious": "irrelevant", "undecided": "none"}  # what a table of `spurge.find` calls them
+_KINDS = ("word", "phrase")  # of rows of such a table that are words
 _KEEP = {
     "yes": True,
     "y": True,
@@ -149,11 +151,17 @@ def write_review(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -
 def read_review(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of a review file, checked; only ``word``, ``label``, ``role`` and ``keep`` are needed.
 
+    Of a table of `spurge.find` the words and phrases count, and spurious ones are irrelevant.
+
     Raises:
         ValueError: a missing column, an unknown role or ``keep``, or a causal word without label; with its row.
     """
     with of_file(path):
-        rows = [_review_row(raw, number) for number, raw in enumerate(read_records(path), 1)]
+        rows = [
+            _review_row(raw, number)
+            for number, raw in enumerate(read_records(path), 1)
+            if raw.get("kind", _KINDS[0]) in _KINDS
+        ]
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
@@ -165,14 +173,29 @@ def _review_row(raw: Mapping[str, Any], number: int) -> dict[str, Any]:
         value = read_column(raw, name, number)
         blank = is_missing(value) or (isinstance(value, str) and not value.strip())
         row[name] = "" if blank else read_name(value, name, number).strip()
-    role, keep = row["role"].lower(), row["keep"].lower()
+    role = row["role"].lower()
+    role = _ROLES_OF_FIND.get(role, role)
     if role not in ROLES:
         raise ValueError(f"row {number}: role is one of {ROLES}, got {row['role']!r:.40}")
-    if keep not in _KEEP:
-        raise ValueError(f"row {number}: keep is yes or no, got {row['keep']!r:.40}")
-    if role == "causal" and _KEEP[keep] and not row["label"]:
+    try:
+        keep = is_kept(row["keep"])
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
+    if role == "causal" and keep and not row["label"]:
         raise ValueError(f"row {number}: the causal word {row['word']!r:.40} needs a label")
-    return {**row, "role": role, "keep": "yes" if _KEEP[keep] else "no"}
+    return {**row, "role": role, "keep": "yes" if keep else "no"}
+
+
+def is_kept(text: str) -> bool:
+    """What a person's ``keep`` means, whatever its case.
+
+    Raises:
+        ValueError: neither yes nor no.
+    """
+    found = _KEEP.get(text.lower())
+    if found is None:
+        raise ValueError(f"keep is yes or no, got {text!r:.40}")
+    return found
 
 
 def kept(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
