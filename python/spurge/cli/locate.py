@@ -12,11 +12,13 @@ from spurge.cli.inputs import prepare, read_data, read_golden, read_macu, read_m
 from spurge.cli.plan import plan_locating
 from spurge.engine.base.distributed import Ranks
 from spurge.engine.data.examples import Examples
+from spurge.methods.golden.coverage import coverage
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
+LEAST_SWAPPED, LEAST_NEUTRAL = 0.2, 0.05  # of the texts, below which a search has little to learn from
 LONG_RUN = 60.0  # seconds: a run that takes longer prints its plan first
 
 
@@ -30,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         weights = read_weights(arguments, arguments.data)
         golden = read_golden(arguments, train.labels)
         assert golden is not None  # the parser asks for one
+        if ranks.rank == 0:
+            for line in coverage(train, golden).summary():
+                print(f"note: {line}", flush=True)
         if not arguments.quiet and ranks.size == 1:
             _print_plan_of_long_run(macu, model, tokenizer, train)
         start = time.perf_counter()
@@ -45,9 +50,25 @@ def _print_plan_of_long_run(macu: MacU, model: nn.Module, tokenizer: Any, train:
         print(f"plan: {plan.summary()}", flush=True)
 
 
+def _few_texts(counts: dict[str, int] | None) -> list[str]:
+    """What is to be said where few texts could be changed; ``counts`` is of each kind, None for another objective."""
+    if counts is None:
+        return []
+    lines = []
+    for kind, least, cure in (
+        ("swapped", LEAST_SWAPPED, "more causal words would swap more (spurge find proposes some)"),
+        ("neutral", LEAST_NEUTRAL, "irrelevant words that go with a label would make more (spurge find proposes some)"),
+    ):
+        if counts[kind] < least * counts["kept"]:
+            lines.append(f"only {counts[kind]} {kind} texts of {counts['kept']}; {cure}")
+    return lines
+
+
 def _write(arguments: argparse.Namespace, located: Located, elapsed: float) -> None:
     located.save(arguments.out)
     print(located)
+    for line in _few_texts(located.info.get("counterfactual")):
+        print(f"note: {line}")
     print(f"located in {seconds(elapsed)}: {arguments.out}")
     results = Results("locate", {"data": str(arguments.data), "model": str(arguments.model), **located.info})
     results.extend(located.rows())
