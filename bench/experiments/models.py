@@ -5,6 +5,7 @@ Every network takes uint8 pixels and scales them itself. Trained weights are kep
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,15 +198,19 @@ def efficientnet_lite0(outputs: int) -> nn.Module:
     return nn.Sequential(Scale([127.0] * 3, [128.0] * 3, size=224), network).eval()
 
 
-def fine_tuned(rows: Examples, *, epochs: int, seed: int, cache: Path | None = None) -> tuple[nn.Module, Any]:
-    """MiniLM-L6 with a head, fine-tuned on `rows`, and its tokenizer; kept in `cache` as `trained` does."""
+def fine_tuned(
+    rows: Examples, *, epochs: int, seed: int, cache: Path | None = None, layers: int | None = None
+) -> tuple[nn.Module, Any]:
+    """MiniLM-L6, or its first `layers`, with a head, fine-tuned on `rows`; and its tokenizer. Kept as by `trained`."""
     from spurge.demo import train
 
-    key = files.canonical_json([epochs, seed, torch.__version__, rows.fingerprint()])
-    model, tokenizer = train.load_base(rows.labels)
+    cut = [] if layers is None else [layers]
+    key = files.canonical_json([epochs, seed, torch.__version__, rows.fingerprint(), *cut])
+    model, tokenizer = train.load_base(rows.labels, layers)
 
     def tune() -> dict[str, Tensor]:
-        return train.fine_tune(rows, epochs=epochs, seed=seed)[0].state_dict()
+        shown = sys.stderr.isatty()
+        return train.fine_tune(rows, epochs=epochs, seed=seed, layers=layers, progress=shown)[0].state_dict()
 
     model.load_state_dict(kept(cache, "minilm", key, tune))
     return model.eval(), tokenizer

@@ -44,6 +44,7 @@ def fine_tune(
     batch_size: int = 32,
     learning_rate: float = 1e-4,
     warmup: float = 0.1,
+    layers: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, Any]:
@@ -56,6 +57,7 @@ def fine_tune(
     Args:
         rows: training rows; one output per label.
         learning_rate: the highest.
+        layers: how many of the six to keep, from the first; None for all.
         seed: of the head and of the order of the rows; the global generators of torch are left as they were.
 
     Returns:
@@ -74,7 +76,7 @@ def fine_tune(
         raise ValueError(f"warmup: must lie in 0 to 1, got {warmup}")
     with within(torch.random.fork_rng(devices=[])):
         torch.manual_seed(seed)
-        model, tokenizer = load_base(rows.labels)
+        model, tokenizer = load_base(rows.labels, layers)
     model.get_input_embeddings().weight.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
@@ -98,8 +100,11 @@ def fine_tune(
     return model.eval(), tokenizer
 
 
-def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
+def load_base(labels: tuple[str, ...], layers: int | None = None) -> tuple[Any, Any]:
     """The embedded model with a head for `labels` drawn from torch's generator, and its tokenizer.
+
+    Args:
+        layers: how many of the six to keep, from the first; None for all.
 
     Raises:
         FileNotFoundError: as `base_folder`.
@@ -107,10 +112,12 @@ def load_base(labels: tuple[str, ...]) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     folder = base_folder()
+    cut: dict[str, Any] = {} if layers is None else {"num_hidden_layers": integer("layers", layers, 1)}
     with _quiet_transformers():  # it would report the head as missing and the pooler as unused: both are meant
         model = BertForSequenceClassification.from_pretrained(
             folder,
             num_labels=len(labels),
+            **cut,
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             hidden_dropout_prob=0.0,
