@@ -10,9 +10,9 @@ from experiments import repair
 
 def test_repairs_come_first_then_one_seed_of_each_control() -> None:
     pairs = repair.schedule(repair.METHODS, [5, 6, 7, 8, 9])
-    assert pairs[:4] == [("none", 5), ("repair", 5), ("repair", 6), ("repair", 7)]
-    assert {method for method, seed in pairs[4:9] if seed == 5} == {*repair.METHODS} - {"none", "repair"}
-    assert pairs[9:11] == [("repair", 8), ("repair", 9)]
+    assert pairs[:3] == [("none", 5), ("repair", 5), ("repair", 6)]
+    assert {method for method, seed in pairs[3:8] if seed == 5} == {*repair.METHODS} - {"none", "repair"}
+    assert pairs[8:11] == [("repair", 7), ("repair", 8), ("repair", 9)]
     assert sorted(pairs) == sorted({*pairs})
     assert [seed for method, seed in pairs if method == "wise-ft"] == [5]
 

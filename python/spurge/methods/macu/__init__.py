@@ -1,1 +1,1 @@
-"""MacU: neurons located by proximity, edited by a swarm."""
+"""MacU: neurons located by proximity, edited by a swarm or by gradient; repairs by training on swapped texts."""
