@@ -30,6 +30,7 @@ from spurge.methods.fcr.fcr import FCR as FCR
 from spurge.methods.fcr.removal import Removal as Removal
 from spurge.methods.find.find import find as find
 from spurge.methods.find.found import Found as Found
+from spurge.methods.find.slices import find_slices as find_slices
 from spurge.methods.golden.golden import GoldenTokens as GoldenTokens
 from spurge.methods.macu.located import Located as Located
 from spurge.methods.macu.macu import MacU as MacU

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from helpers import planted_texts
+from helpers.planted_slices import planted_slices
 from helpers.planted_texts import PHRASE
 from helpers.tiny_models import tiny_tokenizer
-from spurge import Examples, Found, GoldenTokens
+from spurge import Examples, Features, Found, GoldenTokens
 from spurge.cli import main
 from spurge.report.results import Results
 
@@ -99,6 +100,20 @@ def test_locate_says_what_the_golden_words_lack(desk: Path, tmp_path: Path, caps
     assert f"note: bound to a label, but not golden: {PHRASE!r} (positive" in said
     assert "have a causal word of their label; would reach more" in said
     assert "neutral texts of 40" in said
+
+
+def test_slices_of_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted_slices().save(tmp_path / "features.safetensors")
+    groups = tmp_path / "grouped.safetensors"
+    given = ("--features", tmp_path / "features.safetensors", "--groups-out", groups, "--json", tmp_path / "s.json")
+    code, out, err = spurge(capsys, "find", *given)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("slice")
+    grouped = Features.load(groups)
+    assert Results.load(tmp_path / "s.json").rows[0]["case"] == grouped.group_names[0]
+    code, out, err = spurge(capsys, "find", *given, "--data", tmp_path / "rows.jsonl")
+    assert (code, out) == (2, "")
+    assert "--data: features have no texts" in err
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,14 @@ Container = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_model(
-    parser: Container, *, verbalizer: bool = False, what: str = "transformers folder of a sequence classifier"
+    parser: Container,
+    *,
+    verbalizer: bool = False,
+    what: str = "transformers folder of a sequence classifier",
+    required: bool = True,
 ) -> None:
     """The model of ``--model``, where it runs, and in which type."""
-    parser.add_argument("--model", metavar="FOLDER", required=True, help=what)
+    parser.add_argument("--model", metavar="FOLDER", required=required, help=what)
     if verbalizer:
         words = "label words and prompt (JSON): the model is a causal language model that classifies by them"
         parser.add_argument("--verbalizer", metavar="FILE", help=words)

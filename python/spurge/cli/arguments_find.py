@@ -18,17 +18,21 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Ranks what a classifier leans on, from its labelled texts alone: words, phrases, word pairs, overlap, "
         "negation, length, punctuation, columns and topics. Writes a table with a proposed role for each; change "
-        "role, label and keep in it, and give it to --golden of the other commands, or to --reviewed here."
+        "role, label and keep in it, and give it to --golden of the other commands, or to --reviewed here. With "
+        "--features in place of --model and --data: slices of each class, of any model, and their errors."
     )
-    add_model(parser)
-    add_data(parser)
+    add_model(parser, required=False)
+    add_data(parser, required=False)
+    parser.add_argument("--features", metavar="FILE", help="features of any model (spurge features): find slices")
     parser.add_argument("--columns", metavar="A,B", help="columns beside the text that are candidates, too")
     parser.add_argument("--lexicon", metavar="NAME|FILE", help="vader or afinn if installed, or a table of words")
     parser.add_argument("--out", metavar="FILE", help="where to write the table, e.g. found.tsv")
     parser.add_argument("--reviewed", metavar="FILE", help="a table that was reviewed: no search, only what is written")
     parser.add_argument("--golden-out", metavar="FILE", help="also write golden words, e.g. golden.json")
     parser.add_argument(
-        "--groups-out", metavar="FILE", help="also write the texts with a column 'group', e.g. grouped.jsonl"
+        "--groups-out",
+        metavar="FILE",
+        help="also write the texts with a column 'group', e.g. grouped.jsonl; of slices, the features in these groups",
     )
     parser.add_argument("--top", type=positive, default=15, metavar="N", help="rows to print (%(default)s)")
     settings = parser.add_argument_group("settings")

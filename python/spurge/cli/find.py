@@ -12,12 +12,13 @@ from typing import Any
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_find import FIND_SETTINGS
-from spurge.cli.inputs import prepare, read_data, read_golden, read_model, write_results
+from spurge.cli.inputs import prepare, read_data, read_features, read_golden, read_model, write_results
 from spurge.engine.base import files
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import chosen_rows, of_file, read_column
 from spurge.methods.find.find import find
 from spurge.methods.find.found import Found
+from spurge.methods.find.slices import find_slices
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
@@ -25,6 +26,8 @@ from spurge.report.tables import seconds
 def run(arguments: argparse.Namespace) -> int:
     """Searches, or reads what was reviewed; prints the table and writes what was asked for."""
     prepare(arguments, "out", "golden_out", "groups_out", folders=("resume",))
+    if arguments.features:
+        return _find_slices(arguments)
     _check(arguments)
     model, tokenizer = read_model(arguments)
     examples = read_data(arguments, arguments.data, model)
@@ -58,7 +61,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _find_slices(arguments: argparse.Namespace) -> int:
+    for name in ("model", "data", "out", "reviewed", "golden_out", "columns", "lexicon"):
+        if getattr(arguments, name):
+            raise ValueError(f"{name}: features have no texts; leave it away")
+    features = read_features(arguments, arguments.features)
+    found = find_slices(features, seed=arguments.seed)
+    print(found)
+    results = Results("find slices", {"features": str(arguments.features), **found.info})
+    for row in found.rows:
+        results.add(row.name, "none", "errors", row.errors, n=row.count, unit="percent", labels="class")
+    if arguments.groups_out:
+        found.groups(features).save(arguments.groups_out)
+        print(f"{len(found)} groups: {arguments.groups_out}")
+    write_results(arguments, results)
+    return 0
+
+
 def _check(arguments: argparse.Namespace) -> None:
+    for name in ("model", "data"):
+        if not getattr(arguments, name):
+            raise ValueError(f"{name}: is needed, or --features")
     arguments.golden = None  # what `read_golden` asks for: here only a lexicon is one
     if not arguments.out and not arguments.reviewed:
         raise ValueError("out: give a file for the table, or --reviewed with one that was reviewed")

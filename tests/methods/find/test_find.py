@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 
 from helpers import planted_texts
 from helpers.planted_texts import PHRASE
-from helpers.tiny_models import tiny_tokenizer
+from helpers.tiny_models import tiny, tiny_tokenizer
 from spurge import Examples, Found, GoldenTokens, find
+from spurge.engine.data.examples import Example
 from spurge.methods.find.found import Row
 
 SMALL = {"candidates": 12, "texts": 12, "progress": False}
@@ -96,6 +98,29 @@ def test_columns_and_topics_are_candidates():
     assert any(row.kind == "topic" for row in found.rows)
     having = found.feature("source = tuesday", examples, columns)
     assert having.tolist() == found.feature(PHRASE, examples).tolist()
+
+
+def test_pairs_of_texts_have_pairs_of_words_and_overlap():
+    draw = random.Random(0)
+    rows = []
+    for _ in range(400):
+        first, second = draw.choice(("film", "food")), draw.choice(("good", "bad"))
+        spoken = draw.choice(("today", "clearly", "perhaps"))
+        label = int((first, second) == ("film", "good"))
+        noun = first if draw.random() < 0.5 else {"film": "food", "food": "film"}[first]
+        pair = f"the {noun} was {second}"
+        rows.append(Example(f"this is a {first} {spoken}", label, pair))
+    found = find(
+        tiny("bert"), tiny_tokenizer(), Examples(rows, ("no", "yes")), **{**SMALL, "candidates": 30, "texts": 4}
+    )
+    by_kind = {kind: [row for row in found.rows if row.kind == kind] for kind in ("pair", "overlap", "word")}
+    assert "film → good" in [row.word for row in by_kind["pair"]]
+    assert by_kind["overlap"]
+    assert {row.place for row in by_kind["word"]} == {"text", "second text"}
+    pair = next(row for row in by_kind["pair"] if row.word == "film → good")
+    assert (pair.label, pair.share) == ("yes", 100.0)
+    examples = Examples(rows, ("no", "yes"))
+    assert found.feature("film → good", examples).tolist() == [bool(row.label) for row in rows]
 
 
 def test_a_lexicon_moves_the_roles(found):

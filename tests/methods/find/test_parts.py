@@ -62,7 +62,8 @@ def test_a_pair_is_kept_where_it_says_more_than_its_words():
         "text": [candidate("man", *np.flatnonzero(first), place="text")],
         "second text": [candidate("sleeps", *np.flatnonzero(second), place="second text")],
     }
-    (pair,) = word_pairs(words["text"], words["second text"], 8, 400)
+    (pair,) = word_pairs(words["text"], words["second text"], labels, 2, 8)
+    assert word_pairs(words["text"], words["second text"], rng.permutation(labels), 2, 8) == []
     assert pair.name == "man → sleeps"
     assert adds_to_words([pair], words, labels, 2) == [pair]
     assert adds_to_words([pair], words, second.astype(int), 2) == []  # the second word alone says it

@@ -102,8 +102,8 @@ def find_topics(
     different = len(np.unique(values, axis=0))
     if different < candidates[-1]:
         raise ValueError(f"clusters: {candidates[-1]} need as many different embeddings, got {different}")
-    with _one_thread():
-        fits = {count: _k_means(values, count, seed) for count in candidates}
+    with one_thread():
+        fits = {count: k_means(values, count, seed) for count in candidates}
         silhouettes = {count: _silhouette(values, labels, seed) for count, (labels, _) in fits.items()}
     best = max(candidates, key=lambda count: silhouettes[count])
     labels, kept = _joined(values, *fits[best], least)
@@ -147,20 +147,24 @@ def _candidates(clusters: Any, rows: int) -> list[int]:
 
 
 @temporary
-def _one_thread() -> Iterator[None]:
-    """scikit-learn on one thread: several add up their parts of a sum in the order in which they finish."""
+def one_thread() -> Iterator[None]:
+    """scikit-learn on one thread: several add up their parts of a sum in the order in which they finish.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     try:
         import sklearn.cluster  # noqa: F401
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "topics need scikit-learn: pip install 'spurge[mediation]'", name="sklearn"
+            "clusters need scikit-learn: pip install 'spurge[mediation]'", name="sklearn"
         ) from error
     with threadpool_limits(1):
         yield
 
 
-def _k_means(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def k_means(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cluster of each row ``[N]``, and the centroids ``[K, D]``."""
     from sklearn.cluster import KMeans
 

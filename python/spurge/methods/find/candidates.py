@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 
+from spurge.engine.data.bound import of_counts
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.data.rows import is_missing
 from spurge.engine.data.words import split_words
@@ -29,6 +29,7 @@ NEGATIONS = frozenset(
 MARKS = re.compile(r"!{2,}|\?{2,}|\.{3,}|…|[!?;:()\"*/%$&#@]|--+|—")
 _AT_LEAST = re.compile(r"at least (\d+(?:\.\d+)?)\b.*")
 _MOST_VALUES = 50  # of a column of names
+_LEAST_PAIR_Z = 3.0
 _PAIR_WORDS = 300  # of each text, the most frequent ones
 
 
@@ -116,28 +117,34 @@ def topics_of(labels: np.ndarray, names: Sequence[str], least: int) -> list[Cand
     return [one for one in made if least <= len(one.rows) <= len(labels) - least]
 
 
-def word_pairs(first: Sequence[Candidate], second: Sequence[Candidate], least: int, total: int) -> list[Candidate]:
-    """Pairs of a word of the first text and one of the second that stand together in enough texts.
+def word_pairs(
+    first: Sequence[Candidate], second: Sequence[Candidate], labels: np.ndarray, classes: int, least: int
+) -> list[Candidate]:
+    """Pairs of a word of the first text and one of the second that go with a label (``|z|`` of at least 3).
 
     Args:
-        first, second: the words of either text.
+        first, second: the words of either text, of which the most frequent ones are paired.
+        labels: int64 ``[N]``.
+        classes: Y.
         least: texts that have both, at least.
-        total: texts in all, N.
     """
     left, right = (sorted(words, key=lambda w: (-len(w.rows), w.name))[:_PAIR_WORDS] for words in (first, second))
     if not left or not right:
         return []
     tables = []
     for words in (left, right):
-        table = np.zeros((len(words), total), dtype=np.float32)
+        table = np.zeros((len(words), len(labels)), dtype=np.float32)
         for number, word in enumerate(words):
             table[number, word.rows] = 1
         tables.append(table)
-    together = tables[0] @ tables[1].T
+    together = [tables[0] * (labels == label) @ tables[1].T for label in range(classes)]
+    counts = np.stack(together, 2).reshape(-1, classes).astype(np.float64)  # [left * right, Y]
+    of_label = np.bincount(labels, minlength=classes).astype(np.float64)
+    bound = np.abs(of_counts(counts, np.broadcast_to(of_label, counts.shape)).z) >= _LEAST_PAIR_Z
+    chosen = np.flatnonzero(bound & (counts.sum(1) >= least))
     return [
-        Candidate("pair", f"{left[i].name}{ARROW}{right[j].name}", "", np.intersect1d(left[i].rows, right[j].rows))
-        for i, j in product(range(len(left)), range(len(right)))
-        if together[i, j] >= least and left[i].name != right[j].name
+        Candidate("pair", f"{one.name}{ARROW}{other.name}", "", np.intersect1d(one.rows, other.rows))
+        for one, other in ((left[at // len(right)], right[at % len(right)]) for at in chosen.tolist())
     ]
 
 

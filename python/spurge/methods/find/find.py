@@ -231,7 +231,8 @@ class _Search:
                 if len(found.rows) <= len(parts) - self.least:
                     units.append(one)
         if paired:
-            made = word_pairs(self.words[PLACES[0]], self.words[PLACES[1]], self.least, len(parts))
+            first, second = (self.words[place] for place in PLACES)
+            made = word_pairs(first, second, self.targets, self.classes, self.least)
             units += adds_to_words(made, self.words, self.targets, self.classes)
         units += traits(self.examples, self.least) + columns_of(self.columns, self.least)
         if self.settings.topics:
