@@ -152,7 +152,7 @@ def test_evaluate_with_an_edit_and_with_the_edit_folded_in(
     assert (code, err) == (0, "")
     assert "random (3 draws)" in out
     gated = Results.load("t.json")
-    assert {row["method"] for row in gated.rows} == {"none", "edit", "zero-all", "random"}
+    assert {row["method"] for row in gated.rows} == {"none", "edit", "threshold", "zero-all", "random"}
     assert {"accuracy", "worst_group", "eta"} <= {row["metric"] for row in gated.rows}
 
     code, _, err = spurge(capsys, "apply", "--model", desk / "model", *edit, "--out", "deep/cured", "--json", "a.json")
@@ -182,9 +182,21 @@ def test_an_edit_of_weights_is_measured_and_folded_in(
     tests = ("--data", f"all={desk / 'rows.jsonl'}", "--bootstrap", 20, "--quiet")
     code, out, err = spurge(capsys, "evaluate", "--model", desk / "model", *tests, *edit, "--json", "t.json")
     assert (code, err) == (0, "")
-    assert "random" not in out
+    assert "random (20 draws)" in out
+    assert max(map(len, out.splitlines())) <= 80
     rows = Results.load("t.json").rows
-    assert {row["method"] for row in rows} == {"none", "edit"}
+    assert {row["method"] for row in rows} == {"none", "edit", "threshold", "random"}
+    WeightEdit.build(model, {"classifier.weight": new / 2}).save("half.safetensors")
+    more = ("--beside", "half=half.safetensors", "--cue", "movie,so", "--untouched", desk / "rows.jsonl")
+    more = (*more, "--group-column", "part", "--group-separator", "o", "--draws", 2)
+    code, out, err = spurge(capsys, "evaluate", "--model", desk / "model", *tests, *edit, *more, "--json", "more.json")
+    assert (code, err) == (0, "")
+    rows = Results.load("more.json").rows
+    assert {row["method"] for row in rows} == {"none", "edit", "half", "threshold", "random", "deleted"}
+    assert {"untouched", "all (no cue)"} <= {row["case"] for row in rows}
+    assert "beside: two edits are called 'x'" in wrong(
+        capsys, "evaluate", "--model", desk / "model", *tests, "--beside", "x=a", "--beside", "x=b"
+    )
     code, out, err = spurge(capsys, "apply", "--model", desk / "model", *edit, "--out", "cured", "--json", "a.json")
     assert (code, err) == (0, "")
     assert "WeightEdit(64 weights of 1 parameters, turned)" in out

@@ -60,6 +60,8 @@ def add_data(
     group.add_argument("--label-column", default="label", metavar="NAME", help="column of the labels (%(default)s)")
     if several or groups:
         group.add_argument("--group-column", metavar="NAME", help="column of groups, for the worst group's accuracy")
+        several_groups = "what stands between several groups of one text, such as ';'"
+        group.add_argument("--group-separator", metavar="TEXT", help=several_groups)
     if weights:
         group.add_argument("--weight-column", metavar="NAME", help="column of how much each text counts, at least 0")
     group.add_argument("--split", metavar="NAME", help="only rows whose column 'split' has this value")

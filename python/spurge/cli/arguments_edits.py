@@ -12,8 +12,8 @@ _ANY = "transformers folder of a classifier or causal language model, or a GGUF 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """``spurge evaluate``: accuracy on test sets, with an edit and its controls."""
     parser.description = (
-        "Accuracy on test sets: without an edit, with it, and for an edit of neurons with these erased and with random "
-        "ones."
+        "Accuracy on test sets: without an edit, with it, with a moved threshold in its place, with random neurons or "
+        "weights, and for an edit of neurons with these erased."
     )
     add_model(parser, verbalizer=True)
     add_data(parser, several=True)
@@ -24,8 +24,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=int, metavar="K", help="correlation tokens of a text, for eta (as located, or 5)"
     )
     parser.add_argument("--force", action="store_true", help="apply an edit that was made for other weights")
-    parser.add_argument("--no-controls", action="store_true", help="leave out erased and random neurons")
-    parser.add_argument("--draws", type=int, default=20, metavar="N", help="draws of random neurons (%(default)s)")
+    parser.add_argument("--no-controls", action="store_true", help="measure the edit alone")
+    random = "draws of random neurons or weights (%(default)s)"
+    parser.add_argument("--draws", type=int, default=20, metavar="N", help=random)
+    beside = "another edit to measure, such as a repair without swaps, as often as there are edits"
+    parser.add_argument("--beside", metavar="NAME=FILE", action="append", default=[], help=beside)
+    cue = "words or phrases: a control deletes them from the texts, and texts without them should stay as they are"
+    parser.add_argument("--cue", metavar="A,B", help=cue)
+    untouched = "labelled texts whose answers should stay as they are, in the columns of --data"
+    parser.add_argument("--untouched", metavar="FILE", help=untouched)
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens a text is cut to")

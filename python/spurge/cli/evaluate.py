@@ -15,6 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the tables."""
     prepare(arguments)
     edit = load_edit(arguments.edit) if arguments.edit else None
+    beside = {name: load_edit(source) for name, source in named_files(arguments.beside, "beside", "edits").items()}
     model, tokenizer = read_model(arguments, edit_dtype(edit))
     tests = {name: read_data(arguments, source, model) for name, source in named_files(arguments.data).items()}
     report = evaluate(
@@ -25,6 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         located=Located.load(arguments.located) if arguments.located else None,
         controls=not arguments.no_controls,
         draws=arguments.draws,
+        beside=beside,
+        cue=arguments.cue.split(",") if arguments.cue else (),
+        untouched=read_data(arguments, arguments.untouched, model) if arguments.untouched else None,
         golden=read_golden(arguments, next(iter(tests.values())).labels),
         top_k=arguments.top_k,
         seed=arguments.seed,

@@ -116,6 +116,7 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
         pair=arguments.pair_column,
         label=arguments.label_column,
         group=getattr(arguments, "group_column", None),
+        group_separator=getattr(arguments, "group_separator", None),
         split=arguments.split,
         labels=names,
         limit=arguments.limit,
@@ -128,11 +129,11 @@ def read_data(arguments: argparse.Namespace, source: str, model: nn.Module) -> E
     return examples
 
 
-def named_files(texts: list[str]) -> dict[str, str]:
-    """Set names to files: ``NAME=FILE``, or the file's name up to its first dot.
+def named_files(texts: list[str], option: str = "data", what: str = "sets") -> dict[str, str]:
+    """Names of sets, or of what else an option names, to files: ``NAME=FILE``, or the file's name up to its first dot.
 
     Raises:
-        ValueError: two sets of one name.
+        ValueError: two of one name.
     """
     sources: dict[str, str] = {}
     for text in texts:
@@ -140,7 +141,7 @@ def named_files(texts: list[str]) -> dict[str, str]:
         if not equals or Path(text).is_file():
             name, source = Path(text).name.split(".")[0], text
         if name in sources:
-            raise ValueError(f"data: two sets are called {name!r}; name them with NAME=FILE")
+            raise ValueError(f"{option}: two {what} are called {name!r}; name them with NAME=FILE")
         sources[name] = source
     return sources
 

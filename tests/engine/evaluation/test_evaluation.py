@@ -18,9 +18,10 @@ from spurge.engine.base import statistics
 from spurge.engine.cascade.scores import NeuronSet
 from spurge.engine.data.examples import Example, Examples, encode
 from spurge.engine.data.words import Vocabulary, as_phrase, split_units, unit_scores
+from spurge.engine.edits.gates import attached
 from spurge.engine.edits.neuron_edits import EditMismatch, NeuronEdit
 from spurge.engine.edits.weight_edits import WeightEdit
-from spurge.engine.evaluation import evaluation
+from spurge.engine.evaluation import evaluated, random_edits
 from spurge.engine.evaluation.evaluation import Report, accuracy, evaluate, predict
 from spurge.engine.evaluation.prediction import Prepared
 from spurge.engine.models.handle import Handle
@@ -195,9 +196,9 @@ def test_every_number_against_a_plain_loop():
             assert report.value("b", method, "change") == pytest.approx(expected["b"] - plain["b"])
     draws = []
     for draw in range(4):
-        seed = evaluation._draw_seed(3, draw)
-        gates = evaluation._random_gates(edit, seed)
-        with evaluation.attached({site.name: site for site in find_sites(model)}, gates):
+        seed = random_edits.draw_seed(3, draw)
+        gates = random_edits.random_gates(edit, seed)
+        with attached({site.name: site for site in find_sites(model)}, gates):
             drawn = percent()
             draws.append([drawn["a"], drawn["b"], min(drawn[f"a/{g}"] for g in "xyz")])
     draws = np.array(draws)
@@ -242,12 +243,12 @@ def test_an_interrupted_evaluation_leaves_the_model_clean():
 
 def test_random_gates_keep_counts_and_values_on_other_neurons():
     edit = edit_of(MODEL)
-    gates = evaluation._random_gates(edit, 1)
+    gates = random_edits.random_gates(edit, 1)
     for site, (indices, values) in edit.gates.items():
         moved = (gates[site] != 1).nonzero()[:, 0]
         assert not set(moved.tolist()) & set(indices.tolist())
         assert gates[site][moved].sort().values.tolist() == values.sort().values.tolist()
-    again, other = (evaluation._random_gates(edit, seed) for seed in (1, 2))
+    again, other = (random_edits.random_gates(edit, seed) for seed in (1, 2))
     assert all(torch.equal(gates[site], again[site]) for site in gates)
     assert any(not torch.equal(gates[site], other[site]) for site in gates)
 
@@ -255,7 +256,7 @@ def test_random_gates_keep_counts_and_values_on_other_neurons():
 def test_random_gates_shuffle_where_all_neurons_are_edited():
     every = NeuronSet.all({"bert.encoder.layer.1.output.dense": 48})
     edit = NeuronEdit.build(MODEL, every, torch.arange(48.0))
-    gates = evaluation._random_gates(edit, 0)
+    gates = random_edits.random_gates(edit, 0)
     (vector,) = gates.values()
     assert vector.sort().values.tolist() == list(range(48))
     assert vector.tolist() != list(range(48))
@@ -269,11 +270,11 @@ def test_all_draws_at_once_are_the_draws_one_by_one(family, first):
     neurons = NeuronSet({name: range(6) for name in sites})
     edit = NeuronEdit.build(model, neurons, torch.linspace(-1, 2, len(neurons)))
     prepared = Prepared("set", Handle(model, tokenizer_for(family)), examples(7), batch_size=4, golden=Words())
-    draws = [evaluation._random_gates(edit, seed) for seed in range(3)]
-    cascade = evaluation._cascade(Handle(model), sites, None, attention=True)
-    together = prepared.run_gated(cascade, *evaluation._joined(draws))
+    draws = [random_edits.random_gates(edit, seed) for seed in range(3)]
+    cascade = evaluated._cascade(Handle(model), sites, None, attention=True)
+    together = prepared.run_gated(cascade, *evaluated._joined(draws))
     for gates, outcome in zip(draws, together, strict=True):
-        with evaluation.attached(sites, gates):
+        with attached(sites, gates):
             alone = prepared.run()
         torch.testing.assert_close(outcome.logits, alone.logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(outcome.proximity, alone.proximity, rtol=1e-4, atol=1e-4)
@@ -282,12 +283,12 @@ def test_all_draws_at_once_are_the_draws_one_by_one(family, first):
 @pytest.mark.parametrize("why", ["head", "nothing moves", "empty", "meta"])
 def test_draws_run_one_by_one_where_they_must(why, monkeypatch):
     model, joined = tiny("bert"), []
-    monkeypatch.setattr(evaluation, "_joined", lambda settings: joined.append(1))
+    monkeypatch.setattr(evaluated, "_joined", lambda settings: joined.append(1))
     site = "classifier" if why == "head" else find_sites(model)[0].name
     edit = NeuronEdit.build(model, NeuronSet({site: [] if why == "empty" else [1, 2]}), float(why == "nothing moves"))
     if why == "meta":
         sites = {site.name: site for site in find_sites(copy.deepcopy(model).to("meta"))}
-        assert evaluation._cascade(Handle(model), sites, None, attention=False) is None
+        assert evaluated._cascade(Handle(model), sites, None, attention=False) is None
         return
     report = evaluate(model, TOKENIZER, examples(4), edit=edit, draws=2, **QUICK)
     assert not joined
@@ -378,7 +379,8 @@ def test_eta_of_a_decoder_and_of_texts_without_words():
 def test_the_interval_is_that_of_the_binomial():
     rows = examples(200, 7)
     report = evaluate(MODEL, TOKENIZER, rows, progress=False, bootstrap=2000)
-    (measure,) = report.measures
+    measure = report.measures[0]
+    assert measure.metric == "accuracy"
     share = measure.value / 100
     deviation = 100 * (share * (1 - share) / 200) ** 0.5
     assert measure.spread == pytest.approx(deviation, rel=0.06)  # 2,000 resamples: 3.8 deviations
@@ -492,9 +494,9 @@ def test_an_edit_of_weights_is_measured_beside_the_model_alone():
     edit = weights_of(model, labels="group", method="fcr")
     report = evaluate(model, TOKENIZER, tests, edit=edit, golden=Words(), **QUICK)
     plain = evaluate(model, TOKENIZER, tests, golden=Words(), **QUICK)
-    assert {m.method for m in report.measures} == {"none", "edit"}
+    assert {m.method for m in report.measures} == {"none", "edit", "threshold", "random"}
     assert {m.labels for m in report.measures if m.method == "edit"} == {"group"}
-    assert (report.settings["draws"], report.settings["edit"]["method"]) == (0, "fcr")
+    assert (report.settings["draws"], report.settings["edit"]["method"]) == (20, "fcr")
     with edit.applied(model):
         for case, rows in tests.items():
             right = slowly(model, TOKENIZER, rows).argmax(1) == rows.targets
@@ -599,15 +601,15 @@ def test_report():
     keys = {"case", "method", "metric", "value", "spread", "n", "unit", "labels", "seed"}
     assert all(set(row) == keys for row in rows)
     assert len({(row["case"], row["method"], row["metric"]) for row in rows}) == len(rows)
-    assert {row["method"] for row in rows} == {"none", "paper", "zero-all", "random"}
-    assert {row["labels"] for row in rows if row["method"] == "none"} == {"none"}
-    assert {row["labels"] for row in rows if row["method"] != "none"} == {"class"}
+    assert {row["method"] for row in rows} == {"none", "paper", "threshold", "zero-all", "random"}
+    assert {row["labels"] for row in rows if row["method"] in ("none", "threshold")} == {"none"}
+    assert {row["labels"] for row in rows if row["method"] not in ("none", "threshold")} == {"class"}
     metrics = {"accuracy", "accuracy_low", "accuracy_high", "change", "worst_group", "eta"}
     assert {row["metric"] for row in rows} >= metrics
     table = str(report)
     for line in ("accuracy, percent", "worst group", "random (3 draws)", "kept/x", "broken", "average", "±"):
         assert line in table
-    assert max(map(len, table.splitlines())) < 160
+    assert max(map(len, table.splitlines())) <= 80
     frame = report.to_frame()
     assert len(frame) == len(report.measures)
     assert {"low", "high"} <= set(frame.columns)

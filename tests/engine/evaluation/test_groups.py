@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spurge.engine.evaluation import groups
+from spurge.engine.evaluation import numbers
 from spurge.engine.evaluation.groups import accuracies, compare
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -97,6 +97,8 @@ def test_compare_is_the_accuracies_with_intervals() -> None:
     assert (draws.n, draws.low) == (2, None)
     assert of["here/g1", "ERM", "accuracy"].n == int(test.group_counts()[1])
     assert not any(case == "there" and metric == "worst_group" for case, _, metric in of)
+    assert report.value("here", "other: threshold") == of["here", "other: threshold", "accuracy"].value
+    assert not any(method == "draws: threshold" for _, method, _ in of)
     assert "worst group's accuracy, percent" in str(report)
     again = compare(test, {"ERM": test.head}, bootstrap=300)
     assert again.measures[0].low == pytest.approx(erm.low)
@@ -106,7 +108,7 @@ def test_compare_is_the_accuracies_with_intervals() -> None:
 def test_a_method_may_be_called_random() -> None:
     test = sample()
     report = compare(test, {"ERM": test.head, "random": [test.head, test.head]}, bootstrap=0)
-    assert "random" in str(report).splitlines()[0]
+    assert "random" in str(report).splitlines()[1]
     assert "draws" not in str(report)
 
 
@@ -159,5 +161,5 @@ def test_bad_input_of_compare(change: dict[str, Any], error: type[Exception], te
 def test_many_classes_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     test = sample()
     whole = compare(test, {"m": test.head}, bootstrap=50)
-    monkeypatch.setattr(groups, "_COLUMNS", 2)
+    monkeypatch.setattr(numbers, "_COLUMNS", 2)
     assert compare(test, {"m": test.head}, bootstrap=50).measures == whole.measures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -23,6 +23,7 @@ from spurge.engine.data.rows import (
     read_fields,
     read_label,
     renumbered,
+    split_groups,
     text_fault,
 )
 
@@ -31,32 +32,42 @@ from spurge.engine.data.rows import (
 class Example:
     """One labelled text, or pair of texts.
 
-    ``label`` counts from 0. ``group`` names a part of the data to be judged on its own (worst group).
+    ``label`` counts from 0. ``group`` names a part of the data to be judged on its own (worst group), or several such
+    parts that the text is in; :attr:`groups` has them as a tuple in any case.
 
     Raises:
         TypeError: a field of another type.
-        ValueError: a text without a visible character or that is not valid Unicode, or a negative label.
+        ValueError: a text without a visible character or that is not valid Unicode, a negative label, or a group twice.
     """
 
     text: str
     label: int
     pair: str | None = None
-    group: str | None = None
+    group: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("text", "pair", "group"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name == "text"):
+        if isinstance(self.group, (tuple, list)):
+            names = tuple(self.group)
+            object.__setattr__(self, "group", names if len(names) > 1 else names[0] if names else None)
+        for name, value in (("text", self.text), ("pair", self.pair), *(("group", group) for group in self.groups)):
+            if not isinstance(value, str) and (value is not None or name != "pair"):
                 raise TypeError(f"{name}: expected str, got {type(value).__name__}")
             if isinstance(value, str) and not value.strip():
                 raise ValueError(f"{name}: is empty")
             fault = None if value is None else text_fault(value)
             if fault is not None:
                 raise ValueError(f"{name}: {fault}")
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError(f"group: is named twice, got {self.group!r:.60}")
         if not isinstance(self.label, int) or isinstance(self.label, bool):
             raise TypeError(f"label: expected int, got {type(self.label).__name__}")
         if self.label < 0:
             raise ValueError(f"label: counts from 0, got {self.label}")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """All groups that the text is in."""
+        return self.group if isinstance(self.group, tuple) else () if self.group is None else (self.group,)
 
 
 class Examples(Sequence[Example]):
@@ -93,6 +104,7 @@ class Examples(Sequence[Example]):
         pair: str | None = None,
         label: str = "label",
         group: str | None = None,
+        group_separator: str | None = None,
         split: str | None = None,
         labels: Sequence[str] | None = None,
         limit: int | None = None,
@@ -110,6 +122,8 @@ class Examples(Sequence[Example]):
                 ``.gz``, ``.xz``, ``.bz2``), a pandas DataFrame, a Hugging Face ``Dataset`` or ``DatasetDict``,
                 :class:`Examples`, or a list of :class:`Example`, dict, ``(text, label)`` or ``(text, pair, label)``.
             text, pair, label, group: names of the columns; ``pair`` and ``group`` are read only where named.
+            group_separator: what stands between names where a row is in several groups ("black;female"); blanks beside
+                it do not count, and an empty field is no group. A list of names needs none.
             split: keep the rows whose column ``split`` has this value; of a ``DatasetDict``, this member.
             labels: names of the labels, in order.
             limit: keep the first ``limit`` rows.
@@ -129,6 +143,9 @@ class Examples(Sequence[Example]):
         with of_file(source):
             for number, row in chosen_rows(source, split, limit, quoting):
                 if not isinstance(row, Example):  # an Example needs no reading
+                    if isinstance(row, Mapping) and group in row:
+                        parts = split_groups(row[group], group_separator)
+                        row = row if parts is None else {**row, group: parts}
                     if group_names is not None:
                         row = {**row, group: class_name(read_column(row, str(group), number), group_names, number)}
                     row = read_fields(row, columns, number)
@@ -194,8 +211,8 @@ class Examples(Sequence[Example]):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups, sorted; empty where no row has one."""
-        return tuple(sorted({row.group for row in self._rows if row.group is not None}))
+        """Names of the groups, sorted; empty where no row has one. A row may be in several."""
+        return tuple(sorted({group for row in self._rows for group in row.groups}))
 
     def subset(self, indices: Iterable[int]) -> Examples:
         """The rows with these numbers (from 0), in this order.
@@ -217,7 +234,7 @@ class Examples(Sequence[Example]):
         Raises:
             ValueError: no row is in it.
         """
-        rows = [row for row in self._rows if row.group == group]
+        rows = [row for row in self._rows if group in row.groups]
         if not rows:
             raise ValueError(f"group: no row is in {group!r}, the groups are {list(self.groups)}")
         return Examples(rows, self.labels)

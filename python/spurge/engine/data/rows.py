@@ -152,6 +152,20 @@ def read_name(value: Any, name: str, number: int) -> str:
     return str(int(value)) if isinstance(value, Integral) else read_text(value, name, number)
 
 
+def split_groups(value: Any, separator: str | None) -> tuple[str, ...] | None:
+    """The names of several groups, as a list has them or as they stand in one text; None where it is one name.
+
+    >>> split_groups("black; female", ";"), split_groups(["black"], None), split_groups("black; female", None)
+    (('black', 'female'), ('black',), None)
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(dict.fromkeys(value))
+    if separator is None or not (isinstance(value, str) or is_missing(value)):
+        return None
+    names = [] if is_missing(value) else [name.strip() for name in value.split(separator)]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
 def read_number(value: Any, name: str, number: int) -> float:
     """A finite number, which may come as text.
 
@@ -185,6 +199,9 @@ def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dic
     else:
         raise TypeError(f"row {number}: expected dict, Example or (text, label), got {type(row).__name__}")
     for name in out.keys() - {"label"}:
+        if isinstance(out[name], tuple) and name == "group":
+            out[name] = tuple(read_name(value, name, number) for value in out[name])
+            continue
         read = read_name if name == "group" else read_text
         out[name] = read(out[name], name, number)
     return out

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import checked_labels, integer
-from spurge.engine.base.statistics import resampled_sums
-from spurge.engine.evaluation.report import Report, measure
+from spurge.engine.evaluation.numbers import Answers, Judged, class_difference, summarize, threshold_of
+from spurge.engine.evaluation.report import Report
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
 
 Answer = Head | Callable[[Features], Tensor] | Tensor
-_COLUMNS = 256  # of classes and groups that are resampled at once
-_METRICS = ("accuracy", "change", "worst_group", "gap", "worst_class", "class_difference")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Accuracies:
     @property
     def class_difference(self) -> float:
         """Mean over pairs of classes of how far their accuracies are apart, in points; 0 for one class."""
-        return float(_difference(self.classes.numpy()[None])[0])
+        return float(class_difference(self.classes.numpy()[None])[0])
 
     @property
     def worst_group(self) -> float:
@@ -100,13 +98,15 @@ def compare(
     methods: Mapping[str, Answer | Sequence[Answer]],
     *,
     labels_used: Mapping[str, str] | None = None,
+    controls: bool = True,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Report:
     """Accuracy, worst group, gap, worst class and class difference of last layers on the same test sets.
 
-    Intervals are 95 % percentile bootstrap intervals over rows, the same resamples for all methods, so that the change
-    against the first method is paired.
+    With two classes also the area under the curve, of all rows and within groups. Intervals are 95 % percentile
+    bootstrap intervals over rows, the same resamples for all methods, so that the change against the first method is
+    paired; its p is adjusted over the sets (Holm).
 
     Args:
         tests: one set, or sets by name. Those with groups also get a case ``set/group`` for each
@@ -114,6 +114,9 @@ def compare(
         methods: name to a layer; to a function from a set to its logits ``[N, O]`` or predicted classes ``[N]``; or,
             for one set, to these themselves. Several under one name are draws of one method: their mean and spread.
         labels_used: name to what the method used beyond the model: none, class or group.
+        controls: beside each other method that has logits, the first one with a moved threshold, as
+            ``"NAME: threshold"``: a constant added to its logits so that it answers each class as often as that method
+            (`spurge.engine.evaluation.threshold`), and how many of the changed answers this explains.
         bootstrap: resamples, 0 for no intervals.
         seed: of the resamples.
 
@@ -132,33 +135,38 @@ def compare(
     for name, kind in used.items():
         if name not in methods or kind not in ("none", "class", "group"):
             raise ValueError(f"labels_used: expected a method and none, class or group, got {name!r}: {kind!r}")
-    measures = []
-    for index, (case, features) in enumerate(sets.items()):
-        base: np.ndarray | None = None
-        for name, answer in methods.items():
-            single = isinstance(answer, (Head, Tensor)) or callable(answer)
-            draws: Any = [answer] if single else answer
-            rows = [_right(name, one, features) for one in draws]
-            # The same resamples for every method: its numbers are drawn anew from the same seed.
-            numbers = _numbers(case, features, rows, bootstrap if single else 0, (seed, index))
-            own = numbers[case, "accuracy"]
-            if base is None:
-                base = own.mean(0, keepdims=True)
-            else:
-                both = min(own.shape[1], base.shape[1])  # draws have no resamples
-                numbers[case, "change"] = own[:, :both] - base[:, :both]
-            for (part, metric), values in numbers.items():
-                count = _size(part, case, features) if single else len(rows)
-                measures.append(measure(part, name, metric, values, count, used.get(name), draws=not single))
-    measures.sort(key=lambda measure: _METRICS.index(measure.metric))
+    drawn = [name for name, answer in methods.items() if not _is_single(answer)]
+    found: dict[str, dict[str, list[Answers]]] = {case: {} for case in sets}
+    thresholds = {}
+    first = next(iter(methods))
+    for name, answer in methods.items():
+        draws: Any = [answer] if name not in drawn else answer
+        if not draws:
+            raise ValueError("methods: a method needs at least 1 draw, got 0")
+        for case, features in sets.items():
+            found[case][name] = [_answers(name, one, features) for one in draws]
+        if controls and name != first and name not in drawn and first not in drawn:
+            threshold, _ = threshold_of(found, name)
+            if threshold is not None:
+                thresholds[name] = threshold
+                used[f"{name}: threshold"] = used.get(first, "none")
+                for case in sets:
+                    found[case][f"{name}: threshold"] = [threshold[case]]
+    judged = {case: _judged(features) for case, features in sets.items()}
+    how: dict[str, Any] = {"drawn": drawn, "thresholds": thresholds}
+    measures = summarize(judged, found, used, bootstrap, seed, **how)
     prints = {case: {"n": len(features), "data": features.fingerprint()} for case, features in sets.items()}
     return Report(tuple(measures), {"sets": prints, "seed": seed, "bootstrap": bootstrap})
 
 
-def _right(name: str, answer: Any, features: Features) -> np.ndarray:
-    """Which rows a method gets right, float64 ``[N]``."""
+def _is_single(answer: Any) -> bool:
+    return isinstance(answer, (Head, Tensor)) or callable(answer)
+
+
+def _answers(name: str, answer: Any, features: Features) -> Answers:
+    """What a method answers to a set."""
     if isinstance(answer, Head):
-        answer = answer.predictions(features.values)
+        answer = answer.logits(features.values)
     elif callable(answer):
         answer = answer(features)
     if not isinstance(answer, Tensor):
@@ -168,66 +176,14 @@ def _right(name: str, answer: Any, features: Features) -> np.ndarray:
             f"methods: {name!r} must give logits ({len(features)}, {len(features.names)}) or predictions "
             f"({len(features)},), got {tuple(answer.shape)}"
         )
-    predicted = answer.argmax(1) if answer.dim() == 2 else answer
-    return (predicted.to(features.labels.device) == features.labels).double().cpu().numpy()
+    values = answer.detach().cpu().numpy()
+    return Answers.of(values) if values.ndim == 2 else Answers(values)
 
 
-_Numbers = dict[tuple[str, str], np.ndarray]  # (case, metric) -> [draws, 1 + resamples]
-
-
-def _numbers(
-    case: str, features: Features, draws: Sequence[np.ndarray], bootstrap: int, seed: tuple[int, int]
-) -> _Numbers:
-    if not draws:
-        raise ValueError("methods: a method needs at least 1 draw, got 0")
-    classes, groups = len(features.names), features.groups
-    # Which rows count for which number: all of them, a class, a group, [N, 1 + C + G] in blocks of columns.
-    labels = features.labels.cpu().numpy()
-    parts = [np.zeros(len(labels), int), 1 + labels]
-    if groups is not None:
-        parts.append(1 + classes + groups.cpu().numpy())
-    count = 1 + classes + (0 if groups is None else len(features.group_names))
-    found: list[np.ndarray] = []
-    for right in draws:
-        blocks = []
-        for start in range(0, count, _COLUMNS):
-            wanted = np.arange(start, min(start + _COLUMNS, count))
-            member = sum((part[:, None] == wanted for part in parts[1:]), parts[0][:, None] == wanted).astype(float)
-            sums = resampled_sums(
-                np.concatenate([right[:, None] * member, member], 1), bootstrap, np.random.default_rng(seed)
-            )
-            with np.errstate(invalid="ignore"):  # a resample can miss a small group
-                blocks.append(100 * sums[:, : len(wanted)] / sums[:, len(wanted) :])
-        found.append(np.concatenate(blocks, 1))
-    means = np.stack(found)  # [draws, 1 + resamples, 1 + C + G]
-    average, by_class, by_group = means[..., 0], means[..., 1 : 1 + classes], means[..., 1 + classes :]
-    numbers = {
-        (case, "accuracy"): average,
-        (case, "worst_class"): np.fmin.reduce(by_class, axis=-1),
-        (case, "class_difference"): _difference(by_class),
-    }
-    if groups is not None:
-        worst = np.fmin.reduce(by_group, axis=-1)
-        numbers |= {(case, "worst_group"): worst, (case, "gap"): average - worst}
-        for index, name in enumerate(features.group_names):
-            if not np.isnan(by_group[0, 0, index]):
-                numbers[f"{case}/{name}", "accuracy"] = by_group[..., index]
-    return numbers
-
-
-def _difference(by_class: np.ndarray) -> np.ndarray:
-    """Mean distance of two classes of ``[..., C]``; NaN is no class.
-
-    Of k ascending numbers the i-th, from 0, is in :math:`2 i - k + 1` distances more from above than from below.
-    """
-    ascending = np.sort(by_class, axis=-1)  # NaN comes last
-    count = np.isfinite(ascending).sum(-1, keepdims=True)
-    shares = np.where(np.isfinite(ascending), 2 * np.arange(by_class.shape[-1]) - count + 1, 0)
-    pairs = np.maximum(count[..., 0] * (count[..., 0] - 1) / 2, 1)
-    return (shares * np.nan_to_num(ascending)).sum(-1) / pairs
-
-
-def _size(part: str, case: str, features: Features) -> int:
-    if part == case:
-        return len(features)
-    return int(features.group_counts()[features.group_names.index(part.removeprefix(f"{case}/"))])
+def _judged(features: Features) -> Judged:
+    groups = {}
+    if features.groups is not None:
+        own = features.groups.cpu().numpy()
+        rows = {name: own == number for number, name in enumerate(features.group_names)}
+        groups = {name: member for name, member in rows.items() if member.any()}
+    return Judged(features.labels.cpu().numpy(), groups, classes=len(features.names))

@@ -147,7 +147,7 @@ def _texts(examples: Examples, tokenizer: Any, max_length: int | None, size: int
         for start in range(0, len(order), size):
             inputs = encode(tokenizer, part.subset(order[start : start + size]), max_length=max_length)
             batches.append(Batch(dict(inputs)))
-        named = [row.group for row in part]
+        named = [" & ".join(row.groups) or None for row in part]  # groups that overlap: each combination is one
         groups: list[Any] | None = None if named == [None] * len(named) else named
         yield DataBlock(batches, torch.tensor(order), part.targets, groups)
 
