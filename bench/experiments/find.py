@@ -38,8 +38,9 @@ from spurge.engine.data.words import split_words
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.find.candidates import Candidate
-from spurge.methods.find.find import Judge, find, lexicon_of
+from spurge.methods.find.find import find
 from spurge.methods.find.found import Found
+from spurge.methods.find.judge import Judge, lexicon_of
 from spurge.methods.find.peers import Peers
 from spurge.methods.find.roles import causal_score, weigh
 from spurge.methods.golden.golden import GoldenTokens

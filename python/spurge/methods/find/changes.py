@@ -6,13 +6,14 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from spurge.engine.data.examples import Example
 from spurge.methods.find.candidates import ARROW, MARKS, PLACES, WORDED, Candidate, is_negation, segments_of
-from spurge.methods.golden.phrases import Finder, Span
+from spurge.methods.golden.phrases import Finder, Span, cased, replaced
 
 Change = Literal["delete", "swap", "insert"]
 MEASURABLE = (*WORDED, "pair", "negation", "punctuation")
@@ -94,10 +95,13 @@ class Changes:
         pairs = []
         for number in having:
             row = self._examples[number]
-            for change, new in (("delete", ""), ("swap", draw.choice(stand_ins) if stand_ins else None)):
-                changed = None if new is None else _changed(row, one, _replacing(one, new))
+            new: dict[Change, str] = {"delete": ""}
+            if stand_ins:
+                new["swap"] = draw.choice(stand_ins)
+            for change, unit in new.items():
+                changed = _changed(row, one, _replacing(one, unit))
                 if changed is not None:
-                    pairs.append(Pair("swap" if change == "swap" else "delete", number, row, changed))
+                    pairs.append(Pair(change, number, row, changed))
         if one.kind in WORDED or one.kind == "punctuation":
             pairs += self._insertions(one, stand_ins, draw)
         return pairs
@@ -123,14 +127,14 @@ class Changes:
         for number in draw.sample(lacking, min(self._texts, len(lacking))):
             row, at = self._examples[number], draw.random()
             other = draw.choice(stand_ins) if stand_ins else None
+            without: Example | None = row
             if one.kind == "punctuation":
-                with_it, without = _changed(row, one, lambda text: f"{text}{one.name}"), row
+                with_it = _changed(row, one, lambda text: f"{text}{one.name}")
             else:
-                with_it = _changed(row, one, lambda text, at=at: inserted(text, one.name, at))  # type: ignore[misc]
-                without = row
+                with_it = _changed(row, one, partial(inserted, unit=one.name, at=at))
                 if other is not None:
-                    without = _changed(row, one, lambda text, at=at, other=other: inserted(text, other, at)) or row  # type: ignore[misc]
-            if with_it is not None:
+                    without = _changed(row, one, partial(inserted, unit=other, at=at))
+            if with_it is not None and without is not None:
                 pairs.append(Pair("insert", number, with_it, without))
         return pairs
 
@@ -139,8 +143,6 @@ def _changed(row: Example, one: Candidate, change: Callable[[str], str]) -> Exam
     """The example with one of its texts changed; None where nothing changes or nothing is left."""
     parts = segments_of(row)
     number = PLACES.index(one.place) if one.place else len(parts) - 1 if one.kind == "pair" else 0
-    if not one.place and one.kind != "pair" and len(parts) == 2:  # a candidate of either text
-        number = next((i for i, text in enumerate(parts) if change(text) != text), 0)
     before, parts[number] = parts[number], change(parts[number])
     if parts[number] == before or not parts[number].strip():
         return None
@@ -157,14 +159,11 @@ def _replacing(one: Candidate, new: str) -> Callable[[str], str]:
     def found(text: str) -> list[Span]:
         return [s for s in finder.split(text) if is_negation(s[2])] if one.kind == "negation" else finder.find(text)
 
-    return lambda text: replaced(text, found(text), new)
+    def change(text: str) -> str:
+        edits = [(start, end, cased(new, text[start:end])) for start, end, _ in found(text)]
+        return _tidy(replaced(text, edits)) if edits else text
 
-
-def replaced(text: str, spans: Sequence[Span], new: str) -> str:
-    """The text with ``new`` in the place of the spans, written as they are, and no double blank."""
-    for start, end, _ in reversed(spans):
-        text = text[:start] + _cased(new, text[start:end]) + text[end:]
-    return _tidy(text) if spans else text
+    return change
 
 
 def inserted(text: str, unit: str, at: float) -> str:
@@ -177,9 +176,3 @@ def inserted(text: str, unit: str, at: float) -> str:
 
 def _tidy(text: str) -> str:
     return _GAP_BEFORE_MARK.sub(r"\1", _BLANKS.sub(" ", text)).strip()
-
-
-def _cased(new: str, old: str) -> str:
-    if len(old) > 1 and old.isupper():
-        return new.upper()
-    return new[:1].upper() + new[1:] if old[:1].isupper() else new

@@ -19,7 +19,6 @@ from spurge.engine.data.repeats import repeats
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.find.candidates import (
-    ARROW,
     PLACES,
     WORDED,
     Candidate,
@@ -32,12 +31,11 @@ from spurge.methods.find.candidates import (
 from spurge.methods.find.changes import Changes, Neutral, Pair
 from spurge.methods.find.distinct import adds_to_words, distinct
 from spurge.methods.find.found import Found, Row
+from spurge.methods.find.judge import Judge
 from spurge.methods.find.leaning import leaning, margins_of
-from spurge.methods.find.likeness import likeness
 from spurge.methods.find.passes import Passes
-from spurge.methods.find.peers import Peers
 from spurge.methods.find.reliance import Reliance, observed, of_pairs
-from spurge.methods.find.roles import Lexicon, causal_score, propose, weigh, written_as_names
+from spurge.methods.find.roles import causal_score, propose
 from spurge.methods.golden.golden import GoldenTokens
 
 _BOUND = 0.75  # share of the measured candidates that are chosen by the labels, the rest by the model's answers
@@ -362,65 +360,6 @@ class _Search:
             "examples": tuple(dict.fromkeys(text[:200].replace(" | ", " ") for text in shown)),
             **effects,
         }
-
-
-class Judge:
-    """Collects the evidence on candidates of a set of texts.
-
-    Args:
-        handle: of the model whose input embeddings say which words are alike.
-        examples: the texts.
-        words: the single words of each place.
-        targets: labels, int64 ``[N]``.
-        golden: the lexicon, None for none.
-    """
-
-    def __init__(
-        self,
-        handle: Handle,
-        examples: Examples,
-        words: Mapping[str, Sequence[Candidate]],
-        targets: np.ndarray,
-        golden: GoldenTokens | None,
-    ) -> None:
-        self._labels = examples.labels
-        self._peers: dict[str, Peers] = {}
-        self._lexicons: dict[str, Lexicon | None] = {}
-        self._named: dict[str, dict[str, tuple[int, int]]] = {}
-        for index, (place, own) in enumerate(words.items()):
-            names = [one.name for one in own]
-            texts = [segments_of(row)[index] for row in examples]
-            rows = [one.rows for one in own]
-            excess = associate(rows, targets, len(examples.labels)).excess
-            self._peers[place] = Peers(names, likeness(handle, names, texts), excess, rows, len(examples))
-            self._lexicons[place] = None if golden is None else lexicon_of(handle, golden, names)
-            self._named[place] = written_as_names(texts)
-
-    def evidence(self, one: Candidate, label: int, log_odds: float) -> list[Any]:
-        """Of a candidate that goes with ``label``."""
-        place = one.place if one.place in self._peers else list(self._peers)[-1]
-        name = one.name.split(ARROW)[-1]
-        return weigh(
-            one.kind,
-            name,
-            label,
-            log_odds,
-            self._peers[place].of(name, one.rows),
-            named=self._share_named(name, place),
-            lexicon=self._lexicons[place],
-            label_names=self._labels,
-        )
-
-    def _share_named(self, name: str, place: str) -> float:
-        counts = [self._named[place].get(word, (0, 0)) for word in name.split()]
-        return max((capital / places for capital, places in counts if places >= 5), default=0.0)
-
-
-def lexicon_of(handle: Handle, golden: GoldenTokens, names: Sequence[str]) -> Lexicon:
-    """A lexicon for the words of some texts."""
-    vectors = word_vectors(handle, names).numpy()
-    listed = word_vectors(handle, Lexicon.single(golden)).numpy()
-    return Lexicon(golden, names, vectors, listed)
 
 
 def _q(p: np.ndarray, tests: int) -> np.ndarray:

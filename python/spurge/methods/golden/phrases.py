@@ -5,6 +5,7 @@ A unit is a word or a multi-word unit of a golden set, folded, its words joined 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 
 from spurge.engine.data.words import Phrase as Words
 from spurge.engine.data.words import as_phrase, word_spans
+
+_BLANKS = re.compile(r"\s{2,}")
 
 Span = tuple[int, int, str]  # start, end (characters), folded unit
 
@@ -39,6 +42,22 @@ class Finder:
     def split(self, text: str) -> list[Span]:
         """All words of ``text``, those of a multi-word unit as one."""
         return word_spans(text, self._phrases)
+
+
+def cased(new: str, old: str) -> str:
+    """``new`` written as ``old`` is: in capitals, with a capital in front, or as it stands."""
+    if len(old) > 1 and old.isupper():
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
+
+
+def replaced(segment: str, edits: Sequence[tuple[int, int, str]]) -> str:
+    """The segment with spans replaced; an emptied one leaves no double blank."""
+    if not edits:
+        return segment
+    for start, end, new in reversed(edits):
+        segment = segment[:start] + new + segment[end:]
+    return _BLANKS.sub(" ", segment).strip()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from spurge.engine.data.examples import Example
 from spurge.engine.data.words import as_phrase
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
-from spurge.methods.golden.phrases import Finder, TellingPhrase
+from spurge.methods.golden.phrases import Finder, TellingPhrase, cased, replaced
 
 Kind = Literal["kept", "swapped", "neutral"]
 Nearest = Mapping[tuple[int, int], Mapping[str, str]]
@@ -159,18 +159,3 @@ class Counterfactuals:
 
 def _example(segments: Sequence[str], label: int) -> Example:
     return Example(segments[0], label, segments[1] if len(segments) > 1 else None)
-
-
-def cased(new: str, old: str) -> str:
-    if len(old) > 1 and old.isupper():
-        return new.upper()
-    return new[:1].upper() + new[1:] if old[:1].isupper() else new
-
-
-def replaced(segment: str, edits: Sequence[tuple[int, int, str]]) -> str:
-    """The segment with spans replaced; an emptied one leaves no double blank."""
-    if not edits:
-        return segment
-    for start, end, new in reversed(edits):
-        segment = segment[:start] + new + segment[end:]
-    return _BLANKS.sub(" ", segment).strip()

@@ -32,8 +32,8 @@ from spurge.engine.data.words import split_words
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.golden.golden import GoldenTokens
-from spurge.methods.golden.phrases import telling_phrases
-from spurge.methods.macu.counterfactual import Counterfactuals, cased, own_units, replaced
+from spurge.methods.golden.phrases import cased, replaced, telling_phrases
+from spurge.methods.macu.counterfactual import Counterfactuals, own_units
 
 Kind = Literal["flip", "random", "same", "negation", "template", "neutral"]
 
