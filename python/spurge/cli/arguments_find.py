@@ -21,7 +21,7 @@ def add_find(parser: argparse.ArgumentParser) -> None:
         "role, label and keep in it, and give it to --golden of the other commands, or to --reviewed here. With "
         "--features in place of --model and --data: slices of each class, of any model, and their errors."
     )
-    add_model(parser, required=False)
+    add_model(parser, verbalizer=True, required=False)
     add_data(parser, required=False)
     parser.add_argument("--features", metavar="FILE", help="features of any model (spurge features): find slices")
     parser.add_argument("--columns", metavar="A,B", help="columns beside the text that are candidates, too")

@@ -12,8 +12,8 @@ import torch
 
 from helpers import planted_texts
 from helpers.planted_texts import PHRASE
-from helpers.tiny_models import tiny, tiny_tokenizer
-from spurge import Examples, Found, GoldenTokens, find
+from helpers.tiny_models import tiny, tiny_language, tiny_tokenizer
+from spurge import Examples, Found, GoldenTokens, Verbalizer, find
 from spurge.engine.data.examples import Example
 from spurge.methods.find.found import Row
 
@@ -230,3 +230,11 @@ def test_what_is_no_candidate_is_refused(found):
     none = replace(found, rows=tuple(replace(row, role="undecided") for row in found.rows))
     with pytest.raises(ValueError, match="no candidate is spurious"):
         none.groups(planted_texts.train())
+
+
+def test_a_language_model_that_classifies_by_label_words_is_searched_too():
+    language, tokenizer = tiny_language("llama"), tiny_tokenizer(decoder=True)
+    words = {"negative": ["bad"], "positive": ["good"]}
+    model, prompted = Verbalizer(words, "{text} it was").wrap(language, tokenizer)
+    found = find(model, prompted, planted_texts.train(), **{**SMALL, "candidates": 4, "texts": 2})
+    assert PHRASE in [row.word for row in found.rows]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spurge.engine.base.tensor_parallel import whole
 from spurge.engine.data.examples import checked_texts
 from spurge.engine.models.handle import Handle
+from spurge.engine.models.prompt_template import Prompted
 from spurge.engine.recordings.text_pass import read_texts
 
 
@@ -58,6 +59,13 @@ def embed(
     return means / lengths
 
 
+def word_pieces(handle: Handle, units: Sequence[str]) -> list[list[int]]:
+    """Tokens of each unit on its own, without special tokens and without the template of a prompt."""
+    plain = handle.tokenizer.tokenizer if isinstance(handle.tokenizer, Prompted) else handle.tokenizer
+    # A leading blank: byte-level tokenizers know a word inside a sentence by it.
+    return [list(ids) for ids in plain([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]]
+
+
 def word_vectors(handle: Handle, units: Sequence[str]) -> Tensor:
     """Mean input embeddings of the sub-words of each unit at unit length, ``[units, H]`` float32 on the CPU.
 
@@ -68,9 +76,8 @@ def word_vectors(handle: Handle, units: Sequence[str]) -> Tensor:
     table = whole(handle.model.get_input_embeddings().weight.detach())  # type: ignore[operator]
     if not units:
         return torch.zeros(0, table.shape[1])
-    # A leading blank: byte-level tokenizers know a word inside a sentence by it.
-    ids = handle.tokenizer([f" {unit}" for unit in units], add_special_tokens=False)["input_ids"]
-    rows = [table[torch.tensor(i, dtype=torch.long, device=table.device)].float().sum(0) for i in ids]
+    pieces = word_pieces(handle, units)
+    rows = [table[torch.tensor(ids, dtype=torch.long, device=table.device)].float().sum(0) for ids in pieces]
     return nn.functional.normalize(torch.stack(rows), dim=1).cpu()
 
 

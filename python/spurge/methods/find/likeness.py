@@ -9,7 +9,7 @@ import numpy as np
 
 from spurge.engine.data.words import split_words
 from spurge.engine.models.handle import Handle
-from spurge.engine.recordings.embedding import word_vectors
+from spurge.engine.recordings.embedding import word_pieces, word_vectors
 
 _BESIDE = 0.2  # weight of the words beside, against embeddings
 _CONTEXTS = 200  # most frequent words; others count as one
@@ -29,8 +29,7 @@ def likeness(handle: Handle, words: Sequence[str], texts: Sequence[str]) -> np.n
         texts: that the words stand in.
     """
     embedded = word_vectors(handle, words).numpy().astype(np.float64)
-    cut = handle.tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
-    pieces = np.array([max(1, len(ids)) for ids in cut])[:, None]
+    pieces = np.array([max(1, len(ids)) for ids in word_pieces(handle, words)])[:, None] if words else np.ones((0, 1))
     return np.concatenate([embedded / np.sqrt(pieces), np.sqrt(_BESIDE) * beside(words, texts)], 1)
 
 
