@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers import planted_features, planted_texts
+from helpers import emulated, planted_features, planted_texts
 from helpers.pretended_devices import stand_in
 from helpers.tiny_models import tiny_language, tiny_tokenizer, tokenizer_for
 from spurge import _core
@@ -201,6 +201,18 @@ def test_a_workflow_runs_its_ops_where_it_is_told(name: str, tmp_path: Path) -> 
             else {"rtol": 1e-4, "atol": 1e-6}
         )
         torch.testing.assert_close(answer[key], want, **near, equal_nan=True)
+
+
+@pytest.mark.skipif(not emulated.AVAILABLE or CUDA, reason="built without SPURGE_EMULATION, or there is a GPU")
+@pytest.mark.usefixtures("_memory")
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != "mediate what was recorded"])  # many units
+def test_a_workflow_gets_its_numbers_from_the_cuda_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the host runs them."""
+    run, _ = WORKFLOWS[name]
+    wanted = run(None)[0]
+    emulated.run_them(monkeypatch)
+    for key, values in run(GPU)[0].items():
+        torch.testing.assert_close(values, wanted[key], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def test_no_op_is_out_of_reach() -> None:

@@ -11,8 +11,11 @@ import ctypes
 import mmap
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
+
+from spurge.ops import _association, _balance, _gate, _ig, _median, _proximity, _swarm, _sweep
 
 try:
     from spurge import _core_emulated  # type: ignore[attr-defined]
@@ -122,6 +125,12 @@ class Emulated:
     def balance_strata(self, *arguments: Any) -> None:
         size = _core_emulated.balance_strata_workspace(*arguments[5].shape, len(arguments[8]))
         self._with_room("balance_strata", size, 4, arguments)
+
+
+def run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the end of a test, ops on the CPU run the CUDA kernels."""
+    for module in (_association, _balance, _gate, _ig, _median, _proximity, _swarm, _sweep):
+        monkeypatch.setattr(module, "_core", Emulated())
 
 
 def leave_error() -> None:

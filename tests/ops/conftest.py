@@ -5,7 +5,6 @@ import torch
 
 from helpers import emulated
 from spurge import _core
-from spurge.ops import _association, _balance, _gate, _ig, _median, _proximity, _swarm, _sweep
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DEVICES = ["cpu"]
@@ -25,6 +24,5 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     """CPU; the CUDA kernels as the host runs them, where they were built so; and CUDA."""
     if request.param != "emulated":
         return torch.device(request.param)
-    for module in (_association, _balance, _gate, _ig, _median, _proximity, _swarm, _sweep):
-        monkeypatch.setattr(module, "_core", emulated.Emulated())
+    emulated.run_them(monkeypatch)
     return torch.device("cpu")
