@@ -23,7 +23,7 @@ void check_segments(const Tensor& starts, const Tensor& classes, std::int64_t sa
 
 void associate(Tensor sums, Tensor logs, Tensor carry, Tensor picked, Tensor activations, Tensor features,
                Tensor gradients, Tensor starts, Tensor classes, Tensor scales, std::int64_t target, bool relu,
-               bool resumed, bool unfinished, int threads, Stream stream) {
+               bool resumed, bool unfinished, std::optional<Tensor> workspace, int threads, Stream stream) {
   const DType dtype = dtype_of("features", features);
   check_rank("features", features, 2, "[N, M]");
   check_rank("gradients", gradients, 2, "[N, O]");
@@ -53,8 +53,12 @@ void associate(Tensor sums, Tensor logs, Tensor carry, Tensor picked, Tensor act
 
   const Place place = place_of(stream, {{"features", features}, {"sums", sums}, {"logs", logs}, {"carry", carry},
                                         {"picked", picked}, {"activations", activations}, {"gradients", gradients},
-                                        {"starts", starts}, {"classes", classes}, {"scales", scales}});
+                                        {"starts", starts}, {"classes", classes}, {"scales", scales},
+                                        {"workspace", workspace ? *workspace : scales}});
   if (!place.cuda) check_segments(starts, classes, samples, labels);
+  const std::int64_t room = place.cuda ? association::associate_workspace(samples, width, outputs) : 0;
+  SPURGE_CHECK(workspace || room == 0, "workspace: needs ", room, " numbers, got none");
+  if (workspace) check_workspace(*workspace, room);
 
   association::Block block{};
   block.sums = sums.as<double>();
@@ -77,6 +81,7 @@ void associate(Tensor sums, Tensor logs, Tensor carry, Tensor picked, Tensor act
   block.resumed = resumed;
   block.unfinished = unfinished;
   block.dtype = dtype;
+  block.workspace = room ? workspace->as<double>() : nullptr;
 
   py::gil_scoped_release nogil;  // every Python object was read above
   if (place.cuda) {
@@ -94,7 +99,8 @@ void bind_association(py::module_& m) {
   using namespace pybind11::literals;
   m.def("associate", &associate, "sums"_a, "logs"_a, "carry"_a, "picked"_a, "activations"_a, "features"_a,
         "gradients"_a, "starts"_a, "classes"_a, "scales"_a, "target"_a = -1, "relu"_a = false, "resumed"_a = false,
-        "unfinished"_a = false, "threads"_a = 1, "stream"_a = py::none());
+        "unfinished"_a = false, "workspace"_a = py::none(), "threads"_a = 1, "stream"_a = py::none());
+  m.def("associate_workspace", &association::associate_workspace, "samples"_a, "width"_a, "outputs"_a);
 }
 
 }  // namespace spurge

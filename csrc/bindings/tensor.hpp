@@ -106,6 +106,12 @@ inline void check_shape(const char* arg, const Tensor& t, const std::vector<std:
                shape_of(t));
 }
 
+// What a kernel works in.
+inline void check_workspace(const Tensor& workspace, std::int64_t needed) {
+  check_dtype("workspace", workspace, DType::f64);
+  SPURGE_CHECK(workspace.size() >= needed, "workspace: needs ", needed, " numbers, got ", workspace.size());
+}
+
 inline void check_same_shape(const char* a, const Tensor& x, const char* b, const Tensor& y) {
   bool same = x.rank() == y.rank();
   for (int i = 0; same && i < x.rank(); ++i) same = x.size(i) == y.size(i);

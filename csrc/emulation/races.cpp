@@ -48,19 +48,23 @@ Numbers borders(const Numbers& sizes) {
   return out;
 }
 
+void associate(const Numbers& sizes, std::int64_t outputs) {
+  const Numbers starts = borders(sizes), classes{2, 0, 3, 1};
+  const std::int64_t samples = starts.back(), width = 70, labels = 4;
+  const auto features = normal<float>(samples * width), gradients = normal<float>(samples * outputs);
+  Doubles sums = filled(outputs * width, 0.0), logs = sums, carry = sums, active = filled(labels * width, 0.0);
+  Doubles room = filled(association::associate_workspace(samples, width, outputs), 0.0);
+  Floats picked = filled(outputs * width, 0.0f);
+  const Doubles scales = filled(4, 0.5);
+  association::associate_cuda({sums.data(), logs.data(), carry.data(), picked.data(), active.data(), features.data(),
+                               gradients.data(), starts.data(), classes.data(), scales.data(), samples, width, outputs,
+                               4, labels, -1, false, true, true, DType::f32, room.data()},
+                              place);
+}
+
 void association() {
-  for (const std::int64_t outputs : {3, 40}) {
-    const Numbers starts = borders({300, 20, 0, 30}), classes{2, 0, 3, 1};
-    const std::int64_t samples = starts.back(), width = 70, labels = 4;
-    const auto features = normal<float>(samples * width), gradients = normal<float>(samples * outputs);
-    Doubles sums = filled(outputs * width, 0.0), logs = sums, carry = sums, active = filled(labels * width, 0.0);
-    Floats picked = filled(outputs * width, 0.0f);
-    const Doubles scales = filled(4, 0.5);
-    association::associate_cuda({sums.data(), logs.data(), carry.data(), picked.data(), active.data(), features.data(),
-                                 gradients.data(), starts.data(), classes.data(), scales.data(), samples, width, outputs,
-                                 4, labels, -1, false, true, true, DType::f32},
-                                place);
-  }
+  for (const std::int64_t outputs : {3, 40}) associate({300, 20, 0, 30}, outputs);
+  associate({300, 20, 0, 900}, 3);  // in two parts
 }
 
 void balance_sweep() {

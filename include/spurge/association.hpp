@@ -27,7 +27,12 @@ struct Block {
   std::int64_t samples, width, outputs, segments, labels, target;
   bool relu, resumed, unfinished;
   DType dtype;
+  double* workspace;  // associate_workspace doubles on the GPU; on the CPU null
 };
+
+// Doubles that the GPU works in: what each of several parts of the samples comes to, for outputs so few that one part
+// would leave most of the GPU idle.
+std::int64_t associate_workspace(std::int64_t samples, std::int64_t width, std::int64_t outputs);
 
 // Products and short sums in float32 (float64 for f64), what they add up to in float64. On the CPU bitwise the same
 // for any number of threads, though not for every instruction set: those that can fuse a multiplication with the

@@ -22,9 +22,11 @@ def associate(
     relu: bool = False,
     resumed: bool = False,
     unfinished: bool = False,
+    workspace: Any = None,
     threads: int = 1,
     stream: int | None = None,
 ) -> None: ...
+def associate_workspace(samples: int, width: int, outputs: int) -> int: ...
 
 # balance
 def balance_sweep(

@@ -114,6 +114,11 @@ class Emulated:
         room = torch.full((size,), torch.nan, dtype=torch.float64)
         _run(name, (*arguments[:results], room, *arguments[results + 1 :]))
 
+    def associate(self, *arguments: Any) -> None:
+        features, gradients = arguments[5:7]
+        size = _core_emulated.associate_workspace(*features.shape, gradients.shape[1])
+        self._with_room("associate", size, 14, arguments)
+
     def balance_sweep(self, *arguments: Any) -> None:
         size = _core_emulated.balance_sweep_workspace(*arguments[4].shape)
         self._with_room("balance_sweep", size, 3, arguments)

@@ -125,6 +125,18 @@ def test_matches_the_reference_beyond_one_chunk(lengths, width, outputs, labels,
         assert_as_reference(got, b, before, dtype)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("lengths", [[3, 1300, 0, 0, 700, 2, 500], [0, 2600], [600, 600, 0], [513] * 8], ids=str)
+def test_matches_the_reference_where_a_gpu_cuts_the_samples(lengths, options, device):
+    """Few outputs and many samples: classes that begin, end, or go on in a part, span several, or hold no sample."""
+    for dtype in (torch.float32, torch.float64):
+        b = block(lengths, 70, 3, 9, dtype).to(device)
+        got = places(70, 3, 9, device)
+        before = [x.clone() for x in got]
+        ops.associate_(*got, *b, **options)
+        assert_as_reference(got, b, before, dtype, **options)
+
+
 @pytest.mark.parametrize(
     ("lengths", "width", "outputs"), [([], 5, 3), ([2, 3], 0, 3), ([2, 3], 5, 0), ([0, 0], 5, 3)], ids=str
 )

@@ -87,14 +87,20 @@ def test_borders_that_do_not_ascend_give_nan(device, starts):
         assert bool(found.isnan().all()) != (0 <= begin < end <= 6)
 
 
-@pytest.mark.parametrize("classes", [[0, 4], [-1, 2]], ids=str)
-def test_a_class_out_of_range_gives_nan(device, classes):
+@pytest.mark.parametrize("samples", [6, 1500], ids=["one part", "two parts"])
+@pytest.mark.parametrize(
+    ("classes", "borders"),
+    [([0, 4], (2, None)), ([-1, 2], (2, None)), ([0, 1], (9000, None)), ([0, 1], (2, 4))],
+    ids=str,
+)
+def test_wrong_segments_give_nan(classes, borders, samples, device):
     if device.type == "cpu" and not isinstance(ops._balance._core, emulated.Emulated):
         pytest.skip("the CPU looks first")
     wide = [torch.zeros(3, 5, dtype=F64, device=device) for _ in range(3)]
     picked, active = torch.zeros(3, 5, device=device), torch.zeros(4, 5, dtype=F64, device=device)
-    borders, scales = torch.tensor([0, 2, 6], device=device), torch.ones(2, dtype=F64, device=device)
-    block = torch.ones(6, 5, device=device), torch.ones(6, 3, device=device), borders
+    starts = torch.tensor([0, borders[0], borders[1] or samples], device=device)
+    block = torch.ones(samples, 5, device=device), torch.ones(samples, 3, device=device), starts
+    scales = torch.ones(2, dtype=F64, device=device)
     ops.associate_(*wide, picked, active, *block, torch.tensor(classes, device=device), scales)
     assert all(x.isnan().all() for x in (*wide[:2], picked, active))
 

@@ -5,6 +5,7 @@
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "ops/association/association.hpp"
+#include "ops/association/association_math.hpp"
 #include "spurge/association.hpp"
 
 namespace spurge::association {
@@ -114,6 +115,11 @@ void associate(const Block& block, int threads) {
 }
 
 }  // namespace
+
+std::int64_t associate_workspace(std::int64_t samples, std::int64_t width, std::int64_t outputs) {
+  const std::int64_t parts = cut_samples(samples, width, outputs).count;
+  return parts == 1 ? 0 : parts * (4 * outputs + 2) * width;
+}
 
 void associate_cpu(const Block& block, int threads) {
   dispatch_floating(block.dtype, [&](auto tag) { associate<typename decltype(tag)::type>(block, threads); });

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spurge import _core, reference
-from spurge.ops._registry import check, check_device, check_floating, register, run, sum_dtype
+from spurge.ops._registry import check, check_device, check_floating, register, run, sum_dtype, workspace
 
 
 def _fake(
@@ -68,7 +68,9 @@ def _kernel(*arguments: Any) -> None:
     changed = arguments[_CHANGED]
     results = [x.contiguous() for x in changed]
     read = [x.contiguous() for x in arguments[_READ]]
-    run(_core.associate, *results, *read, *arguments[_READ.stop :])
+    features, gradients = read[:2]
+    room = workspace(features, _core.associate_workspace, *features.shape, *gradients.shape[-1:])
+    run(_core.associate, *results, *read, *arguments[_READ.stop :], room)
     for x, result in zip(changed, results, strict=True):
         if result is x:
             torch.autograd.graph.increment_version(x)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spurge import _core, reference
-from spurge.ops._registry import check, check_device, check_floating, register, run
+from spurge.ops._registry import check, check_device, check_floating, register, run, workspace
 
 _F64 = torch.float64
 
@@ -31,11 +30,6 @@ def _check_newton(tolerance: float, steps: int) -> None:
     check(0 <= steps < 2**31, lambda: f"steps: must lie in [0, 2^31), got {steps}")
 
 
-def _room(like: Tensor, size: Callable[..., int], *shape: int) -> Tensor:
-    """Memory that a CUDA kernel works in."""
-    return like.new_empty(size(*shape) if like.is_cuda else 0, dtype=_F64)
-
-
 # ---- one large problem ---------------------------------------------------------------------------
 
 
@@ -49,7 +43,7 @@ def _sweep_fake(covariates: Tensor, base: Tensor, dual: Tensor) -> tuple[Tensor,
 
 def _sweep_kernel(covariates: Tensor, base: Tensor, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scores, mean, value = _sweep_fake(covariates, base, dual)
-    room = _room(covariates, _core.balance_sweep_workspace, *covariates.shape)
+    room = workspace(covariates, _core.balance_sweep_workspace, *covariates.shape)
     run(_core.balance_sweep, scores, mean, value, room, *(x.contiguous() for x in (covariates, base, dual)))
     return scores, mean, value
 
@@ -128,7 +122,7 @@ def _batch_kernel(
     covariates: Tensor, base: Tensor, targets: Tensor, outcomes: Tensor, start: Tensor, tolerance: float, steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = _batch_fake(covariates, base, targets, outcomes, start, tolerance, steps)
-    room = _room(covariates, _core.balance_batch_workspace, *covariates.shape)
+    room = workspace(covariates, _core.balance_batch_workspace, *covariates.shape)
     given = (x.contiguous() for x in (covariates, base, targets, outcomes, start))
     run(_core.balance_batch, *out, room, *given, tolerance, steps)
     return out
@@ -243,7 +237,7 @@ def _strata_fake(
 def _strata_kernel(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = _strata_fake(values, *rest)
     masses = rest[2]
-    room = _room(values, _core.balance_strata_workspace, *values.shape, len(masses))
+    room = workspace(values, _core.balance_strata_workspace, *values.shape, len(masses))
     dense = (x.contiguous() if isinstance(x, Tensor) else x for x in (values, *rest))
     run(_core.balance_strata, *out, room, *dense)
     return out

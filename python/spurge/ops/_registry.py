@@ -72,6 +72,11 @@ def written(x: Tensor, write: Callable[[Tensor], None]) -> None:
         x.copy_(copy)
 
 
+def workspace(like: Tensor, size: Callable[..., int], *shape: int) -> Tensor:
+    """Memory that a CUDA kernel works in."""
+    return like.new_empty(size(*shape) if like.is_cuda else 0, dtype=torch.float64)
+
+
 def copied(to: Tensor, result: Tensor) -> None:
     to.copy_(result)
 
