@@ -143,7 +143,21 @@ class Found:
         return "\n".join([self.table(), "", *(_cut(reason, _WIDTH) for reason in reasons)])
 
     def _repr_html_(self) -> str:
-        names = ("word", "kind", "label", "role", "count", "share", "q", "lean", "low", "high", "flips", "reason")
+        names = (
+            "word",
+            "kind",
+            "label",
+            "role",
+            "count",
+            "share",
+            "q",
+            "lean",
+            "low",
+            "high",
+            "flips",
+            "against",
+            "reason",
+        )
         head = "".join(f"<th>{name}</th>" for name in names)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(_text(getattr(row, name)))}</td>" for name in names) + "</tr>"
