@@ -193,13 +193,12 @@ class _Search:
             raise ValueError(f"examples: have {self.classes} labels, the model {self.margins.shape[1]} outputs")
         self.answers = self.margins.argmax(1)
         self.associated = associate([one.rows for one in units], self.targets, self.classes)
-        settings = self.settings
         chosen = self._short_list(units)
         pairs, reliances = self._measured(units, chosen)
         rows = self._rows(units, chosen, reliances)
         info = {
             "method": "find",
-            "settings": asdict(settings),
+            "settings": asdict(self.settings),
             "data": self.examples.fingerprint(),
             "examples": len(self.examples),
             "units": len(units),
