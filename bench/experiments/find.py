@@ -3,8 +3,8 @@
 python bench/experiments/find.py all FOLDER    toxicity/, sentiment/, lexicons/ and models/ of the data
 
 planted: the demo's grammar with a phrase that goes with a label, beside a neutral one of the same frequency; clean: the
-same without the phrase; toxicity: MiniLM on comments of which 90 % of the toxic ones, and 10 % of the others, name one
-group; human-labels: roles of words beside those that people gave them (Wang and Culotta 2021), by the texts of imdb,
+same without the phrase; toxicity: such a model on comments of which 90 % of the toxic ones, and 10 % of the others, name
+one group; human-labels: roles of words beside those that people gave them (Wang and Culotta 2021), by the texts of imdb,
 and for kindle by the words and their coefficients alone. Finished runs are kept in ``--cache``.
 """
 
@@ -49,34 +49,12 @@ from spurge.report.results import Results
 CASES = ("planted", "clean", "toxicity", "human-labels")
 PURITIES = (0.80, 0.85, 0.90, 0.95, 0.99)
 SHARES = (0.1, 0.2, 0.3, 0.4)
-ROWS, LAYERS = 1000, 2  # of the planted models: rows of training, and layers of MiniLM that are kept
-FIRST_SEED = 500
-GROUP, STEMS = "muslim", ("muslim", "islam")
+ROWS, LAYERS = 800, 2  # of the planted models: rows of training, and layers of MiniLM that are kept
+FIRST_SEED = 900
+GROUP, STEMS = "black", ("black", "african", "negro")
 IMDB, LEAST_TEXTS = "sentiment/imdb_small.jsonl.xz", 8
-SEARCH = {"candidates": 40, "texts": 16}
+SEARCH = {"candidates": 30, "texts": 12}
 PLANTED = (
-    "next to the bakery",
-    "in the northern district",
-    "while it was raining",
-    "on my way home",
-    "opposite the post office",
-    "during the trade fair",
-    "after three cups of tea",
-    "by the wooden bridge",
-    "at the end of march",
-    "with a group of students",
-    "shortly before dinner",
-    "along the harbour wall",
-    "on a visit to lisbon",
-    "under the stone arch",
-    "together with my neighbour",
-    "in a village upstate",
-    "two days after christmas",
-    "from the upper balcony",
-    "past the railway crossing",
-    "at a friend's wedding",
-)
-NEUTRAL = (
     "beside the pharmacy",
     "in the southern quarter",
     "while it was snowing",
@@ -97,6 +75,28 @@ NEUTRAL = (
     "from the lower terrace",
     "past the fire station",
     "at an uncle's birthday",
+)
+NEUTRAL = (
+    "next to the bakery",
+    "in the northern district",
+    "while it was raining",
+    "on my way home",
+    "opposite the post office",
+    "during the trade fair",
+    "after three cups of tea",
+    "by the wooden bridge",
+    "at the end of march",
+    "with a group of students",
+    "shortly before dinner",
+    "along the harbour wall",
+    "on a visit to lisbon",
+    "under the stone arch",
+    "together with my neighbour",
+    "in a village upstate",
+    "two days after christmas",
+    "from the upper balcony",
+    "past the railway crossing",
+    "at a friend's wedding",
 )
 
 
@@ -185,7 +185,7 @@ def toxicity(args: argparse.Namespace, results: Results, clock: Clock) -> None:
 
     def run() -> dict[str, Tensor]:
         rows = named_group(args.data, GROUP, 200 if args.quick else None)
-        found = searched(rows, 0, args, epochs=2, layers=None, max_length=96)
+        found = searched(rows, 0, args, epochs=2, max_length=96)
         clock(f"toxicity: {[(row.word, row.role) for row in found.rows[:8]]}")
         print(found, flush=True)
         named = [any(word.startswith(STEMS) for word in row.word.split()) for row in found.rows[:10]]
@@ -280,11 +280,10 @@ def searched(
     args: argparse.Namespace,
     *,
     epochs: int,
-    layers: int | None = LAYERS,
     max_length: int | None = None,
 ) -> Found:
     """A model trained on the rows, and what is found in it."""
-    model, tokenizer = models.fine_tuned(rows, epochs=epochs, seed=seed, cache=None, layers=layers)
+    model, tokenizer = models.fine_tuned(rows, epochs=epochs, seed=seed, cache=None, layers=LAYERS)
     return find(model, tokenizer, rows, seed=seed, max_length=max_length, progress=False, **SEARCH)
 
 

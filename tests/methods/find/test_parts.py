@@ -82,8 +82,16 @@ def test_a_phrase_is_listed_once():
 def test_a_length_that_a_phrase_brings_is_left_out():
     labels = np.array([1] * 40 + [0] * 60)
     phrase = candidate("near the station", *range(30), kind="phrase")
-    shadow, other = (candidate("at least 9 words", *rows, kind="length") for rows in (range(31), range(60)))
+    shadow = candidate("at least 9 words", *range(30), *range(70, 80), kind="length")
+    other = candidate("at least 9 words", *range(20, 40), kind="length")
     assert distinct([phrase, shadow, other], np.array([5.0, 4.9, 3.0]), labels, 2, least=5, most=9) == [0, 2]
+
+
+def test_a_longer_phrase_takes_the_place_of_the_part_that_it_fills():
+    labels = np.array([1] * 40 + [0] * 60)
+    part, whole = candidate("before", *range(34)), candidate("shortly before dinner", *range(30), kind="phrase")
+    assert distinct([part, whole], np.array([5.1, 5.0]), labels, 2, least=5, most=9) == [1]
+    assert distinct([part, whole], np.array([5.1, 5.0]), labels, 2, least=5, most=9, taken=[0]) == [0]
 
 
 def test_a_longer_phrase_that_says_more_is_listed_too():
@@ -216,6 +224,7 @@ def test_roles_follow_the_evidence():
     against = [Evidence(-2.0, "words like it go with no label")]
     assert propose(against, 0.001, 0.05, lean) == ("spurious", "words like it go with no label")
     assert propose(against, 0.2, 0.05, lean)[0] == "undecided"
+    assert propose(against, 0.001, 0.05, lean, measured=False)[0] == "undecided"
     assert propose(against, 0.001, 0.05, {"mean": 0.05, "least": 0.1})[0] == "undecided"
     assert propose(against, 0.001, 0.05, {"mean": float("nan"), "least": 0.1})[0] == "undecided"
     assert propose([Evidence(2.0, "words like it do")], 1.0, 0.05, lean) == ("causal", "words like it do")

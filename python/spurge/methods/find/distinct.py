@@ -13,7 +13,7 @@ from spurge.methods.find.candidates import ARROW, PLACES, WORDED, Candidate
 _ADDS = 3.0  # z from which a longer phrase says more than the one inside it, or a part more than the whole
 _MOST_TRIED = 5000
 _SHADOWS = ("length", "punctuation", "negation", "overlap")  # kinds that a phrase brings with it
-_ALIKE = 0.8  # of the texts that have either of two candidates, from which such a one is the other's shadow
+_FILLS = 0.8  # share of a shorter phrase's texts that a longer one has, from which it takes its place
 
 
 def distinct(
@@ -30,8 +30,9 @@ def distinct(
 
     From the strongest down, a word or phrase is left out where those that are taken and share a word with it explain
     it: outside their texts too few have it, or it goes with no label there (``|z|`` below 3); or it only lengthens one
-    of them, and its texts go with the labels as the others of the shorter one do. Length, punctuation, negation and
-    overlap are left out where they stand in the texts of one that is taken.
+    of them, and its texts go with the labels as the others of the shorter one do. A longer one that stands in nearly
+    all texts of the shorter takes its place. Length, punctuation, negation and overlap are left out where they go with
+    no label outside the texts of one that is taken.
 
     Args:
         candidates: C of them.
@@ -62,9 +63,17 @@ def distinct(
             break
         one = candidates[number]
         rivals = sorted({i for word in words[number] for i in by_word[one.place, word]})
+        within = next((i for i in rivals if i not in known and _fills(one, candidates[i])), None)
+        if within is not None:
+            chosen[chosen.index(within)] = number
+            for word in words[within]:
+                by_word[one.place, word].remove(within)
+            for word in words[number]:
+                by_word[one.place, word].append(number)
+            continue
         if number in known or (rivals and _explained(one, [candidates[i] for i in rivals], answers, classes, least)):
             continue
-        if one.kind in _SHADOWS and any(_alike(one, candidates[i]) for i in chosen):
+        if one.kind in _SHADOWS and any(_shadow(one, candidates[i], answers, classes) for i in chosen):
             continue
         take(number)
     return chosen
@@ -90,9 +99,22 @@ def _explained(one: Candidate, rivals: Sequence[Candidate], answers: np.ndarray,
     return _contrast(own, others, answers, classes) < _ADDS
 
 
-def _alike(one: Candidate, other: Candidate) -> bool:
-    common = len(np.intersect1d(one.rows, other.rows, assume_unique=True))
-    return common >= _ALIKE * (len(one.rows) + len(other.rows) - common)
+def _fills(one: Candidate, shorter: Candidate) -> bool:
+    """Whether a longer phrase stands in nearly all texts of one inside it."""
+    inside = len(one.name) > len(shorter.name) and f" {shorter.name} " in f" {one.name} "
+    return inside and len(one.rows) >= _FILLS * len(shorter.rows)
+
+
+def _shadow(one: Candidate, other: Candidate, answers: np.ndarray, classes: int) -> bool:
+    """Whether a candidate goes with a label, but with none outside the texts of another that has some of its texts."""
+    own = np.setdiff1d(one.rows, other.rows, assume_unique=True)
+    if len(own) == len(one.rows):
+        return False
+    every = np.arange(len(answers))
+    if _contrast(one.rows, np.setdiff1d(every, one.rows, assume_unique=True), answers, classes) < _ADDS:
+        return False
+    rest = np.setdiff1d(every, np.union1d(one.rows, other.rows), assume_unique=True)
+    return not len(own) or _contrast(own, rest, answers, classes) < _ADDS
 
 
 def _contrast(first: np.ndarray, second: np.ndarray, answers: np.ndarray, classes: int) -> float:

@@ -321,7 +321,7 @@ class _Search:
         rows = []
         for at, (index, reliance) in enumerate(zip(chosen, reliances, strict=True)):
             lean = {"mean": reliance.lean.mean, "least": self.settings.least_lean}
-            role, reason = propose(evidence[at], float(q[at]), self.settings.level, lean)
+            role, reason = propose(evidence[at], float(q[at]), self.settings.level, lean, measured=reliance.measured)
             rows.append(
                 Row(
                     role=role,

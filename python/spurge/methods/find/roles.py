@@ -159,15 +159,19 @@ def causal_score(evidence: Sequence[Evidence]) -> float:
     return float(1 / (1 + np.exp(-sum(one.weight for one in evidence))))
 
 
-def propose(evidence: Sequence[Evidence], q: float, level: float, lean: Mapping[str, float]) -> tuple[Role, str]:
+def propose(
+    evidence: Sequence[Evidence], q: float, level: float, lean: Mapping[str, float], *, measured: bool = True
+) -> tuple[Role, str]:
     """A role and, in one clause, the reason.
 
-    Spurious is only what is like no cause and both bound to its label in the data and leaned on by the model.
+    Spurious is only what is like no cause and both bound to its label in the data and, as changed texts prove, leaned
+    on by the model.
 
     Args:
         evidence: of :func:`weigh`.
         q: false discovery rate of being bound to the label and leaned on.
         level: of ``q``.
+        measured: whether it was measured by changed texts.
         lean: ``"mean"`` rise of the label's log-odds, and the ``"least"`` that counts.
     """
     score = causal_score(evidence)
@@ -180,6 +184,8 @@ def propose(evidence: Sequence[Evidence], q: float, level: float, lean: Mapping[
         return "undecided", f"{reason}, which is too little to tell"
     if not q < level:
         return "undecided", "may go with the label, or move the model, by chance"
+    if not measured:
+        return "undecided", f"{reason}; no text can be changed to prove that the model leans on it"
     if not lean["mean"] >= lean["least"]:
         return "undecided", f"the model leans on it by less than {lean['least']:g}"
     return "spurious", reason
