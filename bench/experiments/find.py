@@ -2,10 +2,10 @@
 
 python bench/experiments/find.py all FOLDER    toxicity/, sentiment/, lexicons/ and models/ of the data
 
-planted: the demo's grammar with a phrase that goes with a label, beside a neutral one of the same frequency; clean: the
-same without the phrase; toxicity: such a model on comments of which 90 % of the toxic ones, and 10 % of the others, name
-one group; human-labels: roles of words beside those that people gave them (Wang and Culotta 2021), by the texts of imdb,
-and for kindle by the words and their coefficients alone. Finished runs are kept in ``--cache``.
+planted: the demo's grammar with a phrase that goes with a label, beside a neutral one of the same frequency; clean:
+the same without the phrase; toxicity: such a model on comments of which 90 % of the toxic ones, and 10 % of the
+others, name one group; human-labels: roles of words beside those that people gave them (Wang and Culotta 2021), by the
+texts of imdb, and for kindle by the words and their coefficients alone. Finished runs are kept in ``--cache``.
 """
 
 from __future__ import annotations
