@@ -19,7 +19,8 @@ MOST_NAMES = 44  # what scripts need; the rest is imported from its module
 TABLE = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8")).body
 HOMES = {alias.name: node.module for node in TABLE if isinstance(node, ast.ImportFrom) for alias in node.names}
 
-DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "bench").rglob("*.md")) + sorted((ROOT / "csrc").glob("*.md"))
+ROOMS = ("bench", "csrc", "docs")
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.md")))]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
