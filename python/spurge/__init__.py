@@ -1,5 +1,23 @@
 """Spurge: find the neurons behind a model's shortcuts, cut them, and show what the cut did.
 
+The names, by what they are for; ``help(spurge.MacU)`` and so on tell more, and so does the documentation (``docs``)::
+
+    texts and words  Examples GoldenTokens
+    the search       find Found find_slices
+    models           Verbalizer Head find_sites NeuronSet
+    attribution      Cascade Locator predicted_logit
+    MacU             MacU Swarm Located
+    edits            NeuronEdit WeightEdit load_edit EditMismatch
+    evaluation       evaluate compare
+    the last layer   extract Features FCR Removal NeuronTune Tuned dfr
+    mediation        record Recording embed score_texts mlp_units neuron_units
+                     Mediation Effects mask
+    confounders      find_topics Confounders balance confounder_weights
+    long runs        plan Ranks
+
+Figures are in `spurge.report.plots`, files of numbers in `spurge.report.results`, the kernels as torch ops in
+`spurge.ops`. On the command line: ``spurge --help``.
+
 Names are imported on first use, so that ``import spurge`` and ``spurge --help`` need no torch. Which names there are,
 and from which modules, stands in ``__init__.pyi`` alone.
 """

@@ -55,12 +55,15 @@ def test_type_checkers_take_every_name_as_exported():
         assert all(alias.asname == alias.name for alias in node.names)
 
 
-def test_the_readme_lists_every_name():
+def test_the_readme_and_help_list_every_name():
     section = re.search(r"^## The names\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert section
     rows = [line for line in section[1].splitlines() if line.startswith("|")]
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(listed) == sorted(HOMES)
+    groups = [" ".join(re.findall(r"[\w ]+", row)).split() for row in rows[2:]]
+    assert spurge.__doc__ is not None
+    assert re.search(r"::\n\n(.*?)\n\n", spurge.__doc__, re.S)[1].split() == [word for row in groups for word in row]
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
