@@ -124,11 +124,10 @@ __global__ void __launch_bounds__(kThreads) multiply_sum_kernel(Acc<T>* __restri
 
 // The same for what first_order keeps.
 template <int W, class T>
-__global__ void __launch_bounds__(kThreads) first_order_kernel(FirstOrder<Acc<T>*> out, const T* __restrict__ p,
-                                                               const T* __restrict__ z,
-                                                               const Acc<T>* __restrict__ scale,
-                                                               const std::uint8_t* __restrict__ mask,
-                                                               std::int64_t tokens, std::int64_t width) {
+__global__ void __launch_bounds__(kThreads, 3)  // without the 3 nvcc spills for sm_120
+    first_order_kernel(FirstOrder<Acc<T>*> out, const T* __restrict__ p, const T* __restrict__ z,
+                       const Acc<T>* __restrict__ scale, const std::uint8_t* __restrict__ mask, std::int64_t tokens,
+                       std::int64_t width) {
   const std::int64_t b = blockIdx.y, column = std::int64_t(blockIdx.x) * kAcross<W> * W, i = column + threadIdx.x * W;
   FirstOrder<Acc<T>> sums[W] = {};
   if (i < width)
