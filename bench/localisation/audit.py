@@ -7,7 +7,7 @@ again and again and looks its effects up instead of running the model: all else 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean, median
 from typing import Any
 
@@ -61,16 +61,16 @@ def coverage(
     with frozen(question.model):
         (trace,) = cascade.read(question.inputs).traces
         estimates = first_order(trace.graded, asked.target, keep=False)
-    starts = torch.tensor([0, *(site.width for site in cascade.sites)]).cumsum(0).tolist()
+    starts = torch.tensor([0, *(site.width for site in cascade.sites)]).cumsum(0)
 
-    def look_up(units: Sequence[tuple[int, int]]) -> Tensor:
-        return exact[None, :, [starts[site] + neuron for site, neuron in units]].float()
+    def look_up(units: Tensor, owners: Tensor) -> Tensor:
+        return exact[None, owners, starts[units[:, 0]] + units[:, 1]].float()
 
     made = []
     for seed in range(repetitions):
         found = effects_of_units(estimates, look_up, Effort(EXACT, AUDIT, None, seed))
         values = torch.cat([value.double() for value in found.values], 2)
-        made.append(agreements(values, [found.sample])[0])
+        made.append(agreements(values.flatten(1), [found.sample])[0])
     truth = {
         "spearman": rank_correlation(values[0], exact),
         "pearson": correlation(values[0], exact),

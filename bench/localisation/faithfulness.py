@@ -120,7 +120,7 @@ def _forward_backward(question: Question, asked: Asked) -> Run:
 def all_methods(layer_nodes: int) -> list[Method]:
     """Every method; those without values are ``forward`` and ``forward-backward``, the floor for time."""
     short = [
-        Method(f"gradient+{m}", partial(_gradient, exact=m, audit=0), peak=m == 512, note=f"{m} neurons measured")
+        Method(f"gradient+{m}", partial(_gradient, exact=m, audit=0), peak=m == 512, note=f"{m} a text measured")
         for m in (16, 32, 128, 512)
     ]
     return [
@@ -267,15 +267,16 @@ def _add_tolerance(
     measured = asked.measured if asked.measured is not asked.target else None
     name, nodes = f"tolerance-{tolerance:g}", 4 if len(question.neurons) <= 6 else 2
     found = cascade(tolerance=tolerance).attribute(question.inputs, asked.target, measured=measured)
-    fresh = cascade(exact=found.exact, **FRESH).attribute(question.inputs, asked.target, measured=measured)
-    note = f"{found.exact} neurons measured"
+    each = found.exact // len(question.ids)
+    fresh = cascade(exact=each, **FRESH).attribute(question.inputs, asked.target, measured=measured)
+    note = f"{each} neurons of each text measured"
     for metric, own in (("own", found.agreement[0]), ("fresh", fresh.agreement[0])):
         drawn = f"{note}; by {own.drawn} drawn"
         results.add(case, name, f"relative_error {metric}", own.error, unit="relative 2-norm", note=drawn)
         results.add(case, name, f"error_bound {metric}", own.error_bound, unit="relative 2-norm", note=drawn)
     calls = {
         name: _gradient(question, asked, tolerance=tolerance),
-        f"{name} without audit": _gradient(question, asked, exact=found.exact, audit=0),
+        f"{name} without audit": _gradient(question, asked, exact=each, audit=0),
         f"layer-{nodes}": _path(question, asked, path="layer", nodes=nodes),
     }
     for method, timing in compare(calls, repeats=args.repeats, budget=args.budget).items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spurge.engine.cascade.audit import Sample, _loss, agreements, draw, likely_crossing
 
-UNITS, EXAMPLES, DRAWN = 2000, 2, 256
+VALUES, DRAWN = 4000, 256
 
 
 def mean_ranks(values: Tensor) -> Tensor:
@@ -25,16 +25,16 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def effects(kind: str) -> tuple[Tensor, Tensor]:
-    """Estimates and effects, ``[B, N]``."""
+    """Estimates and effects, ``[n]``."""
     generator = torch.Generator().manual_seed(0)
-    estimates, noise = torch.randn(2, EXAMPLES, UNITS, generator=generator, dtype=torch.float64)
+    estimates, noise = torch.randn(2, VALUES, generator=generator, dtype=torch.float64)
     if kind == "scaled":  # almost the right order, another distribution
         return estimates, 5 * (estimates + 0.3 * noise) ** 3
     if kind == "shifted":
         return estimates, estimates + 3 + 0.3 * noise
     if kind == "tied":  # an effect is a step, most of them none
         return estimates, (estimates + noise).mul(0.7).trunc()
-    both = torch.rand(EXAMPLES, UNITS, generator=generator) < 0.3  # of units nothing depends on
+    both = torch.rand(VALUES, generator=generator) < 0.3  # of units nothing depends on
     return estimates.masked_fill(both, 0), (estimates + 0.2 * noise).masked_fill(both, 0)
 
 
@@ -42,11 +42,11 @@ def effects(kind: str) -> tuple[Tensor, Tensor]:
 def test_intervals_of_rank_correlation_hold_whatever_the_effects_distribution(kind: str):
     values, exact = effects(kind)
     truth, stakes = spearman(values, exact), (exact - values).abs() + 0.1
-    pooled, crossing = stakes.square().sum(0).sqrt(), likely_crossing(values[None], stakes[None])
+    crossing = likely_crossing(values[None], stakes[None])
     held = []
     for seed in range(40):
-        drawn, weights, typical = draw(pooled, crossing, torch.arange(UNITS), DRAWN, seed)
-        sample = Sample(weights, values[None, :, drawn], exact[None, :, drawn], typical)
+        drawn, weights, typical = draw(stakes, crossing, torch.arange(VALUES), DRAWN, seed)
+        sample = Sample(weights, values[None, drawn], exact[None, drawn], typical)
         found = agreements(values[None], [sample])[0].spearman
         assert found.value == pytest.approx(truth, abs=0.15)
         held.append(found.low - 1e-3 <= truth <= found.high + 1e-3)
@@ -56,10 +56,10 @@ def test_intervals_of_rank_correlation_hold_whatever_the_effects_distribution(ki
 def test_effects_that_are_all_alike_have_no_rank_correlation():
     values = effects("scaled")[0]
     exact = torch.zeros_like(values)
-    exact[:, 0] = 1.0
+    exact[0] = 1.0
     drawn = torch.arange(DRAWN) + 1
-    weights = torch.full((DRAWN,), UNITS / DRAWN, dtype=torch.float64)
-    sample = Sample(weights, values[None, :, drawn], exact[None, :, drawn], UNITS / DRAWN)
+    weights = torch.full((DRAWN,), VALUES / DRAWN, dtype=torch.float64)
+    sample = Sample(weights, values[None, drawn], exact[None, drawn], VALUES / DRAWN)
     assert np.isnan(agreements(values[None], [sample])[0].spearman.value)
 
 
@@ -76,7 +76,7 @@ def test_the_error_of_estimates_that_are_all_alike():
     exact = effects("scaled")[0]
     values = torch.zeros_like(exact)
     drawn = torch.arange(DRAWN)
-    weights = torch.full((DRAWN,), UNITS / DRAWN, dtype=torch.float64)
-    found = agreements(values[None], [Sample(weights, values[None, :, drawn], exact[None, :, drawn], UNITS / DRAWN)])[0]
+    weights = torch.full((DRAWN,), VALUES / DRAWN, dtype=torch.float64)
+    found = agreements(values[None], [Sample(weights, values[None, drawn], exact[None, drawn], VALUES / DRAWN)])[0]
     assert np.isnan([found.spearman.value, found.pearson.value]).all()
     assert found.error == 1.0

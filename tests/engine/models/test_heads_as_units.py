@@ -93,8 +93,10 @@ def test_heads_and_neurons_together_are_the_same_however_the_model_is_run(family
     found = [cascade.ablate(inputs, target, neurons), cascade.gated(inputs, target, neurons, gates)]
     with torch.no_grad():
         trace = WholePass(cascade.handle, attention=attention, sites=cascade.sites).trace(inputs)
-        units = cascade.units(neurons)
-        want = [ablated(trace, target, units, 4), gated(trace, target, units, gates, 4)]
+        units, batch = cascade.units(neurons), trace.batch
+        every, owners = torch.tensor(units).repeat_interleave(batch, 0), torch.arange(batch).repeat(len(units))
+        off = ablated(trace, target, every, owners, 7).unflatten(1, (len(units), batch)).transpose(1, 2)
+        want = [off, gated(trace, target, units, gates, 4)]
     for own, whole in zip(found, want, strict=True):
         assert_near(own, whole, terms=TERMS, size=want[1].abs().max())
 
@@ -139,11 +141,12 @@ def test_measured_heads_are_those_at_stake_and_exact():
     model, inputs = tiny("bert"), tiny_inputs("bert")
     cascade = Cascade(model, units="both", exact=9, audit=16)
     found = cascade.attribute(inputs, lambda rows: rows.logits[:, 1])
-    assert found.exact == 9
+    examples = len(found.full[0])
+    assert found.exact == 9 * examples
     assert found.agreement[0].drawn == 16
     every = Cascade(model, units="both", path="neuron").attribute(inputs, lambda rows: rows.logits[:, 1])
     same = [(found.values[name] - value).abs() <= 1e-5 for name, value in every.values.items()]
-    assert sum(int(part.all(1).sum()) for part in same) >= 9
+    assert sum(int(part.sum()) for part in same) >= 9 * examples
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

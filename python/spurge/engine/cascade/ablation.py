@@ -10,37 +10,31 @@ from tqdm.auto import tqdm
 
 from spurge.engine.cascade.attribution import target_values
 from spurge.engine.models.projections import RowGates
-from spurge.engine.passes.trace import Target, Trace
+from spurge.engine.passes.trace import Off, Target, Trace
 
 Unit = tuple[int, int]  # a site, by its number, and a neuron of it
 
 
 def ablated(
-    trace: Trace,
-    target: Target,
-    units: Sequence[Unit],
-    at_once: int,
-    *,
-    progress: bool = False,
+    trace: Trace, target: Target, units: Tensor, owners: Tensor, at_once: int, *, progress: bool = False
 ) -> Tensor:
-    """What the target loses by switching off each unit alone, ``[Q, B, n]``.
+    """What the target of one example each loses by switching off one unit, ``[Q, n]``.
 
     Args:
-        at_once: units that go into one pass.
+        units: sites and neurons of them, int64 ``[n, 2]`` on the CPU.
+        owners: the examples, int64 ``[n]`` on the CPU.
+        at_once: rows that go into one pass.
     """
-    order = sorted(range(len(units)), key=units.__getitem__)
     full = target_values(target, trace.rows)
-    effects = full.new_empty(len(units), *full.shape)
-    blocks = range(0, len(order), at_once)
-    for start in tqdm(blocks, desc="ablate", unit="block", disable=not progress or len(blocks) == 1):
-        chosen = order[start : start + at_once]
-        columns: dict[int, list[int]] = {}
-        for j in chosen:
-            columns.setdefault(units[j][0], []).append(units[j][1])
-        off = trace.forward.without(trace, {i: torch.tensor(ks) for i, ks in columns.items()})
-        value = target_values(target, off).unflatten(0, (len(chosen), trace.batch))
-        effects[chosen] = full - value
-    return effects.permute(2, 1, 0)
+    effects = full.new_empty(len(units), full.shape[1])
+    blocks = units[:, 0].argsort(stable=True).split(at_once)
+    for rows in tqdm(blocks, desc="ablate", unit="block", disable=not progress or len(blocks) == 1):
+        sites = units[rows, 0]
+        off = {i: rows[sites == i] for i in sites.unique().tolist()}
+        kept = trace.forward.without(trace, {i: Off(units[own, 1], owners[own]) for i, own in off.items()})
+        where = rows.to(full.device)
+        effects[where] = full[owners[rows].to(full.device)] - target_values(target, kept)
+    return effects.t()
 
 
 def gated(trace: Trace, target: Target, units: Sequence[Unit], gates: Tensor, at_once: int) -> Tensor:

@@ -36,7 +36,7 @@ class Attribution:
         residual: ``F(1) - F(0) - sum of values`` under the same keys, ``[Q, B]``: zero for an exact integral.
         nodes: site -> quadrature nodes used.
         change: site -> largest relative change of its values by halving an interval; None where nodes were fixed.
-        exact: of the gradient path, units whose values are exact differences; the largest number of any block.
+        exact: of the gradient path, how many values (an example's unit each) are exact differences.
         samples: of the gradient path, what its audit measured, for each block of examples.
     """
 
@@ -57,7 +57,8 @@ class Attribution:
         """
         if not self.samples:
             return []
-        return agreements(torch.cat([value.double().cpu() for value in self.values.values()], 2), self.samples)
+        every = torch.cat([value.double().cpu() for value in self.values.values()], 2)
+        return agreements(every.flatten(1), self.samples)
 
     def top(self, n: int = 10, *, target: int = 0, example: int | None = None) -> list[tuple[NeuronRef, float]]:
         """The ``n`` neurons with the highest values of a target, and these, highest first.
@@ -164,6 +165,6 @@ def join(parts: list[Attribution]) -> Attribution:
         joined("residual"),
         {name: max(part.nodes[name] for part in parts) for name in parts[0].nodes},
         change,
-        max(part.exact for part in parts),
+        sum(part.exact for part in parts),
         tuple(sample for part in parts for sample in part.samples),
     )

@@ -1,8 +1,9 @@
 r"""How good estimates of effects are, from a random sample of them that was measured exactly.
 
-Units are drawn with replacement, unit k with probability :math:`p_k`; :math:`w = 1/(m p_k)` turns sums over the m draws
-into sums over all units (Hansen and Hurwitz, 1943). The estimates e are known for all units, so only what they miss has
-to be sampled: of effects :math:`x = e + d`, :math:`\sum x^2 = \sum e^2 + 2 \sum e d + \sum d^2`.
+Values, of an example's unit each, are drawn with replacement, value k with probability :math:`p_k`;
+:math:`w = 1/(m p_k)` turns sums over the m draws into sums over all of them (Hansen and Hurwitz, 1943). The estimates e
+are known for all, so only what they miss has to be sampled: of effects :math:`x = e + d`,
+:math:`\sum x^2 = \sum e^2 + 2 \sum e d + \sum d^2`.
 
 Ranks are shares of all, ties sharing theirs, and the rank correlation follows from the mean square of what separates a
 unit's two ranks and from the variances of both. What share of the effects lies below one of them is the share of the
@@ -52,7 +53,7 @@ class Agreement:
         error_bound: which the error is below, one-sided at 95 %.
         missed: share of the true top 1 % that is not among the top 1 % of the values.
         missed_bound: which that is below, one-sided at 95 %.
-        drawn: units that were measured for it.
+        drawn: values that were measured for it.
     """
 
     spearman: Range
@@ -81,13 +82,13 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Units of one block of B examples that an audit drew, m of them.
+    """What an audit drew of a block of examples, m values.
 
     Attributes:
         weights: w of each draw, float64 ``[m]``.
-        estimates: ``[Q, B, m]`` float64 on the CPU.
+        estimates: ``[Q, m]`` float64 on the CPU.
         exact: the same units' effects.
-        typical: w of a unit that crosses into the top or out of it.
+        typical: w of a value that crosses into the top or out of it.
     """
 
     weights: Tensor
@@ -97,15 +98,15 @@ class Sample:
 
 
 def draw(stakes: Tensor, crossing: Tensor, rest: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, float]:
-    """``count`` of the units ``rest``, their weights, float64, and that which a unit has that crosses into the top.
+    """``count`` of the values ``rest``, their weights, float64, and that which one has that crosses into the top.
 
     A quarter of the draws is uniform, which ranks need, a quarter each in proportion to stakes and to their squares,
-    where errors are, and a quarter where a unit may rise into the top 1 % or fall from it.
+    where errors are, and a quarter where a value may rise into the top 1 % or fall from it.
 
     Args:
-        stakes: of all units, ``[N]`` on the CPU.
+        stakes: of all values, ``[n]`` on the CPU.
         crossing: how likely each crosses into or out of the top, as :func:`likely_crossing` gives it.
-        rest: those that may be drawn, int64 ``[n]``.
+        rest: those that may be drawn, int64.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     stake, cross = stakes[rest].double(), crossing[rest].double()
@@ -121,29 +122,28 @@ def draw(stakes: Tensor, crossing: Tensor, rest: Tensor, count: int, seed: int) 
 
 
 def likely_crossing(values: Tensor, stakes: Tensor) -> Tensor:
-    """How likely each unit crosses into or out of the top 1 %, up to a factor, ``[N]``.
+    """How likely each value crosses into or out of the top 1 %, up to a factor, ``[n]``.
 
     Args:
-        values, stakes: ``[Q, B, N]``.
+        values, stakes: ``[Q, n]``.
     """
-    flat = values.flatten(1)
-    k = max(1, round(flat.shape[1] / 100))
-    threshold = flat.topk(k, 1).values[:, -1, None, None]
-    return (stakes / (values - threshold).abs().clamp_min(1e-30)).clamp_max(1).square().sum((0, 1))
+    k = max(1, round(values.shape[1] / 100))
+    threshold = values.topk(k, 1).values[:, -1:]
+    return (stakes / (values - threshold).abs().clamp_min(1e-30)).clamp_max(1).square().sum(0)
 
 
 def agreements(values: Tensor, samples: Sequence[Sample]) -> list[Agreement]:
     """Of each target, how well its values agree with what the samples measured.
 
     Args:
-        values: ``[Q, B, N]``, float64 on the CPU: B examples in one or more blocks, in order.
-        samples: of each block; together they have the B examples.
+        values: ``[Q, n]``, float64 on the CPU: of all examples and units.
+        samples: of each block of examples.
     """
     return [_agreement(values[q].numpy(), [_Draws.of(sample, q) for sample in samples]) for q in range(len(values))]
 
 
 class _Draws(NamedTuple):
-    """A sample for one target: ``[B, m]``, weights ``[m]``."""
+    """A sample for one target, ``[m]`` each."""
 
     weights: np.ndarray
     estimates: np.ndarray
@@ -157,12 +157,12 @@ class _Draws(NamedTuple):
 
 def _agreement(values: np.ndarray, blocks: Sequence[_Draws]) -> Agreement:
     n, total, squares = values.size, values.sum(), np.square(values).sum()
-    ranked, nothing = np.sort(values, axis=None), Range(np.nan, np.nan, np.nan)
+    ranked, nothing = np.sort(values), Range(np.nan, np.nan, np.nan)
 
-    # What each draw adds, [m of all blocks]; their sums are estimates of sums over all units and examples.
-    gap = np.concatenate([(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
-    cross = np.concatenate([(own.estimates * (own.exact - own.estimates)).sum(0) * own.weights for own in blocks])
-    missed_squares = np.concatenate([np.square(own.exact - own.estimates).sum(0) * own.weights for own in blocks])
+    # What each draw adds, [m of all blocks]; their sums are estimates of sums over all values.
+    gap = np.concatenate([(own.exact - own.estimates) * own.weights for own in blocks])
+    cross = np.concatenate([own.estimates * (own.exact - own.estimates) * own.weights for own in blocks])
+    missed_squares = np.concatenate([np.square(own.exact - own.estimates) * own.weights for own in blocks])
 
     mean, second, product = total + gap.sum(), squares + 2 * cross.sum() + missed_squares.sum(), squares + cross.sum()
     if not second > 0:
@@ -201,20 +201,18 @@ def _rank_lost(blocks: Sequence[_Draws], ranked: np.ndarray) -> np.ndarray:
     the variances of the ranks, which ties make smaller, differ by.
 
     Args:
-        ranked: the estimates of all units and examples in ascending order, ``[n]``.
+        ranked: all estimates in ascending order, ``[n]``.
     """
     n = len(ranked)
-    effects, estimates = (np.concatenate([getattr(own, k).ravel() for own in blocks]) for k in ("exact", "estimates"))
-    share = np.concatenate([np.broadcast_to(own.weights, own.exact.shape).ravel() for own in blocks]) / n
+    effects, estimates = (np.concatenate([getattr(own, k) for own in blocks]) for k in ("exact", "estimates"))
+    share = np.concatenate([own.weights for own in blocks]) / n
     whole = np.full(n, 1 / n)
 
     def rank(values: np.ndarray) -> np.ndarray:
         moved = _share_below(effects, share, values) - _share_below(estimates, share, values)
         return np.clip(_share_below(ranked, whole, values) + moved, 0, 1)
 
-    moved = np.concatenate(
-        [np.square(_share_below(ranked, whole, own.estimates) - rank(own.exact)).sum(0) * own.weights for own in blocks]
-    )
+    moved = np.square(_share_below(ranked, whole, estimates) - rank(effects)) * share * n
     deviations = [np.sqrt(_rank_variance(*of)) for of in ((ranked, whole), (effects, share / share.sum()))]
     if not min(deviations) > 0:
         return np.full(len(moved), np.nan)
@@ -239,7 +237,7 @@ def _rank_variance(sample: np.ndarray, share: np.ndarray) -> float:
 def _crossed(own: _Draws, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each draw, how many values belong above a threshold and are below, and the other way round."""
     above, belongs = own.estimates >= threshold, own.exact >= threshold
-    return (belongs & ~above).sum(0) * own.weights, (above & ~belongs).sum(0) * own.weights
+    return (belongs & ~above) * own.weights, (above & ~belongs) * own.weights
 
 
 def _linear(value: float, parts: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:

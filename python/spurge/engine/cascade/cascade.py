@@ -77,9 +77,11 @@ class Cascade:
             of a layer scaled together, layer by layer (knowledge neurons, DEPN); ``"joint"``: all layers scaled
             together, whose sum is the whole network's effect. None: ``"layer"`` where ``nodes`` or ``rule`` are given,
             else ``"gradient"``.
-        exact: units that are measured on the gradient path, 32 by default.
-        audit: units that are drawn from the others and measured, 256 by default: `Attribution.agreement` says by them
-            how well all values agree with the equation. 0: it says nothing.
+        exact: units that are measured on the gradient path for each example on average, 32 by default: those at stake
+            most in all of them.
+        audit: of all values of a call (an example's unit each), so many of the others are drawn and measured, 256 by
+            default: `Attribution.agreement` says by them how well all values agree with the equation. 0: it says
+            nothing.
         seed: of that draw; of one call alone where it says so.
         nodes: quadrature nodes S of the layer and joint paths, 2 by default; of each interval when
             ``tolerance`` is given.
@@ -205,10 +207,14 @@ class Cascade:
             ValueError: empty batch, a target of the wrong shape or not finite, a budget too small for one example.
         """
         effort = self.effort if seed is None else replace(self.effort, seed=integer("seed", seed, 0))
+        batch = len(main_input(inputs.inputs if isinstance(inputs, Prompt) else inputs))
         with frozen(self.model):
             traces, room, keep = self._traces(inputs, graded=True), self._room(inputs), isinstance(inputs, Prompt)
             if self.path == "gradient":
-                parts = [self._literal(trace, target, measured or target, effort, room, keep=keep) for trace in traces]
+                parts = []
+                for trace in traces:
+                    own = _of_block(effort, trace, batch)
+                    parts.append(self._literal(trace, target, measured or target, own, room, keep=keep))
             else:
                 parts = [self._attribute(trace, target, room, keep=keep) for trace in traces]
         return join(parts)
@@ -397,8 +403,8 @@ class Cascade:
         with grad_mode(False):
             full = target_values(measured, trace.rows).t()
             room = self.footprint(trace.inputs).after(room)
-            ablate = partial(self._ablate, trace, measured, room=room)
-            effects = effects_of_units(found, ablate, _of_block(effort, trace.rows))
+            ablate = partial(self._ablated, trace, measured, room=room)
+            effects = effects_of_units(found, ablate, effort)
         values = {site.name: own for site, own in zip(self.sites, effects.values, strict=True)}
         samples = () if effects.sample is None else (effects.sample,)
         none: dict[str, float | None] = dict.fromkeys(values)
@@ -411,19 +417,26 @@ class Cascade:
         return Attribution(values, full, {}, {}, dict.fromkeys(values, 0), dict.fromkeys(values))
 
     def _ablate(self, trace: Trace, target: Target, units: Sequence[Unit], room: int) -> Tensor:
-        at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
-        return ablated(trace, target, units, at_once, progress=self.progress)
+        """``[Q, B, n]``: each unit for all examples."""
+        every, owners = torch.tensor(units).repeat_interleave(trace.batch, 0), torch.arange(trace.batch)
+        effects = self._ablated(trace, target, every, owners.repeat(len(units)), room)
+        return effects.unflatten(1, (len(units), trace.batch)).transpose(1, 2)
+
+    def _ablated(self, trace: Trace, target: Target, units: Tensor, owners: Tensor, room: int) -> Tensor:
+        at_once = trace.batch * self.footprint(trace.inputs).rows_forward(room, trace.batch)
+        return ablated(trace, target, units, owners, at_once, progress=self.progress)
 
     def _gated(self, trace: Trace, target: Target, units: Sequence[Unit], gates: Tensor, room: int) -> Tensor:
         at_once = self.footprint(trace.inputs).rows_forward(room, trace.batch)
         return gated(trace, target, units, gates, at_once)
 
 
-def _of_block(effort: Effort, rows: Rows) -> Effort:
-    """The effort for a block of examples, whose draws are its own."""
+def _of_block(effort: Effort, trace: Trace, batch: int) -> Effort:
+    """The effort for a block of a batch's examples: its share of the draws, which are its own."""
     if not effort.measures:
         return effort
-    return replace(effort, seed=effort.seed + int(rows.example[0]) * APART)
+    audit = -(-effort.audit * trace.batch // batch)
+    return replace(effort, audit=audit, seed=effort.seed + int(trace.rows.example[0]) * APART)
 
 
 def _warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:

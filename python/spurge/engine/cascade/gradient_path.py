@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import integer, warn
-from spurge.engine.cascade.ablation import Unit
 from spurge.engine.cascade.audit import Sample, agreements, draw, likely_crossing
 from spurge.engine.passes.activation_gradients import FirstOrder
 
-Ablate = Callable[[Sequence[Unit]], Tensor]  # units -> exact effects, [Q, B, n]
+Ablate = Callable[[Tensor, Tensor], Tensor]  # units [n, 2] and the example of each -> exact effects, [Q, n]
 
 EXACT, AUDIT, LEAST_AUDIT = 32, 256, 32
 MOST = 0.25  # of all units, that a tolerance may have switched off
@@ -22,11 +21,11 @@ GROWTH = 1.5  # of the short list, at least, from one audit to the next
 
 @dataclass(frozen=True)
 class Effort:
-    """How many units are switched off to see what it does.
+    """How many values, an example's unit each, are measured: units switched off to see what it does.
 
     Attributes:
-        exact: those of greatest stake; their effects take the place of the estimates.
-        audit: those drawn from the others; their effects say how good the estimates are.
+        exact: for each example on average, those of greatest stake; what is measured takes the place of the estimates.
+        audit: those drawn from the others of a block; their effects say how good the estimates are.
         tolerance: relative error of the values for which ``exact`` is raised; None: as it is.
         seed: of the draws.
     """
@@ -38,7 +37,7 @@ class Effort:
 
     @property
     def measures(self) -> bool:
-        """Whether any unit is switched off."""
+        """Whether anything is measured."""
         return self.exact + self.audit > 0
 
 
@@ -68,7 +67,7 @@ class UnitEffects:
 
     Attributes:
         values: by site, ``[Q, B, F]``.
-        exact: how many of the units were switched off for them.
+        exact: how many of the ``B F`` of all sites were measured for them.
         sample: what the audit drew; None without one.
     """
 
@@ -83,25 +82,25 @@ def effects_of_units(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort
     if not effort.measures:
         return UnitEffects(values, 0, None)
     each = [torch.stack([own.stake[i] for own in found]) for i in range(len(values))]
-    flat, stakes = _in_a_row(values), pooled_stakes(values, each)
-    crossing_stakes = _in_a_row(each)
-    order, total = stakes.argsort(descending=True, stable=True), len(stakes)
-    most = max(effort.exact, int(MOST * total))
     widths = [value.shape[2] for value in values]
+    flat, doubts, stakes = _in_a_row(values), _in_a_row(each), pooled_stakes(values, each)
+    order, total, batch = stakes.argsort(descending=True, stable=True), len(stakes), values[0].shape[1]
+    least = min(effort.exact * batch, total)
+    most = max(least, int(MOST * total) // batch * batch)
 
-    def measured(units: Tensor) -> Tensor:
-        return ablate(_by_site(units, widths)).double().cpu()
+    def measured(places: Tensor) -> Tensor:
+        units = sum(widths)
+        return ablate(_by_site(places % units, widths), places // units).double().cpu()
 
-    done, wanted, seed = 0, min(effort.exact, total), effort.seed
+    done, wanted, seed = 0, least, effort.seed
     while True:
         if wanted > done:
-            flat[..., order[done:wanted]] = measured(order[done:wanted])
+            flat[:, order[done:wanted]] = measured(order[done:wanted])
         done, sample = wanted, None
         if effort.audit and done < total:
-            crossing = likely_crossing(flat, crossing_stakes)
-            drawn, weights, typical = draw(stakes, crossing, order[done:], effort.audit, seed)
+            drawn, weights, typical = draw(stakes, likely_crossing(flat, doubts), order[done:], effort.audit, seed)
             once, again = drawn.unique(return_inverse=True)
-            sample = Sample(weights, flat[..., drawn], measured(once)[..., again], typical)
+            sample = Sample(weights, flat[:, drawn], measured(once)[:, again], typical)
         if effort.tolerance is None or sample is None:
             break
         bound = float(torch.tensor([one.error_bound for one in agreements(flat, [sample])]).max())  # NaN where one is
@@ -109,26 +108,27 @@ def effects_of_units(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort
             break
         if done >= most:
             warn(
-                f"tolerance {effort.tolerance:g} not reached with {done} of {total} units switched off: relative "
-                f"error up to {bound:.2g}"
+                f"tolerance {effort.tolerance:g} not reached with {done} of {total} values measured: relative error "
+                f"up to {bound:.2g}"
             )
             break
-        wanted, seed = min(most, _next(stakes[order], done, bound / effort.tolerance)), seed + 1
-    return UnitEffects([own.to(value) for own, value in zip(flat.split(widths, 2), values, strict=True)], done, sample)
+        more = _next(stakes[order], done, bound / effort.tolerance)
+        wanted, seed = min(most, -(-more // batch) * batch), seed + 1
+    parts = flat.unflatten(1, (batch, -1)).split(widths, 2)
+    return UnitEffects([own.to(value) for own, value in zip(parts, values, strict=True)], done, sample)
 
 
 def pooled_stakes(values: Sequence[Tensor], stakes: Sequence[Tensor]) -> Tensor:
-    """One stake for each unit of all sites, ``[N]``: over examples as errors add up, every target at its own scale.
+    """One stake for each value of an example and a unit, ``[B N]`` on the CPU: every target's at its own scale.
 
     Args:
         values, stakes: by site, ``[Q, B, F]``.
     """
-    device = values[0].device
-    size = torch.stack([value.square().sum((1, 2)).to(device) for value in values]).sum(0)  # [Q]
-    scale = size.clamp_min(torch.finfo(size.dtype).tiny)[:, None, None]
-    pooled = torch.cat([(own.to(device).square() / scale).sum((0, 1)) for own in stakes]).sqrt()
-    largest = torch.finfo(pooled.dtype).max
-    return pooled.nan_to_num(nan=largest, posinf=largest).cpu()
+    flat, doubts = _in_a_row(values), _in_a_row(stakes)
+    scale = flat.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # [Q, 1]
+    pooled = (doubts.square() / scale).sum(0).sqrt()
+    largest = torch.finfo(torch.float32).max
+    return pooled.nan_to_num(nan=largest).clamp_max(largest)
 
 
 def _next(ranked: Tensor, done: int, factor: float) -> int:
@@ -139,12 +139,12 @@ def _next(ranked: Tensor, done: int, factor: float) -> int:
 
 
 def _in_a_row(values: Sequence[Tensor]) -> Tensor:
-    """Of units of all sites, ``[Q, B, N]`` float64 on the CPU."""
-    return torch.cat([value.double().cpu() for value in values], 2)
+    """Of all examples and units of all sites, example by example, ``[Q, B N]`` float64 on the CPU."""
+    return torch.cat([value.double().cpu() for value in values], 2).flatten(1)
 
 
-def _by_site(flat: Tensor, widths: Sequence[int]) -> list[Unit]:
-    """Units ``[n]``, numbered over sites of these widths, as sites and units of these."""
+def _by_site(units: Tensor, widths: Sequence[int]) -> Tensor:
+    """Units ``[n]``, numbered over sites of these widths, as sites and units of these, ``[n, 2]``."""
     starts = torch.tensor([0, *widths]).cumsum(0)
-    site = torch.searchsorted(starts, flat, right=True) - 1
-    return list(zip(site.tolist(), (flat - starts[site]).tolist(), strict=True))
+    site = torch.searchsorted(starts, units, right=True) - 1
+    return torch.stack([site, units - starts[site]], 1)

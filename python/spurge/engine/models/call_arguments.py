@@ -47,15 +47,16 @@ def leading(value: Any) -> Any:
     return None
 
 
-def cut(value: Any, was: Any, batch: int, total: int, rows: int) -> Any:
-    """The first ``rows`` of every per-row tensor: one whose first dimension was ``batch`` and has become ``total``.
+def cut(value: Any, was: Any, batch: int, total: int, rows: slice) -> Any:
+    """Some rows of every per-row tensor: one whose first dimension was ``batch`` and has become ``total``.
 
     Or a multiple of either: Bloom's position biases lead with rows times heads.
     """
     if torch.is_tensor(value):
         if not was or was % batch or not value.dim() or value.shape[0] != was // batch * total:
             return value
-        return value[: was // batch * rows]
+        each = was // batch
+        return value[each * rows.start : each * rows.stop]
     if isinstance(value, (tuple, list)):
         same = isinstance(was, tuple) and len(was) == len(value)
         return type(value)(cut(v, was[i] if same else None, batch, total, rows) for i, v in enumerate(value))

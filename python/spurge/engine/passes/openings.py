@@ -10,7 +10,7 @@ from torch import Tensor
 from spurge import ops
 from spurge.engine.models.projections import RowGates, by_unit, coordinates
 from spurge.engine.models.sites import Site
-from spurge.engine.passes.trace import Share, Trace
+from spurge.engine.passes.trace import Off, Share, Trace
 from spurge.engine.passes.whole_pass import by_rows
 
 
@@ -98,17 +98,17 @@ class Openings:
         return by_unit(ops.multiply_sum(pulled, z, self._trace.mask(z)).float(), projection.size)
 
 
-def without(trace: Trace, sites: Sequence[Site], i: int, columns: Tensor) -> Tensor:
-    """Rows ``[n * B, T, H]`` in the place of a site's anchor, each with one of ``columns`` ``[n]`` off."""
+def without(trace: Trace, sites: Sequence[Site], i: int, off: Off) -> Tensor:
+    """Rows ``[n, T, H]`` in the place of a site's anchor, each with one unit off."""
     seen, projection = trace.sites[i], sites[i].projection
-    columns = columns.to(seen.z.device)
+    units, owners = (part.to(seen.z.device) for part in (off.units, off.owners))
+    anchor, columns = seen.anchor[owners], projection.columns(units)
     if projection.size > 1:
-        z = seen.z[..., coordinates(columns, projection.size)].unflatten(-1, (len(columns), -1))  # [B, T, n, d]
-        parts = torch.einsum("btnd,hnd->nbth", z, projection.columns(columns).unflatten(1, z.shape[2:]))
-        return (seen.anchor[None] - parts).flatten(0, 1)
-    z = seen.z[..., columns].movedim(-1, 0)[..., None]  # [n, B, T, 1]
-    w = projection.columns(columns).t()[:, None, None]  # [n, 1, 1, H]
-    return torch.addcmul(seen.anchor[None], z, w, value=-1).flatten(0, 1)
+        places = coordinates(units, projection.size).unflatten(0, (len(units), -1))
+        z = seen.z[owners[:, None], :, places]  # [n, d, T]
+        return anchor - torch.einsum("ndt,hnd->nth", z, columns.unflatten(1, places.shape))
+    z = seen.z[owners, :, units]  # [n, T]
+    return torch.addcmul(anchor, z[..., None], columns.t()[:, None], value=-1)
 
 
 def entries(trace: Trace, block_of: Sequence[int], gated: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from spurge.engine.base.device_checks import deferring, require
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.models.attention import AttentionRow
-from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, repeat_rows, split_call, take
+from spurge.engine.models.call_arguments import at, cut, first, leading, like, main_input, split_call, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import (
     WideAttention,
@@ -35,7 +35,7 @@ from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.norm_placement import Anatomy, NormPlacement, NotEntered, check_once, layer_anatomy
 from spurge.engine.passes.openings import Kept, Openings, entries, moved, without
-from spurge.engine.passes.trace import Call, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
+from spurge.engine.passes.trace import Call, Off, Owners, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
 from spurge.engine.passes.whole_pass import ScaledRows, disturbed, unlike
 
 
@@ -293,6 +293,7 @@ class PartialForward:
         openings: Mapping[int, Tensor],
         *,
         inside: Mapping[int, RowGates] | None = None,
+        owners: Mapping[int, Tensor] | None = None,
     ) -> Rows:
         """Run the model from the first opening on.
 
@@ -301,21 +302,32 @@ class PartialForward:
             openings: site index -> rows that open there, ``[m * B, T, H]``, in the place of the site's anchor.
             inside: site index -> what multiplies that site's activations in rows opened below it (and in those that
                 run its own block again).
+            owners: site index -> the example of each row that opens there; by default ``r % B``.
 
         Returns:
             All rows after the head, those of earlier sites first; gradients flow back to ``openings``.
         """
-        return self._entered(trace, openings, inside or {})
+        return self._entered(trace, openings, inside or {}, owners)
 
-    def _entered(self, trace: Trace, openings: Mapping[int, Tensor], gates: Mapping[int, RowGates]) -> Rows:
+    def _entered(
+        self,
+        trace: Trace,
+        openings: Mapping[int, Tensor],
+        gates: Mapping[int, RowGates],
+        each: Mapping[int, Tensor] | None = None,
+    ) -> Rows:
         assert trace.anatomy is not None
         batch, tuples = trace.batch, trace.anatomy.tuples
-        total = sum(rows.shape[0] for rows in openings.values())
-        times = total // batch
+        places: dict[int, slice] = {}  # the rows of each site
         opened: dict[int, list[int]] = {}
+        total = 0
         for i in sorted(openings):
             opened.setdefault(self.block_of[i], []).append(i)
+            places[i] = slice(total, total + len(openings[i]))
+            total = places[i].stop
+        owners = Owners(batch, total, None if each is None else torch.cat([each[i] for i in places]))
         entry, end = min(opened), len(self.blocks) - 1
+        running = slice(0, 0)  # the rows in the block that runs
         live: list[Tensor] = []  # the rows on their way, at most one tensor
         attended: list[Tensor] = []  # what those attend to that were on their way before the last layer
 
@@ -330,22 +342,25 @@ class PartialForward:
                     return wrap(index, hidden)
                 call = trace.calls[index]
 
-                def step(rows: Tensor) -> Tensor:
-                    n = rows.shape[0]
+                def step(rows: Tensor, where: slice) -> Tensor:
+                    nonlocal running
+                    running = where
                     rows = rows.clone() if self._copies else rows
                     output = first(
                         forward(
                             rows,
-                            *cut(args, call.args, batch, total, n),
-                            **cut(kwargs, call.kwargs, batch, total, n),
+                            *cut(args, call.args, batch, total, where),
+                            **cut(kwargs, call.kwargs, batch, total, where),
                         )
                     )
-                    return at(output, trace.position.repeat(n // batch)) if trace.pruned and index == end else output
+                    return at(output, position(len(rows))) if trace.pruned and index == end else output
 
-                parts = [step(live.pop())] if live else []
+                before = slice(0, sum(map(len, live)))
+                parts = [step(live.pop(), before)] if live else []
                 if parts and index == end and row is not None:
                     attended.append(row.row())  # before rows that open here run the layer again
-                parts += [self._emerge(i, openings[i], trace, call, step) for i in opened.get(index, ())]
+                for i in opened.get(index, ()):
+                    parts.append(self._emerge(i, openings[i], trace, call, owners, places[i], step))
                 rows = torch.cat(parts) if len(parts) > 1 else parts[0]
                 if index < end:
                     live.append(rows)
@@ -354,31 +369,34 @@ class PartialForward:
 
             return behind
 
+        def position(rows: int) -> Tensor:
+            return owners.take(trace.position, running)
+
         with Temporaries() as stack:
-            row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // batch), prune=trace.pruned)
+            row = self._last_layer(stack, position, prune=trace.pruned)
             for i in gates:
                 stack.enter_context(self.sites[i].projection.gate(in_this_thread(partial(gates.get, i))))
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, entered(index, block.forward)))
-            repeated = {k: repeat_rows(v, batch, times) for k, v in trace.inputs.items()}
-            logits = self._logits(repeated, trace.position.repeat(times))
+            logits = self._logits(owners.inputs(trace.inputs), owners.take(trace.position))
             attention = trace.rows.attention
             if (
                 row is not None and attention is not None
             ):  # rows that open behind the last layer attend as the unedited model does
-                late = sum(openings[i].shape[0] for i in opened.get(end, ())) // batch
+                late = slice(min((places[i].start for i in opened.get(end, ())), default=total), total)
                 parts = [own.to(logits.device) for own in attended]
-                attention = torch.cat([*parts, *[attention] * late])
-        return trace.rows.repeated(times, logits, attention)
+                attention = torch.cat([*parts, owners.take(attention, late)])
+        return trace.rows.of(owners, logits, attention)
 
     def opened(self, trace: Trace, alphas: Mapping[int, Tensor]) -> tuple[Rows, Openings]:
         """As `Forward.opened`."""
         openings = Openings(self.sites, trace, alphas)
         return self.run(trace, openings.rows), openings
 
-    def without(self, trace: Trace, columns: Mapping[int, Tensor]) -> Rows:
+    def without(self, trace: Trace, off: Mapping[int, Off]) -> Rows:
         """As `Forward.without`."""
-        return self.run(trace, {i: without(trace, self.sites, i, own) for i, own in columns.items()})
+        rows = {i: without(trace, self.sites, i, own) for i, own in off.items()}
+        return self.run(trace, rows, owners={i: own.owners for i, own in off.items()})
 
     def gated(self, trace: Trace, gates: Mapping[int, RowGates]) -> Rows:
         """As `Forward.gated`."""
@@ -390,24 +408,33 @@ class PartialForward:
     def scaled(self, trace: Trace, alphas: Tensor) -> tuple[Rows, ScaledRows]:
         """As `Forward.scaled`: the whole model runs."""
         times = len(alphas)
+        owners = Owners(trace.batch, times * trace.batch)
         scaled = ScaledRows(trace, self.sites, dict.fromkeys(range(len(self.sites)), (0, alphas)), times)
         with Temporaries() as stack:
             row = self._last_layer(stack, lambda rows: trace.position.repeat(rows // trace.batch), prune=trace.pruned)
             stack.enter_context(scaled.acting())
-            repeated = {k: repeat_rows(v, trace.batch, times) for k, v in trace.inputs.items()}
-            logits = self._logits(repeated, trace.position.repeat(times))
+            logits = self._logits(owners.inputs(trace.inputs), owners.take(trace.position))
             attention = row.row().to(logits.device) if row is not None else None
-        return trace.rows.repeated(times, logits, attention), scaled
+        return trace.rows.of(owners, logits, attention), scaled
 
-    def _emerge(self, i: int, rows: Tensor, trace: Trace, call: Call, step: Callable[[Tensor], Tensor]) -> Tensor:
+    def _emerge(
+        self,
+        i: int,
+        rows: Tensor,
+        trace: Trace,
+        call: Call,
+        owners: Owners,
+        where: slice,
+        step: Callable[[Tensor, slice], Tensor],
+    ) -> Tensor:
         """Carry rows from their site's anchor to the output of its block."""
         assert trace.anatomy is not None
-        placement, seen, times = trace.anatomy.placements[i], trace.sites[i], rows.shape[0] // trace.batch
+        placement, seen = trace.anatomy.placements[i], trace.sites[i]
         if call.hidden is not None and placement.kind == "replay":
             with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape).clone()):
-                return step(call.hidden.repeat(times, 1, 1))
+                return step(owners.take(call.hidden, where), where)
         rows = placement.norm(rows)
-        return rows if seen.rest is None else rows + seen.rest.repeat(times, 1, 1)
+        return rows if seen.rest is None else rows + owners.take(seen.rest, where)
 
     def _last_layer(self, stack: Temporaries, position: Callable[[int], Tensor], *, prune: bool) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""

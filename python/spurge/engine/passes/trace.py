@@ -18,6 +18,35 @@ from spurge.engine.passes.activation_gradients import ActivationGradients
 from spurge.engine.passes.norm_placement import Anatomy
 
 
+@dataclass(frozen=True, eq=False)
+class Owners:
+    """Which of a batch's examples each of some rows belongs to.
+
+    Attributes:
+        batch: B.
+        rows: R.
+        each: int64 ``[R]``; None: row r belongs to example ``r % B``.
+    """
+
+    batch: int
+    rows: int
+    each: Tensor | None = None
+
+    def take(self, values: Tensor, rows: slice | None = None) -> Tensor:
+        """``values`` ``[B, ...]`` for each of these rows, by default for all."""
+        rows = slice(0, self.rows) if rows is None else rows
+        if self.each is None:
+            return values.repeat((rows.stop - rows.start) // self.batch, *[1] * (values.dim() - 1))
+        return values[self.each[rows].to(values.device)]
+
+    def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of model inputs for all rows."""
+        return {
+            name: self.take(value) if torch.is_tensor(value) and value.dim() and len(value) == self.batch else value
+            for name, value in inputs.items()
+        }
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a target sees of R rows of one forward pass.
@@ -40,9 +69,9 @@ class Rows:
         attention = None if self.attention is None else self.attention.detach()
         return replace(self, logits=self.logits.detach(), attention=attention)
 
-    def repeated(self, times: int, logits: Tensor, attention: Tensor | None) -> Rows:
-        """As many rows of each example, with other logits and attention."""
-        return Rows(logits.float(), attention, self.example.repeat(times), self.predicted.repeat(times))
+    def of(self, owners: Owners, logits: Tensor, attention: Tensor | None) -> Rows:
+        """Rows of these B examples with other logits and attention."""
+        return Rows(logits.float(), attention, owners.take(self.example), owners.take(self.predicted))
 
 
 Target = Callable[[Rows], Tensor]
@@ -163,8 +192,21 @@ class Opened(Protocol):
         """
 
 
+@dataclass(frozen=True, eq=False)
+class Off:
+    """Units of one site that are switched off, each in a row of its own.
+
+    Attributes:
+        units: int64 ``[n]``.
+        owners: the example of each row, int64 ``[n]``.
+    """
+
+    units: Tensor
+    owners: Tensor
+
+
 class Forward(Protocol):
-    """A way to run a model on rows of one's own; row ``r`` belongs to example ``r % B``.
+    """A way to run a model on rows of one's own; unless they say so, row ``r`` belongs to example ``r % B``.
 
     Attributes:
         handle, model: what is run.
@@ -190,8 +232,8 @@ class Forward(Protocol):
     def opened(self, trace: Trace, alphas: Mapping[int, Tensor]) -> tuple[Rows, Opened]:
         """For each site, rows with all its activations times each of some numbers ``[m]``; those of earlier first."""
 
-    def without(self, trace: Trace, columns: Mapping[int, Tensor]) -> Rows:
-        """For each site, rows with each of some neurons ``[n]`` switched off."""
+    def without(self, trace: Trace, off: Mapping[int, Off]) -> Rows:
+        """For each site, rows with single units switched off; those of earlier sites first."""
 
     def gated(self, trace: Trace, gates: Mapping[int, RowGates]) -> Rows:
         """Rows under P settings of gates, each of all these sites."""

@@ -17,14 +17,14 @@ from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, temporary
 from spurge.engine.models.attention import AttentionRow
-from spurge.engine.models.call_arguments import main_input, repeat_rows, split_call
+from spurge.engine.models.call_arguments import main_input, split_call
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import configurations, for_rows, hook_before, in_this_thread
 from spurge.engine.models.projections import RowGates, by_unit
 from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.norm_placement import by_rows
-from spurge.engine.passes.trace import Rows, Share, Trace, unedited_rows
+from spurge.engine.passes.trace import Off, Owners, Rows, Share, Trace, unedited_rows
 
 # How far two ways to the same logits may lie apart, of the largest one: what TF32 leaves, and half precision in depth.
 _APART, _HALF_APART = 1e-3, 0.1
@@ -157,7 +157,7 @@ class WholePass:
         inputs = {name: value for name, value in inputs.items() if name != "use_cache"}
         position = self.handle.probed(inputs)
         with grad_mode(False):
-            logits, attention = self._logits(inputs, position, 1)
+            logits, attention = self._logits(inputs, position)
         rows = unedited_rows(logits, attention, example)
         trace = Trace(inputs, len(main_input(inputs)), position, rows, self)
         shape = [(name, tuple(value.shape)) for name, value in inputs.items() if torch.is_tensor(value)]
@@ -194,7 +194,7 @@ class WholePass:
             return ((changed, *rest), named) if args else (rest, {**named, "hidden_states": changed})
 
         with hook_before(self.blocks[0], disturb), grad_mode(False):
-            logits, _ = self._logits(trace.inputs, trace.position, 1)
+            logits, _ = self._logits(trace.inputs, trace.position)
         return bool(unlike(logits.float(), trace.rows.logits, dtype))
 
     def opened(self, trace: Trace, alphas: Mapping[int, Tensor]) -> tuple[Rows, ScaledRows]:
@@ -209,41 +209,41 @@ class WholePass:
         """As `Forward.scaled`."""
         return self._scaled(trace, dict.fromkeys(range(len(self.sites)), (0, alphas)), len(alphas))
 
-    def without(self, trace: Trace, columns: Mapping[int, Tensor]) -> Rows:
+    def without(self, trace: Trace, off: Mapping[int, Off]) -> Rows:
         """As `Forward.without`."""
-        times, start, gates = sum(map(len, columns.values())), 0, {}
-        for i in sorted(columns):
-            values = torch.ones(times, len(columns[i]))
-            values[start : start + len(columns[i])].fill_diagonal_(0)
-            start += len(columns[i])
-            gates[i] = RowGates(columns[i], values)
-        return self.gated(trace, gates)
+        rows, start, gates = sum(len(own.units) for own in off.values()), 0, {}
+        for i in sorted(off):
+            columns, place = off[i].units.unique(return_inverse=True)
+            values = torch.ones(rows, len(columns))
+            values[torch.arange(start, start + len(place)), place] = 0
+            start += len(place)
+            gates[i] = RowGates(columns, values)
+        return self._gated(trace, gates, Owners(trace.batch, rows, torch.cat([off[i].owners for i in sorted(off)])))
 
     def gated(self, trace: Trace, gates: Mapping[int, RowGates]) -> Rows:
         """As `Forward.gated`."""
         times = max(len(on.values) for on in gates.values())
+        return self._gated(trace, gates, Owners(trace.batch, times * trace.batch))
+
+    def _gated(self, trace: Trace, gates: Mapping[int, RowGates], owners: Owners) -> Rows:
         with Temporaries() as stack:
             for i, given in gates.items():
                 on = given.to(self.sites[i].parameter.device)
                 stack.enter_context(self.sites[i].projection.gate(in_this_thread(lambda on=on: on)))
-            return trace.rows.repeated(times, *self._repeated(trace, times))
+            return trace.rows.of(owners, *self._logits(owners.inputs(trace.inputs), owners.take(trace.position)))
 
     def _scaled(self, trace: Trace, spans: Mapping[int, tuple[int, Tensor]], times: int) -> tuple[Rows, ScaledRows]:
-        scaled = ScaledRows(trace, self.sites, spans, times)
+        scaled, owners = ScaledRows(trace, self.sites, spans, times), Owners(trace.batch, times * trace.batch)
         with scaled.acting():
-            rows = trace.rows.repeated(times, *self._repeated(trace, times))
+            rows = trace.rows.of(owners, *self._logits(owners.inputs(trace.inputs), owners.take(trace.position)))
         return rows, scaled
 
-    def _repeated(self, trace: Trace, times: int) -> tuple[Tensor, Tensor | None]:
-        inputs = {name: repeat_rows(value, trace.batch, times) for name, value in trace.inputs.items()}
-        return self._logits(inputs, trace.position, times)
-
-    def _logits(self, inputs: Mapping[str, Any], position: Tensor, times: int) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the attention row where it is wanted, of a pass over so many groups of rows."""
+    def _logits(self, inputs: Mapping[str, Any], position: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the attention row where it is wanted, of a pass over rows."""
         with Temporaries() as stack:
             row, last = None, self.handle.sites[-1].attention
             if self.attention and last is not None:
-                row = stack.enter_context(AttentionRow(last, lambda rows: position.repeat(rows // len(position))))
+                row = stack.enter_context(AttentionRow(last, lambda rows: position))
             stack.enter_context(for_rows(self._configs))
-            logits = self.readout.logits(lambda: self.model(**inputs), position.repeat(times))
+            logits = self.readout.logits(lambda: self.model(**inputs), position)
             return logits, None if row is None else row.row().to(logits.device)

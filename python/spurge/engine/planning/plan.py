@@ -247,7 +247,7 @@ class _Work:
 
     def attribution(self, batch: int) -> _Counts:
         """`Cascade.attribute` on so many examples."""
-        counts = _total(_split(batch, self._examples(batch)), self._attribution)
+        counts = _total(_split(batch, self._examples(batch)), partial(self._attribution, batch))
         results = 4 * self.targets * batch * sum(site.width for site in self.cascade.sites)
         return replace(counts, peak=counts.peak + 2 * results)  # of the parts, and joined
 
@@ -270,16 +270,22 @@ class _Work:
             return self.footprint.read(batch)
         return self.footprint.kept(batch, differentiable=True)
 
-    def _attribution(self, batch: int) -> _Counts:
-        kinds = {"gradient": self._measured, "layer": self._layers, "joint": self._joint, "neuron": self._neurons}
+    def _attribution(self, examples: int, batch: int) -> _Counts:
+        """Of ``batch`` of a call's examples."""
+        kinds: dict[str, Callable[[int], _Counts]] = {
+            "gradient": partial(self._measured, examples),
+            "layer": self._layers,
+            "joint": self._joint,
+            "neuron": self._neurons,
+        }
         return self._unedited(batch) + kinds[self.cascade.path](batch)
 
-    def _measured(self, batch: int) -> _Counts:
-        """Units that are switched off beside the gradient's estimates, as if spread over all sites."""
+    def _measured(self, examples: int, batch: int) -> _Counts:
+        """Units that are switched off beside the gradient's estimates, as if spread over all sites and examples."""
         effort, sites = self.cascade.effort, len(self.cascade.sites)
         if not effort.measures:
             return _Counts()
-        share, more = divmod(effort.exact + effort.audit, sites)
+        share, more = divmod(effort.exact - (-effort.audit // examples), sites)
         unedited = _Counts(batch, batch * self.footprint.blocks, free=self.cost.unedited.of(batch), free_passes=1)
         return unedited + self._forward({i: n for i in self.sites if (n := share + (i < more))}, batch)
 

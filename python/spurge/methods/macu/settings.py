@@ -42,8 +42,8 @@ class Settings:
         path: how Eq. 5 is read, see `spurge.Cascade`. ``"gradient"``, literally: each neuron alone, estimated by one
             gradient; ``"neuron"``, the same, measured for every neuron; ``"layer"`` and ``"joint"``: those of a layer,
             or all, moved together, as knowledge neurons and DEPN do.
-        exact: of the gradient path, neurons of each batch that are measured, those at stake most. With 0 a score is a
-            sum over texts, whatever the batches.
+        exact: of the gradient path, neurons that are measured for each text of a batch on average, those at stake most.
+            With 0 a score is a sum over texts, whatever the batches.
         audit: of the gradient path, neurons that are drawn and measured on the certificate's texts: how well scores
             agree with Eq. 5. So few are quick and give wide intervals, which are good from about 256 on; without a
             certificate nothing is audited.
