@@ -13,7 +13,8 @@ from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.evaluation.evaluation import evaluate
 from spurge.engine.models.sites import find_sites, widths
 from spurge.methods.macu.located import Located
-from spurge.methods.macu.macu import MacU, _as_first_written
+from spurge.methods.macu.macu import MacU
+from spurge.methods.macu.settings import as_first_written
 from spurge.methods.macu.swarm import Swarm
 
 QUICK: dict[str, Any] = {"texts": 24, "batch_size": 12, "certify": 2, "certify_texts": 4, "progress": False, "audit": 4}
@@ -44,5 +45,5 @@ def test_heads_are_located_edited_and_measured(units, preset, tmp_path) -> None:
 
 def test_neurons_alone_leave_the_marks_of_earlier_runs_as_they_were() -> None:
     settings = {"path": "layer", "units": "neurons"}
-    assert _as_first_written(settings) == {"path": "layer"}
-    assert _as_first_written(settings | {"units": "both"}) == {"path": "layer", "units": "both"}
+    assert as_first_written(settings) == {"path": "layer"}
+    assert as_first_written(settings | {"units": "both"}) == {"path": "layer", "units": "both"}

@@ -57,12 +57,14 @@ class Rows:
         attention: head-mean attention of the probed token over the positions, ``[R, T]`` float32, where asked for.
         example: which example of the batch each row belongs to, ``[R]``.
         predicted: the class (the next token) the unedited model predicts for that example, ``[R]``.
+        in_turn: the rows belong to the batch's examples in turn, again and again.
     """
 
     logits: Tensor
     attention: Tensor | None
     example: Tensor
     predicted: Tensor
+    in_turn: bool = True
 
     def detached(self) -> Rows:
         """The same without their graph."""
@@ -71,7 +73,8 @@ class Rows:
 
     def of(self, owners: Owners, logits: Tensor, attention: Tensor | None) -> Rows:
         """Rows of these B examples with other logits and attention."""
-        return Rows(logits.float(), attention, owners.take(self.example), owners.take(self.predicted))
+        example, predicted = owners.take(self.example), owners.take(self.predicted)
+        return Rows(logits.float(), attention, example, predicted, in_turn=owners.each is None)
 
 
 Target = Callable[[Rows], Tensor]

@@ -58,14 +58,17 @@ class Proximity:
                 f"model: expected logits [rows, {self.bitmap.shape[1]}] in its output, got {tuple(rows.logits.shape)}; "
                 "a language model classifies by label words: see spurge.Verbalizer"
             )
-        units, device = self._units(rows.example), self.units.ids.device  # attention may be read on another one
+        units, device = self._units(rows), self.units.ids.device  # attention may be read on another one
         predicted = rows.predicted.to(device) if self.labels is None else self.labels[rows.example]
         scores = unit_scores(_attention(rows).to(device), units, self.merge)
         labels = predicted[: len(units.ids)]
         return ops.proximity(scores, units.ids, self.bitmap, labels, self.top_k, self.sharpness)
 
-    def _units(self, example: Tensor) -> Units:
+    def _units(self, rows: Rows) -> Units:
         """The units of the texts a block of rows is about; row r of the block belongs to the r-th of them, in turn."""
+        example = rows.example
+        if not rows.in_turn:
+            return Units(self.units.ids[example], self.units.token_unit[example])
         first, count = int(example[0]), int(example.max() - example[0]) + 1
         if (first, count) not in self._blocks:
             expected = torch.arange(first, first + count, device=example.device).repeat(len(example) // max(1, count))
