@@ -192,3 +192,12 @@ def test_empty_units_are_fine() -> None:
         target(rows_of(torch.rand(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))).tolist()
         == [[0, 0]] * 2
     )
+
+
+def test_rows_of_any_order_after_rows_in_turn() -> None:
+    target, mask, _ = proximity(form="soft")
+    attention, predicted = torch.rand(3, mask.shape[1]) * mask, torch.tensor([0, 1, 1])
+    whole = target(rows_of(attention, torch.arange(3), predicted))
+    mixed = torch.tensor([2, 0, 2])
+    rows = Rows(torch.zeros(3, 2), attention[mixed], mixed, predicted[mixed], in_turn=False)
+    torch.testing.assert_close(target(rows), whole[mixed])
