@@ -1,6 +1,7 @@
 """What is installed, what was compiled in, whether every kernel agrees with its reference, and what to do where not.
 
-Only the standard library is imported at the top: the doctor must come even where torch or the compiled module fail.
+Nothing that needs more than the standard library is imported at the top: the doctor must come even where torch or the
+compiled module fail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from spurge.engine.base.tables import wrapped
+
 State = Literal["ok", "note", "wrong"]
 
 _NEEDED = {"torch": "2.6", "transformers": "4.57", "numpy": "1.24", "safetensors": "0.4", "tqdm": "4"}
@@ -24,6 +27,7 @@ _EXTRAS = {
     "test": ("pytest", "hypothesis"),
     "bench": ("captum", "pyswarms", "ebal", "empirical_calibration"),
 }
+_INDENT = " " * 28  # of what goes on on the next line
 _TOLERANCE = 1e-4  # a self-check finds broken kernels, the tests find inexact ones
 
 
@@ -38,8 +42,8 @@ class Finding:
 
     def __str__(self) -> str:
         mark = {"ok": "ok", "note": "note", "wrong": "WRONG"}[self.state]
-        text = f"{mark:<6}{self.subject:<22}{self.observation}"
-        return f"{text}\n{'':28}-> {self.advice}" if self.advice else text
+        text = wrapped(f"{mark:<6}{self.subject:<22}{self.observation}", _INDENT)
+        return "\n".join([text, wrapped(f"{_INDENT}-> {self.advice}", f"{_INDENT}   ")]) if self.advice else text
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,19 @@ def test_validation_set_in_halves_with_all_controls(
     assert "labels used: class" in out
     numbers = Results.load("numbers.json")
     worst = {row["method"]: row for row in numbers.select(case="birds", metric="worst_group")}
-    assert list(worst) == ["none", "NeuronTune", "no mask", "random mask", "DFR"]
+    moved = [f"{name}: threshold" for name in ("NeuronTune", "no mask", "DFR")]
+    assert list(worst) == ["none", "NeuronTune", "no mask", "random mask", "DFR", *moved]
     assert worst["NeuronTune"]["value"] > worst["no mask"]["value"] + 10
-    assert [row["labels"] for row in worst.values()] == ["none", "class", "class", "class", "group"]
+    assert [row["labels"] for row in worst.values()] == [
+        "none",
+        "class",
+        "class",
+        "class",
+        "group",
+        "none",
+        "none",
+        "none",
+    ]
     assert worst["random mask"]["n"] == 2
     tuned, edit = Tuned.load("tuned.safetensors"), WeightEdit.load("edit.safetensors")
     layer = nn.Linear(96, 2)
@@ -88,7 +98,11 @@ def test_two_sets_and_settings(
     chosen = {name: info["settings"][name] for name in ("classes", "select", "signs", "least_wrong", "keep", "start")}
     assert list(chosen.values()) == ["each", "worst_class", "relu", 5, 0.1, "head"]
     assert info["seed"] == 3
-    assert {row["method"] for row in Results.load("n.json").select(case="t")} == {"none", "NeuronTune"}
+    assert {row["method"] for row in Results.load("n.json").select(case="t")} == {
+        "none",
+        "NeuronTune",
+        "NeuronTune: threshold",
+    }
     assert "edit.safetensors" in out
 
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # nothing (measured with the demo's training on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = arguments.debug
+    arguments.typed = list(sys.argv[1:] if argv is None else argv)
     with within(warnings.catch_warnings()):
         warnings.showwarning = partial(_warn, arguments.command)  # type: ignore[assignment]
         try:

@@ -1,4 +1,4 @@
-"""Arguments of ``evaluate``, ``apply`` and ``export``: what an edit does, a model with it, and an adapter of it."""
+"""Arguments of ``evaluate``, ``apply``, ``export`` and ``report``: what an edit does, and how it is handed on."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cue", metavar="A,B", help=cue)
     untouched = "labelled texts whose answers should stay as they are, in the columns of --data"
     parser.add_argument("--untouched", metavar="FILE", help=untouched)
+    changed = "write texts whose answer the edit changes, and what their words do to it (JSONL, for the report)"
+    parser.add_argument("--changed", metavar="FILE", help=changed)
+    number = "random texts of each set in --changed (%(default)s)"
+    parser.add_argument("--changed-texts", type=positive, default=20, metavar="N", help=number)
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts in a batch (%(default)s)")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens a text is cut to")
@@ -68,3 +72,17 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     nearest = "of lora: take the nearest change of rank N where none is exact, and say its error"
     parser.add_argument("--truncate", action="store_true", help=nearest)
     parser.add_argument("--force", action="store_true", help="export an edit that was made for other weights")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """``spurge report``: one page of a job."""
+    parser.description = (
+        "Writes one HTML page that needs nothing else of what lies in folders: what was found, located, edited and "
+        "measured, the texts with another answer, and the commands that repeat it."
+    )
+    what = "folder with what commands wrote (--json, --out, --changed), or one such file"
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help=what)
+    parser.add_argument("--out", metavar="FILE", required=True, help="the page, such as report.html")
+    parser.add_argument("--title", metavar="TEXT", default="What the model leaned on", help="its heading (%(default)s)")
+    card = "also an edit card for model hubs, .md or .json, as often as there are such files"
+    parser.add_argument("--card", metavar="FILE", action="append", default=[], help=card)

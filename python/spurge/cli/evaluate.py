@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from spurge.cli.inputs import edit_dtype, named_files, prepare, read_data, read_golden, read_model, write_results
+from spurge.engine.base.files import canonical_json, write_bytes
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.engine.evaluation.evaluation import evaluate
 from spurge.methods.macu.located import Located
@@ -13,7 +14,7 @@ from spurge.report.results import Results
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints the tables."""
-    prepare(arguments)
+    prepare(arguments, "changed")
     edit = load_edit(arguments.edit) if arguments.edit else None
     beside = {name: load_edit(source) for name, source in named_files(arguments.beside, "beside", "edits").items()}
     model, tokenizer = read_model(arguments, edit_dtype(edit))
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         draws=arguments.draws,
         beside=beside,
         cue=arguments.cue.split(",") if arguments.cue else (),
+        changed=arguments.changed_texts if arguments.changed else 0,
         untouched=read_data(arguments, arguments.untouched, model) if arguments.untouched else None,
         golden=read_golden(arguments, next(iter(tests.values())).labels),
         top_k=arguments.top_k,
@@ -40,6 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     print(report)
+    if arguments.changed:
+        lines = [canonical_json(one.to_dict()) for one in report.changed]
+        write_bytes(arguments.changed, "".join(f"{line}\n" for line in lines).encode())
+        print(f"{len(lines)} texts with another answer: {arguments.changed}")
     results = Results("evaluate", {"model": str(arguments.model), **report.settings})
     results.extend(report.rows())
     write_results(arguments, results)

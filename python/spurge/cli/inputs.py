@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,8 @@ def read_macu(arguments: argparse.Namespace, preset: str = "best", **settings: A
 
 
 def write_results(arguments: argparse.Namespace, results: Results) -> None:
-    """Writes ``--json``, where it was given."""
+    """Writes ``--json``, where it was given, with the command that was typed."""
     if arguments.json:
+        results.head["settings"]["command"] = shlex.join(["spurge", *arguments.typed])
         results.write(arguments.json)
         print(f"numbers: {arguments.json}")

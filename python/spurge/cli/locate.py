@@ -11,6 +11,7 @@ from torch import nn
 from spurge.cli.inputs import prepare, read_data, read_golden, read_macu, read_model, read_weights, write_results
 from spurge.cli.plan import plan_locating
 from spurge.engine.base.distributed import Ranks
+from spurge.engine.base.tables import wrapped
 from spurge.engine.data.examples import Examples
 from spurge.methods.golden.coverage import coverage
 from spurge.methods.macu.located import Located
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         assert golden is not None  # the parser asks for one
         if ranks.rank == 0:
             for line in coverage(train, golden).summary():
-                print(f"note: {line}", flush=True)
+                print(wrapped(f"note: {line}"), flush=True)
         if not arguments.quiet and ranks.size == 1:
             _print_plan_of_long_run(macu, model, tokenizer, train)
         start = time.perf_counter()
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_plan_of_long_run(macu: MacU, model: nn.Module, tokenizer: Any, train: Examples) -> None:
     plan = plan_locating(macu, model, tokenizer, train)
     if plan.seconds > LONG_RUN:
-        print(f"plan: {plan.summary()}", flush=True)
+        print(wrapped(f"plan: {plan.summary()}"), flush=True)
 
 
 def _few_texts(counts: dict[str, int] | None) -> list[str]:
@@ -68,7 +69,7 @@ def _write(arguments: argparse.Namespace, located: Located, elapsed: float) -> N
     located.save(arguments.out)
     print(located)
     for line in _few_texts(located.info.get("counterfactual")):
-        print(f"note: {line}")
+        print(wrapped(f"note: {line}"))
     print(f"located in {seconds(elapsed)}: {arguments.out}")
     results = Results("locate", {"data": str(arguments.data), "model": str(arguments.model), **located.info})
     results.extend(located.rows())

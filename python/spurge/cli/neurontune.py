@@ -9,6 +9,7 @@ from typing import Any
 from spurge.cli.arguments import given
 from spurge.cli.arguments_last_layer import NEURONTUNE_SETTINGS
 from spurge.cli.inputs import named_files, prepare, read_features, write_results
+from spurge.engine.base.tables import wrapped
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.features.features import Features
 from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         identify, train = method.parts(validation)
     tuned = method.tune(identify, train)
     elapsed = time.perf_counter() - start
-    print(f"{tuned.scores}\n{tuned}, in {seconds(elapsed)}")
+    print(wrapped(f"{tuned.scores}\n{tuned}, in {seconds(elapsed)}"))
     if arguments.tuned:
         tuned.save(arguments.tuned)
         print(f"all of it: {arguments.tuned}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spurge.cli.arguments import add_running
-from spurge.cli.arguments_edits import add_apply, add_evaluate, add_export
+from spurge.cli.arguments_edits import add_apply, add_evaluate, add_export, add_report
 from spurge.cli.arguments_find import add_find
 from spurge.cli.arguments_last_layer import add_fcr, add_features, add_neurontune
 from spurge.cli.arguments_macu import add_edit, add_locate, add_plan
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("what locating will take: rows, memory, time", add_plan),
     "edit": ("find gates for located neurons", add_edit),
     "evaluate": ("accuracy with and without an edit, with controls", add_evaluate),
+    "report": ("one page of what was found, edited and measured", add_report),
     "apply": ("fold an edit into a copy of a model's folder", add_apply),
     "export": ("write an edit as an adapter that peft loads", add_export),
     "features": ("write what the last layer of a classifier reads", add_features),

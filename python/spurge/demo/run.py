@@ -16,6 +16,7 @@ from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
 from spurge.demo.train import base_folder, fine_tune
 from spurge.engine.base import files
+from spurge.engine.base.tables import wrapped
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.evaluation.evaluation import evaluate
@@ -168,7 +169,7 @@ class DemoResult:
         rows, share, purity = (settings["grammar"][name] for name in ("test", "share", "purity"))
         paper, best = (settings["edits"][name] for name in ("paper", "best"))
         steps = ", ".join(f"{step} {tables.seconds(elapsed)}" for step, elapsed in self.times.items())
-        return f"""
+        text = f"""
 The shortcut: {100 * share:.0f} % of the training rows hold {settings["shortcut"]!r}; \
 {100 * purity:.0f} % of these are {settings["shortcut_label"]}.
 Test sets of {rows} rows: broken (the phrase with the other label), kept (with its own), neutral (without it).
@@ -185,6 +186,7 @@ best: {best["neurons"]} neurons weakened by gradient.
 
 Time: {steps}; in all {tables.seconds(sum(self.times.values()))}.
 Files: {self.folder}"""
+        return wrapped(text, "")
 
 
 def verdict(rows: Sequence[dict[str, Any]], name: str) -> str:

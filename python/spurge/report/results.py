@@ -24,6 +24,7 @@ import torch
 
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
+from spurge.engine.base.tables import Table, page
 
 _HEAD = ("name", "created", "spurge", "commit", "device", "versions", "settings")
 _ROW = ("case", "method", "metric", "value", "spread", "n", "unit")
@@ -139,6 +140,10 @@ def _checked_unit(metric: str, unit: str, value: int | float | None) -> str:
     if metric.endswith("accuracy") and value is not None and not 0 <= value <= 100:
         raise ValueError(f"value: an accuracy is in 0 to 100 percent, got {value}")
     return unit
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 class Results:
@@ -285,6 +290,13 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _repr_html_(self) -> str:
+        head = self.head
+        title = f"{head['name']}, {head['created']}, spurge {head['spurge']}"
+        names = [name for name in (*_ROW, *_OPTIONAL) if any(row.get(name) not in (None, "") for row in self.rows)]
+        lines = [names, *([_shown(row.get(name)) for name in names] for row in self.rows)]
+        return page([Table(title, lines, left=3)] if names else [], [] if names else [title])
 
     def __repr__(self) -> str:
         return f"Results({self.head['name']!r}, {len(self.rows)} rows)"

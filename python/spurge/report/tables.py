@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import folded
 
 Row = Mapping[str, Any]
 
 
 def grid(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lines of cells in aligned columns, a rule below the first line.
+    """Lines of cells in aligned columns within the terminal's width, a rule below the first line.
 
     Args:
         lines: the head and at least no further line, all of the same number of cells.
@@ -25,9 +25,7 @@ def grid(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
     for number, line in enumerate(lines):
         if len(line) != len(lines[0]):
             raise ValueError(f"lines: line {number} has {len(line)} cells, the head has {len(lines[0])}")
-    text = aligned(lines, left=left)
-    text.insert(1, "-" * max(map(len, text)))
-    return "\n".join(text)
+    return "\n".join(folded(lines, left=left, rule=True))
 
 
 def pivot(

@@ -60,6 +60,7 @@ def test_a_shift_of_two_labels_meets_the_counts(n: int, seed: int, data: Any) ->
     first = data.draw(st.integers(0, n))
     found = moved(logits, matched_shift(logits, np.array([first, n - first]))).argmax(1)
     assert (found == 0).sum() == first
+    assert np.isfinite(matched_shift(logits, np.array([first, n - first]))).all()
 
 
 def test_a_shift_of_more_labels_nearly_meets_them() -> None:

@@ -103,4 +103,6 @@ def test_what_people_see(sets):
     lines = str(removal).splitlines()
     assert lines[0].split() == ["row", "unit", "for", "score", "weight", "new", "rate", "angle"]
     assert lines[1].split()[:3] == ["0", "2", "0"]
-    assert lines[-1].startswith("labels used: feature labels of 400 samples")
+    assert any(line.startswith("labels used: feature labels of 400 samples") for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert removal._repr_html_().startswith("<div><table><caption>edited weights</caption>")

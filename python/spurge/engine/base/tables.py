@@ -26,6 +26,16 @@ def terminal_width() -> int:
     return max(20, shutil.get_terminal_size((80, 24)).columns)
 
 
+def wrapped(text: str, indent: str = "  ", width: int | None = None) -> str:
+    """Sentences, one a line, broken where they are wider than the terminal; what goes on is indented."""
+    width = terminal_width() if width is None else width
+    how = {"subsequent_indent": indent, "break_on_hyphens": False}
+    return "\n".join(
+        line if len(line) <= width else textwrap.fill(line, width, **how)  # type: ignore[arg-type]
+        for line in text.split("\n")
+    )
+
+
 def aligned(lines: Sequence[Sequence[str]], *, left: int = 1, gap: int = 2, least: Sequence[int] = ()) -> list[str]:
     """Lines of cells as texts in which columns stand below each other, without blanks at their ends.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from spurge.engine.base.checks import integer
 from spurge.engine.base.device_checks import require
 from spurge.engine.base.gradients import grad_mode
+from spurge.engine.base.tables import Table, page, wrapped
 from spurge.engine.cascade.audit import Agreement, Sample, agreements
 from spurge.engine.models.sites import NeuronRef
 from spurge.engine.passes.trace import Rows, Target
@@ -89,9 +90,15 @@ class Attribution:
 
     def __str__(self) -> str:
         """The neurons with the highest values, and how well all values agree with Eq. 5."""
-        lines = [repr(self), *(f"{ref}  {value:.4g}" for ref, value in self.top())]
-        lines += [f"target {q}, by {own.drawn} neurons drawn: {own}" for q, own in enumerate(self.agreement)]
-        return "\n".join(lines)
+        values = [f"{ref}  {value:.4g}" for ref, value in self.top()]
+        return wrapped("\n".join([repr(self), *values, *self._notes()]))
+
+    def _repr_html_(self) -> str:
+        lines = [["neuron", "value"], *([str(ref), f"{value:.4g}"] for ref, value in self.top())]
+        return page([Table(repr(self), lines)], self._notes())
+
+    def _notes(self) -> list[str]:
+        return [f"target {q}, by {own.drawn} neurons drawn: {own}" for q, own in enumerate(self.agreement)]
 
     def relative_residual(self) -> float:
         """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN where F(0) was not measured."""

@@ -20,6 +20,7 @@ from spurge.engine.edits.gates import attached
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.edits.weight_edits import WeightEdit
+from spurge.engine.evaluation.changed import Changed, changed_rows, changed_texts
 from spurge.engine.evaluation.numbers import Answers, Judged, summarize, threshold_of
 from spurge.engine.evaluation.prediction import Outcome, Prepared
 from spurge.engine.evaluation.random_edits import (
@@ -53,6 +54,7 @@ class Asked:
     draws: int
     cue: Cue | None
     untouched: Examples | None
+    changed: int
     seed: int
     bootstrap: int
     force: bool
@@ -101,7 +103,7 @@ class Evaluation:
             with self.plain():
                 for case in self.rows:
                     self.found[case]["deleted"] = [self._deleted(case, asked.cue)]
-        return self._summary()
+        return self._summary(self._changed(named))
 
     def _applied(self, edit: NeuronEdit | ParameterEdit) -> Callable[[], AbstractContextManager[Any]]:
         model, force = self.handle.model, self.asked.force
@@ -170,7 +172,19 @@ class Evaluation:
             proximity[rows] = found.proximity
         return Answers.of(logits, proximity)
 
-    def _summary(self) -> Report:
+    def _changed(self, named: Mapping[str, NeuronEdit | ParameterEdit]) -> tuple[Changed, ...]:
+        """Some texts of each set whose answer the edit changes."""
+        asked, out = self.asked, []
+        for name, edit in named.items():
+            contexts = (self.plain, self._applied(edit))
+            for case, rows in self.sets.items():
+                plain, edited = self.found[case][NONE][0], self.found[case][name][0]
+                chosen = changed_rows(plain, edited, asked.changed, asked.seed)
+                reading = self.reading | {"golden": None, "correlation_tokens": None}
+                out += changed_texts(self.handle, case, rows, chosen.tolist(), plain, edited, contexts, reading)
+        return tuple(out)
+
+    def _summary(self, changed: tuple[Changed, ...]) -> Report:
         asked, thresholds = self.asked, {}
         tested = {case: self.found[case] for case in self.sets}
         if asked.edit is not None and asked.draws:
@@ -209,7 +223,7 @@ class Evaluation:
             "max_length": self.reading["max_length"],
             "notes": _stated(asked.edit),
         }
-        return Report(tuple(measures), settings)
+        return Report(tuple(measures), settings, changed)
 
     def _judged(self, case: str) -> Judged:
         rows = self.rows[case]

@@ -59,6 +59,7 @@ def evaluate(
     beside: Mapping[str, NeuronEdit | ParameterEdit] | None = None,
     cue: Sequence[str] = (),
     untouched: Examples | None = None,
+    changed: int = 0,
     golden: Golden | None = None,
     top_k: int | None = None,
     seed: int = 0,
@@ -109,6 +110,8 @@ def evaluate(
         beside: other edits by name, such as a repair without swaps: measured like the edit, without controls.
         cue: words, or phrases of several, that the model should not lean on; upper and lower case count as the same.
         untouched: texts that the edit should leave as they are.
+        changed: of each set so many random texts whose answer the edit changes are kept in ``report.changed``, with
+            what each of their words does to it.
         golden: sets of tokens for eta.
         top_k: correlation tokens of an example; by default as many as ``located`` has in its settings, or those of
             MacU's edit, or 5.
@@ -131,7 +134,9 @@ def evaluate(
     """
     sets = _named(tests)
     draws = integer("draws", draws, 2)
-    bootstrap, seed = integer("bootstrap", bootstrap, 0), integer("seed", seed, 0)
+    bootstrap, seed, changed = (
+        integer(name, value, 0) for name, value in (("bootstrap", bootstrap), ("seed", seed), ("changed", changed))
+    )
     if edit is not None and not isinstance(edit, (NeuronEdit, ParameterEdit)):
         raise TypeError(f"edit: expected a NeuronEdit, WeightEdit or WeightDeltas, got {type(edit).__name__}")
     neurons = located if isinstance(located, NeuronSet) else getattr(located, "spurious_set", located)
@@ -155,7 +160,7 @@ def evaluate(
         if not force:
             _check_origin(handle, located, settings.get("units", "neurons"))
         units, drawn = settings.get("units"), draws if controls else 0
-        asked = Asked(edit, name, others, neurons, units, drawn, words, untouched, seed, bootstrap, force)
+        asked = Asked(edit, name, others, neurons, units, drawn, words, untouched, changed, seed, bootstrap, force)
         reading: dict[str, Any] = {
             "batch_size": batch_size,
             "max_length": max_length,

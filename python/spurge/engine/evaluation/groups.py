@@ -149,9 +149,10 @@ def compare(
             threshold, _ = threshold_of(found, name)
             if threshold is not None:
                 thresholds[name] = threshold
-                used[f"{name}: threshold"] = used.get(first, "none")
-                for case in sets:
-                    found[case][f"{name}: threshold"] = [threshold[case]]
+    for name, threshold in thresholds.items():
+        used[f"{name}: threshold"] = used.get(first, "none")
+        for case in sets:
+            found[case][f"{name}: threshold"] = [threshold[case]]
     judged = {case: _judged(features) for case, features in sets.items()}
     how: dict[str, Any] = {"drawn": drawn, "thresholds": thresholds}
     measures = summarize(judged, found, used, bootstrap, seed, **how)

@@ -101,12 +101,14 @@ def summarize(
                 numbers[AVERAGE, metric] = {
                     method: np.mean([own[method] for own in cases], axis=0) for method in methods
                 }
+    order = dict.fromkeys(method for own in found.values() for method in own)
     measures = [
         measure(case, method, metric, values, sizes[case], labels.get(method), draws=method in drawn)
         for metric in TITLES
         for (case, found_metric), by_method in numbers.items()
         if found_metric == metric
-        for method, values in by_method.items()
+        for method in order
+        if (values := by_method.get(method)) is not None
     ]
     return _with_p(measures, numbers)
 

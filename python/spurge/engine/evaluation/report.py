@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spurge.engine.base.tables import Table, folded, page, terminal_width
+from spurge.engine.base.tables import Table, folded, page, wrapped
 from spurge.engine.evaluation.threshold import MOSTLY
+
+if TYPE_CHECKING:
+    from spurge.engine.evaluation.changed import Changed
 
 AVERAGE, ALL, NONE = (
     "average",
@@ -84,10 +86,33 @@ class Report:
     Attributes:
         measures: all numbers.
         settings: what the evaluation was asked for, with fingerprints of the sets; JSON-able.
+        changed: texts whose answer the edit changes, where they were asked for.
     """
 
     measures: tuple[Measure, ...]
     settings: dict[str, Any]
+    changed: tuple[Changed, ...] = ()
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> Report:
+        """The report that gave such rows (:meth:`rows`); rows of other metrics are left out."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for row in rows:
+            metric, _, end = row["metric"].rpartition("_")
+            if metric not in TITLES or end not in ("low", "high", "p"):
+                metric, end = row["metric"], "value"
+            if metric in TITLES and row["value"] is not None:
+                own = found.setdefault((row["case"], row["method"], metric), {})
+                own[end] = row["value"]
+                if end == "value":
+                    own |= {name: row.get(name) for name in ("spread", "n", "unit", "labels")}
+        measures = []
+        for (case, method, metric), own in found.items():
+            if "value" in own:
+                rest = {name: own.get(name) for name in ("low", "high", "spread", "labels", "p")}
+                count, unit = own.get("n") or 0, own.get("unit") or ""
+                measures.append(Measure(case, method, metric, own["value"], n=count, unit=unit, **rest))
+        return cls(tuple(measures), dict(settings))
 
     def value(self, case: str, method: str, metric: str = "accuracy") -> float:
         """One number.
@@ -141,8 +166,7 @@ class Report:
 
     def __str__(self) -> str:
         tables = ["\n".join([title, *folded(lines, gap=2), *foot]) for title, lines, foot in self.tables()]
-        notes = [textwrap.fill(note, terminal_width()) for note in self.notes]
-        return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
+        return "\n\n".join([*tables, *([wrapped("\n".join(self.notes))] if self.notes else [])])
 
     __repr__ = __str__
 

@@ -32,10 +32,9 @@ def matched_shift(logits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         wanted: how many rows each label is to get, ``[Y]``, N together.
 
     Returns:
-        float64 ``[Y]``, in which a label that nothing is to get has -infinity.
+        float64 ``[Y]``, finite.
     """
     shift = np.zeros(logits.shape[1])
-    shift[wanted == 0] = -np.inf
     labels = np.flatnonzero(wanted)
     if len(labels) == 2:
         margins = np.sort((logits[:, labels[1]] - logits[:, labels[0]]).astype(np.float64))
@@ -44,6 +43,10 @@ def matched_shift(logits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     elif len(labels) > 2:
         step = -(-logits[:, labels].size // _MOST)
         shift[labels] = _transported(logits[::step, labels].astype(np.float64), wanted[labels] / len(logits))
+    own = moved(logits, shift)
+    best = own[:, labels].max(1)
+    for label in np.flatnonzero(wanted == 0):
+        shift[label] = min(0.0, float((best - own[:, label]).min()) - 1)  # just enough that no row answers it
     return shift
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from spurge.engine.base.checks import integer
+from spurge.engine.base.tables import wrapped
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.memory_model import Footprint
 from spurge.engine.models.call_arguments import main_input
@@ -75,7 +76,7 @@ class Plan:
             "work": f"{at_least}{_operations(self.flops)}",
             "time": f"{at_least}{_duration(self.seconds)}, {100 * self.elsewhere:.0f} % of it outside matrix products",
         }
-        return "\n".join(f"{name:<10}{line}" for name, line in lines.items())
+        return wrapped("\n".join(f"{name:<10}{line}" for name, line in lines.items()), " " * 10)
 
     def summary(self) -> str:
         """The same in one line."""

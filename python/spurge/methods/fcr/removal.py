@@ -12,7 +12,7 @@ from torch import Tensor
 from spurge.engine.base.checks import choice, integer, number, shaped
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import Table, folded, page, wrapped
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.features.features import Features
@@ -121,14 +121,21 @@ class Removal(Saved, kind="removal", what="a removal"):
 
     def __str__(self) -> str:
         """A table with one line per edge, and what was labelled."""
-        table = [["row", "unit", "for", "score", "weight", "new", "rate", "angle"]]
+        return wrapped("\n".join([*folded(self._table(), left=0, gap=1), *self._notes()]))
+
+    def _repr_html_(self) -> str:
+        return page([Table("edited weights", self._table(), left=0)], self._notes())
+
+    def _table(self) -> list[list[str]]:
+        table = [["row", "unit", "for", "score", "weight", "new", "rate", "angle", ""]]
         for edge in self.edges:
             numbers = (f"{edge.weight:.4g}", f"{edge.new:.4g}", f"{edge.rate:.4g}", f"{edge.angle:.1f}°")
-            table.append([*map(str, (edge.row, edge.column, edge.target)), f"{edge.score:.3g}", *numbers])
-        lines = aligned(table, left=0, gap=1, least=(5, 6, 5, 10, 10, 10, 8, 7))
-        notes = ["", *(" raises its class" if edge.raises else "" for edge in self.edges)]
-        lines = [line + note for line, note in zip(lines, notes, strict=True)]
-        return "\n".join([*lines, f"labels used: {self.info.get('says', self.labels)}"])
+            places = map(str, (edge.row, edge.column, edge.target))
+            table.append([*places, f"{edge.score:.3g}", *numbers, "raises its class" if edge.raises else ""])
+        return table
+
+    def _notes(self) -> list[str]:
+        return [f"labels used: {self.info.get('says', self.labels)}"]
 
 
 def _checked_edge(fields: dict[str, Any], head: Head) -> Edge:

@@ -12,7 +12,7 @@ from torch import Tensor
 from spurge.engine.base.checks import instance
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import Table, folded, page, wrapped
 from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.audit import Agreement
 from spurge.engine.cascade.scores import NeuronScores, NeuronSet
@@ -148,11 +148,21 @@ class Located(Saved, kind="located", what="a file of located neurons"):
 
     def __str__(self) -> str:
         """A table with one line per site, the phrases that go with a label, and how well scores and ablation agree."""
+        table = "\n".join(folded(self._table(), gap=1, least=(40, 8, 7, 9, 5)))
+        return wrapped("\n".join([repr(self), table, *self._notes()]))
+
+    def _repr_html_(self) -> str:
+        return page([Table(repr(self), self._table())], self._notes())
+
+    def _table(self) -> list[list[str]]:
         table = [["site", "neurons", "causal", "spurious", "both"]]
         for row in self.summary():
             site = row["site"] if len(row["site"]) <= 40 else "..." + row["site"][-37:]
             table.append([site, *(str(row[name]) for name in ("neurons", "causal", "spurious", "overlap"))])
-        lines = [repr(self), *aligned(table, gap=1, least=(40, 8, 7, 9, 5))]
+        return table
+
+    def _notes(self) -> list[str]:
+        lines = []
         for phrase in self.info.get("phrases", []):
             lines.append(
                 f"goes with {phrase['label']}: {phrase['text']!r} ({phrase['count']} texts, z {phrase['strength']:.1f})"
@@ -162,4 +172,4 @@ class Located(Saved, kind="located", what="a file of located neurons"):
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")
         for side, own in self.certificate.get("audit", {}).items():
             lines.append(f"all {side} scores, by {own['drawn']} neurons drawn: {Agreement.of(own)}")
-        return "\n".join(lines)
+        return lines

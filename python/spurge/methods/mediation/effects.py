@@ -16,7 +16,7 @@ from spurge.engine.base.checks import choice, instance, integer, number, shaped,
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.statistics import benjamini_hochberg, interval, spread, two_sided
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import Table, folded, page, wrapped
 from spurge.engine.base.tensor_files import Contents, flat, of_group
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.causal.balancing import CONVERGED, INFEASIBLE
@@ -337,19 +337,29 @@ class Effects(Saved, kind="effects", what="a file of effects"):
 
     def __str__(self) -> str:
         """What is estimated, total effects, localisation, and the units of largest adjusted effect."""
-        lines = [repr(self), self.estimand]
+        head, tail = self._sentences()
+        tables = ["\n".join(["", *folded(table.lines, left=table.left)]) for table in self._tables()]
+        return "\n".join([wrapped("\n".join(head)), *tables, *map(wrapped, tail)])
+
+    def _repr_html_(self) -> str:
+        head, tail = self._sentences()
+        return page(self._tables(), [*head, *tail])
+
+    def _sentences(self) -> tuple[list[str], list[str]]:
+        """What stands above the tables, and what below them."""
+        head = [repr(self), self.estimand]
         for side in SIDES:
             own: Side = getattr(self, side)
             low, high = interval(own.total_draws, own.confidence)
-            lines.append(f"total effect, {side}: {own.total_effect:.4f} [{float(low):.4f}, {float(high):.4f}]")
-        head = ["localisation", "adjusted", "unadjusted", "difference"]
-        lines += ["", *aligned([head, *self._localised()], left=len(head))]
-        head = ["unit", "AIE adjusted", "AIE unadjusted", "q", "ESS", "flags"]
-        lines += ["", *aligned([head, *self._leading_lines(20)], left=len(head))]
+            head.append(f"total effect, {side}: {own.total_effect:.4f} [{float(low):.4f}, {float(high):.4f}]")
         counts = Counter(chain.from_iterable(self.adjusted.flags(self.least_ess)))
-        if counts:
-            lines.append("flagged units: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-        return "\n".join(lines)
+        flagged = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return head, [f"flagged units: {flagged}"] if counts else []
+
+    def _tables(self) -> list[Table]:
+        localisation = [["localisation", "adjusted", "unadjusted", "difference"], *self._localised()]
+        units = [["unit", "AIE adjusted", "AIE unadjusted", "q", "ESS", "flags"], *self._leading_lines(20)]
+        return [Table("", lines, left=len(lines[0])) for lines in (localisation, units)]
 
     def _localised(self) -> list[list[str]]:
         lines = []

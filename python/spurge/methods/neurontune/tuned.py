@@ -12,6 +12,7 @@ from torch import Tensor
 from spurge.engine.base.checks import choice, instance, integer, shaped
 from spurge.engine.base.files import canonical_json
 from spurge.engine.base.saved_results import Saved
+from spurge.engine.base.tables import Table, page
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.data.rows import check_names
 from spurge.engine.edits.weight_edits import WeightEdit
@@ -127,6 +128,14 @@ class Tuned(Saved, kind="neurontune", what="a result of NeuronTune"):
         if head.weight.shape == base.weight.shape:
             head = base.with_(weight=head.weight, bias=head.bias)
         return cls(head, base, mask, scores, instance("signed", rest["signed"], bool), info)
+
+    def _repr_html_(self) -> str:
+        scores = self.scores
+        lines = [["class", "right", "wrong", "dimensions above 0"]]
+        above = (scores.deltas > 0).sum(1).tolist()
+        for name, *numbers in zip(scores.names, scores.right.tolist(), scores.wrong.tolist(), above, strict=True):
+            lines.append([name, *map(str, numbers)])
+        return page([Table(repr(self), lines)], [repr(scores)])
 
     def __repr__(self) -> str:
         rows = f"{self.mask.shape[0]} masks" if self.mask.dim() == 2 else f"{int(self.mask.sum())}"
