@@ -97,6 +97,7 @@ def test_locate_says_what_the_golden_words_lack(desk: Path, tmp_path: Path, caps
     locate = ("--golden", tmp_path / "golden.json", "--texts", 40, "--certify", 0, "--cap", 20, "--out", out)
     code, said, err = spurge(capsys, "locate", *common(desk), *locate)
     assert (code, err) == (0, "")
+    said = " ".join(said.split())
     assert f"note: bound to a label, but not golden: {PHRASE!r} (positive" in said
     assert "have a causal word of their label; would reach more" in said
     assert "neutral texts of 40" in said
