@@ -46,6 +46,8 @@ from spurge.methods.find.roles import causal_score, weigh
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.report.results import Results
 
+Judged = Callable[..., tuple[list[float], int]]  # scores of words, and of how many little is known
+
 CASES = ("planted", "clean", "toxicity", "human-labels")
 PURITIES = (0.80, 0.85, 0.90, 0.95, 0.99)
 SHARES = (0.1, 0.2, 0.3, 0.4)
@@ -229,16 +231,27 @@ def human_labels(args: argparse.Namespace, results: Results, clock: Clock) -> No
         rows = [row for row in records if row["split"] == name]
         truth = [int(row["label"]) for row in rows]
         for method, lexicon in (("no lexicon", None), ("lexicon", listed)):
-            scores, note = judge(args, handle, rows, lexicon)
-            auc = 100 * float(roc_auc_score(truth, scores))
+
+            def run(
+                judge: Judged = judge, rows: list[dict[str, Any]] = rows, lexicon: GoldenTokens | None = lexicon
+            ) -> dict[str, Tensor]:
+                scores, missing = judge(args, handle, rows, lexicon)
+                return {"scores": torch.tensor(scores, dtype=torch.float64), "missing": torch.tensor(missing)}
+
+            got = kept(args.cache, "human-labels", _key(args, name, method), run)
+            auc = 100 * float(roc_auc_score(truth, got["scores"].numpy()))
+            note = f"{int(got['missing'])} words stand in fewer than {LEAST_TEXTS} texts"
+            note = note if name == "imdb" else "by the words and their coefficients"
             results.add(f"human-labels {name}", method, "auc", auc, n=len(truth), unit="percent", note=note)
             clock(f"human labels of {name}, {method}: {auc:.1f}")
 
 
 def imdb_scores(
     args: argparse.Namespace, handle: Handle, rows: Sequence[dict[str, Any]], lexicon: GoldenTokens | None
-) -> tuple[list[float], str]:
-    """Scores of words by the texts they stand in; a word that few texts have goes with the label of its coefficient."""
+) -> tuple[list[float], int]:
+    """Scores of words by the texts they stand in, and how many words few texts have: these go with the label of their
+    coefficient.
+    """
     texts = Examples.load(args.data / IMDB, split="train", limit=300 if args.quick else None)
     examples = Examples([*texts], grammar.LABELS)
     found = repeats([[row.text] for row in examples], least=LEAST_TEXTS)
@@ -255,13 +268,12 @@ def imdb_scores(
         else:
             one, label, odds = words[number], int(bound.label[number]), bound.log_odds[number]
         scores.append(causal_score(judge.evidence(one, label, float(odds))))
-    missing = sum(row["word"] not in known for row in rows)
-    return scores, f"{len(examples)} texts; {missing} words stand in fewer than {LEAST_TEXTS} of them"
+    return scores, sum(row["word"] not in known for row in rows)
 
 
 def word_scores(
     args: argparse.Namespace, handle: Handle, rows: Sequence[dict[str, Any]], lexicon: GoldenTokens | None
-) -> tuple[list[float], str]:
+) -> tuple[list[float], int]:
     """Scores of words by the words and their coefficients alone."""
     names = [row["word"] for row in rows]
     odds = np.array([float(row["coef"]) for row in rows])
@@ -271,7 +283,7 @@ def word_scores(
     for name, own in zip(names, odds.tolist(), strict=True):
         evidence = weigh("word", name, int(own > 0), own, peers.of(name), lexicon=judged, label_names=grammar.LABELS)
         scores.append(causal_score(evidence))
-    return scores, "by the words and their coefficients"
+    return scores, 0
 
 
 def searched(
