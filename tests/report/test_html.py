@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from helpers.tiny_models import WORDS, tiny, tiny_tokenizer
+from spurge.cli import main
 from spurge.engine.base.files import canonical_json
 from spurge.engine.cascade.scores import NeuronScores
 from spurge.engine.data.examples import Example, Examples
@@ -139,6 +140,21 @@ def test_a_report_is_back_from_its_rows(job: Path) -> None:
     report = Report.of_rows(results.rows, results.head["settings"])
     assert report.rows() == [{**row, "seed": 0, "labels": row.get("labels")} for row in results.rows]
     assert str(report).startswith("accuracy, percent\n")
+
+
+def test_the_command(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = [str(tmp_path / name) for name in ("report.html", "card.md", "card.json", "numbers.json")]
+    page, *cards, numbers = outputs
+    given = ["report", str(job), str(job / "edit.safetensors"), "--out", page, "--title", "Toxicity", "--json", numbers]
+    assert main([*given, "--card", cards[0], "--card", cards[1]]) == 0
+    assert all(Path(path).stat().st_size for path in outputs)
+    assert "<h1>Toxicity</h1>" in Path(page).read_text(encoding="utf-8")
+    assert Results.load(numbers).head["settings"]["command"].startswith("spurge report ")
+    capsys.readouterr()
+    assert main([*given, "--card", "card.txt"]) == 2
+    assert "--card: expected a file that ends in .md or .json, got 'card.txt'" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none"), "--out", page]) == 2
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_what_is_no_job(tmp_path: Path) -> None:

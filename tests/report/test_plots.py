@@ -87,7 +87,7 @@ def test_rates_of_a_sweep_are_its_steps() -> None:
     found = sweep_of()
     figure = plots.rates({"FCR": found}, chosen=0.8)
     worst, average, mark = figure.axes[0].lines
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "FCR, worst",
         "FCR, average",
         "r = 0.8",
@@ -131,11 +131,11 @@ def test_classes_before_and_after() -> None:
 def test_distribution_of_scores() -> None:
     scores = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [float("nan")] * 4])
     figure = plots.distribution(scores, names=["cat", "dog"], bins=4)
-    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["cat: 2 of 4 above", "threshold 0"]
     figure.savefig(io.BytesIO(), format="png")
     named = plots.distribution({"a": [1.0, 1.0], "b": np.zeros(3)}, 0.5)
-    texts = [text.get_text() for text in named.axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in named.legends[0].get_texts()]
     assert texts == ["a: 2 of 2 above", "b: 0 of 3 above", "threshold 0.5"]
 
 
@@ -211,6 +211,16 @@ def test_effects_of_both_sides_with_intervals():
     assert axes.get_ylabel() == "AIE"
 
 
+def test_flagged_units_are_crossed():
+    found = mediated()
+    for least_ess in (0.0, 2.0):  # none is too small, or all are
+        found.info["settings"]["least_ess"] = least_ess
+        flagged = [unit for unit, flags in enumerate(found.adjusted.flags(least_ess)) if flags]
+        crosses = [line for line in plots.effects(found).axes[0].lines if line.get_label() == "flagged"]
+        assert [list(line.get_ydata()) for line in crosses] == ([list(found.adjusted.aie[flagged])] if flagged else [])
+    assert flagged == [0, 1]
+
+
 def test_effects_of_neurons_are_summed_by_layer():
     found = mediated("neuron", {"layer.0": 3, "layer.1": 1})
     (axes,) = plots.effects(found).axes
@@ -224,3 +234,33 @@ def test_effects_need_an_estimate():
     side = replace(found.adjusted, aie=torch.full((2,), torch.nan).double())
     with pytest.raises(ValueError, match="found: no unit has an estimate"):
         plots.effects(replace(found, adjusted=side))
+
+
+def test_legends_stand_beside_the_axes() -> None:
+    for figure in (plots.accuracies(ROWS), plots.scores(MAPS), plots.classes([50.0, 60.0], [70.0, 40.0])):
+        figure.savefig(io.BytesIO(), format="png")  # lays it out
+        legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert legend.x0 >= axes.x1
+        assert legend.x1 <= figure.bbox.x1
+        assert tuple(figure.get_size_inches()) == (10.0, 5.6)
+
+
+def test_controls_are_grey_and_the_baseline_is_marked() -> None:
+    rows = [
+        {"case": case, "method": method, "metric": "accuracy", "value": value, "spread": None, "unit": "percent"}
+        for case, shift in (("a", 0), ("b", 10))
+        for method, value in (("none", 60 + shift), ("edit", 80), ("random", 61), ("edit: threshold", 70))
+    ]
+    figure = plots.accuracies(rows)
+    colours = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
+    assert colours[::2] == ["#1a1a1a", "#0072b2", "#707070", "#9a9a9a"]
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"] == [60, 70]
+    assert {"60.0", "80.0"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_an_axis_is_logarithmic_where_a_spike_hides_the_rest() -> None:
+    spike = {"causal": NeuronScores({f"a.{i}": torch.tensor([500.0 if i == 2 else 1.0]) for i in range(5)})}
+    axes = plots.scores(spike).axes[0]
+    assert axes.get_yscale() == "symlog"
+    assert axes.get_ylabel().endswith("(logarithmic)")
+    assert plots.scores(MAPS).axes[0].get_yscale() == "linear"

@@ -23,6 +23,7 @@ from spurge.report.results import Results
 _CONTROLS = ("threshold", "zero-all", "random", "deleted", "no mask", "random mask")
 _CANDIDATES = 15  # that are drawn; the table has all of a role that counts, up to
 _ROWS = 60
+_METHODS = 7  # beside each other in a table
 _TEXTS = 60  # with another answer, that are shown
 _MEASURES = {"accuracy": "accuracy", "worst_group": "worst group", "mean_group_auc": "area under the curve in groups"}
 
@@ -43,19 +44,20 @@ p{margin:.4rem 0}.soft{color:var(--soft);font-size:.875rem}
 table{border-collapse:collapse;font-size:.8125rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
 caption{text-align:left;font-weight:600;padding:.2rem 0}
 th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:normal}
-th:first-child,td:first-child{padding-left:0;overflow-wrap:anywhere;min-width:6rem}
+th:first-child,td:first-child{padding-left:0;overflow-wrap:anywhere;min-width:6rem;max-width:20rem}
 td.long,.text{overflow-wrap:anywhere}
 pre,code{font:.8125rem/1.45 ui-monospace,monospace}
 pre{white-space:pre-wrap;background:var(--panel);padding:.6rem;margin:.4rem 0}
 summary{cursor:pointer}
 .text{background:var(--panel);padding:.4rem .6rem;margin:.2rem 0}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));gap:.2rem 1rem;
-border-top:1px solid var(--line);padding:.5rem 0}
+.item{border-top:1px solid var(--line);padding:.5rem 0}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));gap:.2rem 1rem}
 mark{color:inherit;border-radius:.15rem;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--paper:#fff;--line:#999;--edit:#0072b2;--control:#777;
 --flagged:#b34700;--other:#00795a;--for:213,94,0;--against:0,114,178;--panel:#fff}
 body{font-size:10pt;max-width:none;padding:0}.wide{overflow:visible}table{font-size:7.5pt}
-th,td{overflow-wrap:anywhere;padding:.1rem .3rem}svg,.pair,tr{break-inside:avoid}h2,h3{break-after:avoid}
+th,td{padding:.1rem .3rem}th:first-child,td:first-child{min-width:3rem}
+svg,.item,tr{break-inside:avoid}h2,h3{break-after:avoid}
 details.data::details-content{content-visibility:visible}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -197,7 +199,7 @@ def _measured(job: Job) -> str:
     parts = []
     for name, report in reports(job).items():
         figures = [_drawn(report, case, metric) for case, metric in _panels(report)]
-        tables = [_wide(Table(title, _joined(lines), foot)) for title, lines, foot in report.tables()]
+        tables = ["".join(map(_wide, _tables(*table))) for table in report.tables()]
         first, rest = tables[:3], tables[3:]
         more = ""
         if rest:
@@ -212,9 +214,15 @@ def _measured(job: Job) -> str:
     return f"<h2>Measured</h2>{legend}{''.join(parts)}" if parts else ""
 
 
-def _joined(lines: list[list[str]]) -> list[list[str]]:
-    """Cells whose intervals are not broken."""
-    return [[line[0], *(cell.replace(", ", ",\u00a0") for cell in line[1:])] for line in lines]
+def _tables(title: str, lines: list[list[str]], foot: list[str]) -> list[Table]:
+    """A table in parts that fit on paper, each with the names again; intervals are not broken."""
+    found = []
+    for start in range(1, len(lines[0]), _METHODS):
+        cells = [[cell.replace(", ", ",\u00a0") for cell in line[start : start + _METHODS]] for line in lines]
+        last = start + _METHODS >= len(lines[0])
+        parts = [[line[0], *own] for line, own in zip(lines, cells, strict=True)]
+        found.append(Table(title if start == 1 else "", parts, foot if last else ()))
+    return found
 
 
 def _panels(report: Report) -> list[tuple[str, str]]:
@@ -271,7 +279,7 @@ def _text_of(row: Mapping[str, Any]) -> str:
         head = f"<p class=soft>{side}: {isolated(str(row[side]))}{sure}{note}</p>"
         shaded = _shaded(text, [(start, end, values[place - 2]) for start, end, *values in words], most)
         sides.append(f'<div>{head}<p class="text" dir="auto"><bdi>{shaded}</bdi></p>{pair}</div>')
-    return f"<p class=soft>{isolated(where)}</p><div class=pair>{''.join(sides)}</div>"
+    return f"<div class=item><p class=soft>{isolated(where)}</p><div class=pair>{''.join(sides)}</div></div>"
 
 
 def _words(value: Any, length: int) -> list[tuple[int, int, float, float]]:

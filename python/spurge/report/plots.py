@@ -1,7 +1,9 @@
 """Figures of scores, accuracies, rates and searches; needs matplotlib (``pip install 'spurge[plots]'``).
 
 Each function returns a ``matplotlib.figure.Figure`` that belongs to no window and no global state: show it in a
-notebook, or write it with :func:`save`.
+notebook, or write it with :func:`save`. Figures have the size of a slide, their legend beside them, and colours that
+survive colour blindness (Okabe and Ito, 2008); controls are grey, and an axis is logarithmic where one value would hide
+the rest, which its label then says.
 """
 
 from __future__ import annotations
@@ -18,6 +20,14 @@ from spurge.engine.base.files import PathLike, write_bytes
 from spurge.engine.cascade.scores import NeuronScores
 
 Row = Mapping[str, Any]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
+_GREYS = ("#707070", "#9a9a9a", "#bdbdbd", "#d9d9d9")  # of controls
+_CONTROLS = ("threshold", "zero-all", "random", "deleted", "no mask", "random mask")
+_BASE = "none"  # the method that is no edit
+_SIZE, _FONT = (10.0, 5.6), 13.0  # inches, points: a slide
+_MOST_VALUES = 12  # bars that have their value beside them
+_SPIKE = 20  # times the median beyond which one value hides the rest
 
 
 def save(figure: Any, path: PathLike, **options: Any) -> None:
@@ -68,15 +78,18 @@ def scores(maps: Mapping[str, NeuronScores]) -> Any:
     for index, (name, found) in enumerate(maps.items()):
         for sign, label in ((1, name), (-1, None)):
             sums = [float((sign * vector).clamp_min(0).sum()) * sign for vector in found.values.values()]
-            axes.bar(positions + (index - (len(maps) - 1) / 2) * width, sums, width, color=f"C{index}", label=label)
+            axes.bar(positions + (index - (len(maps) - 1) / 2) * width, sums, width, color=_colour(index), label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(positions, [str(position) for position in positions])
-    axes.legend()
+    _spread_out(axes, [bar.get_height() for bar in axes.patches])
+    _legend(figure)
     return figure
 
 
 def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
     """Bars of one metric by case and method, with the interval or ± the spread of each.
+
+    Controls are grey, and a dashed line marks what ``none``, the method that is no edit, has in each case.
 
     Args:
         rows: flat rows ``{"case", "method", "metric", "value", "spread"}``; interval ends as ``{metric}_low`` and
@@ -93,7 +106,13 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
     cases, methods = (list(dict.fromkeys(pair[i] for pair in bars)) for i in range(2))
     unit = by_key[bars[0][0], bars[0][1], metric].get("unit")
     figure, axes = _figure(f"{metric} by test set", "", f"{metric}, {unit}" if unit else metric)
-    width = 0.8 / len(methods)
+    width, colours = 0.8 / len(methods), _colours_of(methods)
+    for position, case in enumerate(cases):
+        base = by_key.get((case, _BASE, metric))
+        if base is not None:
+            across = position - 0.4, position + 0.4
+            axes.plot(across, [float(base["value"])] * 2, color="black", linestyle="--", linewidth=1, zorder=3)
+    labelled: set[str] = set()
     for index, method in enumerate(methods):
         for position, case in enumerate(cases):
             row = by_key.get((case, method, metric))
@@ -105,17 +124,20 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
             if ends[0] is not None and ends[1] is not None:
                 distances = (value - float(ends[0]["value"]), float(ends[1]["value"]) - value)
                 error = np.maximum(distances, 0)[:, None]
-            axes.bar(
+            drawn = axes.bar(
                 position + (index - (len(methods) - 1) / 2) * width,
                 value,
                 width,
                 yerr=error,
                 capsize=2,
-                color=f"C{index}",
-                label=method if position == 0 else None,
+                color=colours[method],
+                label=None if method in labelled else method,
             )
-    axes.set_xticks(range(len(cases)), cases)
-    axes.legend()
+            labelled.add(method)
+            if len(bars) <= _MOST_VALUES:
+                axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=_FONT - 4)
+    axes.set_xticks(range(len(cases)), cases, rotation=30 if len(" ".join(cases)) > 60 else 0)
+    _legend(figure)
     return figure
 
 
@@ -148,8 +170,9 @@ def history(records: Sequence[Row] | Mapping[str, Sequence[float | None]], *, st
         if name == step or isinstance(first, bool) or not isinstance(first, (int, float)):
             continue
         values = [float("nan") if record.get(name) is None else float(record[name]) for record in records]
-        axes.plot(positions, values, label=name)
-    axes.legend()
+        axes.plot(positions, values, label=name, color=_colour(len(axes.lines)))
+    _spread_out(axes, np.concatenate([line.get_ydata() for line in axes.lines]) if axes.lines else [])
+    _legend(figure)
     return figure
 
 
@@ -174,16 +197,16 @@ def rates(curves: Mapping[str, Any], *, log: bool = False, chosen: float | None 
     figure, axes = _figure("accuracy by rate", "rate r", "accuracy, percent")
     for index, lines in enumerate(curve_lines.values()):
         for label, style, positions, values, spread in lines:
-            axes.plot(positions, values, style, color=f"C{index}", label=label)
+            axes.plot(positions, values, style, color=_colour(index), label=label)
             if spread is not None:
                 axes.fill_between(
-                    positions, values - spread, values + spread, color=f"C{index}", alpha=0.2, linewidth=0
+                    positions, values - spread, values + spread, color=_colour(index), alpha=0.2, linewidth=0
                 )
     if chosen is not None:
         axes.axvline(chosen, color="black", linewidth=0.8, linestyle=":", label=f"r = {chosen:.4g}")
     if log:
         axes.set_xscale("log")
-    axes.legend()
+    _legend(figure)
     return figure
 
 
@@ -209,9 +232,10 @@ def classes(before: Any, after: Any, names: Sequence[str] | None = None) -> Any:
     figure, axes = _figure("accuracy by class", "class", "accuracy, percent")
     for index, (name, values) in enumerate(accuracy.items()):
         error = values.std(0, ddof=1) if len(values) > 1 else None
-        axes.bar(np.arange(count) + 0.4 * index - 0.2, values.mean(0), 0.4, yerr=error, capsize=2, label=name)
+        how = {"yerr": error, "capsize": 2, "label": name, "color": ("#9a9a9a", COLOURS[0])[index]}
+        axes.bar(np.arange(count) + 0.4 * index - 0.2, values.mean(0), 0.4, **how)
     axes.set_xticks(range(count), labels, rotation=90 if len("  ".join(labels)) > 60 else 0)
-    figure.legend(loc="outside right upper")
+    _legend(figure)
     return figure
 
 
@@ -243,18 +267,21 @@ def distribution(
     if not any(len(scores) for scores in finite.values()):
         raise ValueError("values: need at least 1 finite score, got none")
     figure, axes = _figure("scores by class", "score", "neurons")
+    counts: list[np.ndarray] = []
     edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins)
     for name, scores in finite.items():
         if len(scores):
             label = f"{name}: {int((scores > threshold).sum())} of {len(scores)} above"
-            axes.hist(scores, edges, histtype="stepfilled", alpha=0.5, label=label)
+            drawn = axes.hist(scores, edges, histtype="step", linewidth=2, color=_colour(len(counts)), label=label)
+            counts.append(drawn[0])
     axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"threshold {threshold:g}")
-    axes.legend()
+    _spread_out(axes, np.concatenate(counts))
+    _legend(figure)
     return figure
 
 
 def effects(found: Any, *, most: int = 200) -> Any:
-    """Average indirect effect of each unit, adjusted and unadjusted, with the intervals of both.
+    """Average indirect effect of each unit, adjusted and unadjusted, with the intervals of both; flagged ones crossed.
 
     Neurons are summed up: the total of ``|AIE|`` of each site, whose intervals are those of the resamples.
 
@@ -277,15 +304,24 @@ def effects(found: Any, *, most: int = 200) -> Any:
         "sum of |AIE|" if neurons else "AIE",
     )
     places = np.arange(len(units))
+    drawn: list[np.ndarray] = []
     for shift, side in ((-0.15, "unadjusted"), (0.15, "adjusted")):
         values, low, high = _by_site(found, side) if neurons else _by_unit(getattr(found, side), units)
         error = np.maximum(np.stack([values - low, high - values]), 0)
-        axes.errorbar(places + shift, values, np.nan_to_num(error), fmt="o", markersize=3, capsize=2, label=side)
+        colour = COLOURS[0] if side == "adjusted" else _GREYS[1]
+        how = {"fmt": "o", "markersize": 4, "capsize": 2, "label": side, "color": colour}
+        axes.errorbar(places + shift, values, np.nan_to_num(error), **how)
+        drawn.append(values)
+    flags = [] if neurons else found.adjusted.flags(found.least_ess)
+    flagged = [place for place, unit in enumerate(units) if flags and flags[unit]]
+    if flagged:
+        axes.plot(np.array(flagged) + 0.15, drawn[-1][flagged], "x", color=COLOURS[1], markersize=10, label="flagged")
     axes.axhline(0, color="black", linewidth=0.8)
     step = max(1, len(units) // 30)
     texts = [names[unit] for unit in units] if found.level == "unit" else [str(unit) for unit in units]
     axes.set_xticks(places[::step], texts[::step], rotation=90 if found.level == "unit" else 0)
-    axes.legend()
+    _spread_out(axes, np.concatenate(drawn))
+    _legend(figure)
     return figure
 
 
@@ -335,7 +371,42 @@ def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
         module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("plots need matplotlib: pip install 'spurge[plots]'", name="matplotlib") from error
-    figure = module.Figure(figsize=(7, 4), layout="constrained")
+    figure = module.Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=_FONT + 2)
+    axes.set_xlabel(x, fontsize=_FONT)
+    axes.set_ylabel(y, fontsize=_FONT)
+    axes.tick_params(labelsize=_FONT - 2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """Black for the model without an edit, greys for controls, and the colours for the others."""
+    found: dict[str, str] = {}
+    controls = [name for name in methods if name in _CONTROLS or name.endswith((" random", ": threshold"))]
+    found |= {name: _GREYS[index % len(_GREYS)] for index, name in enumerate(controls)}
+    others = [name for name in methods if name not in found and name != _BASE]
+    return found | {_BASE: "#1a1a1a"} | {name: _colour(index) for index, name in enumerate(others)}
+
+
+def _spread_out(axes: Any, values: Any) -> None:
+    """A logarithmic axis, linear around 0, where one value would hide the rest."""
+    sizes = np.abs(np.asarray(values, np.float64))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    middle = float(np.median(sizes)) if len(sizes) > 2 else 0.0
+    if middle and sizes.max() > _SPIKE * middle:
+        axes.set_yscale("symlog", linthresh=middle)
+        axes.set_ylabel(f"{axes.get_ylabel()} (logarithmic)", fontsize=_FONT)
+
+
+def _legend(figure: Any) -> None:
+    """Beside the axes, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=_FONT - 2)
