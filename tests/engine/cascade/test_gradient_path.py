@@ -184,16 +184,16 @@ def test_a_model_whose_inputs_have_gradients(family: str) -> None:
 
 
 def test_stakes_that_are_no_numbers_are_measured_first() -> None:
-    estimate, stake = torch.zeros(2, 3), torch.tensor([[1.0, float("nan"), 4.0], [float("inf"), 2.0, 3.0]])
+    estimate, stake = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 4.0], [float("inf"), 2.0, 3.0]])
     asked = []
 
     def ablate(units: Tensor, owners: Tensor) -> Tensor:
         asked.append((owners.tolist(), units.tolist()))
-        return torch.ones(1, len(units))
+        return torch.zeros(1, len(units))
 
     effects = effects_of_units([FirstOrder([estimate], [stake])], ablate, Effort(1, 32, None, 0))
     assert asked[0] == ([0, 1], [[0, 1], [0, 0]])
-    assert effects.values[0].tolist() == [[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]
+    assert effects.values[0].tolist() == [[[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]]
 
 
 def test_a_target_that_is_no_tensor() -> None:
@@ -390,5 +390,5 @@ def test_the_highest_values_by_name() -> None:
     assert Locator(model).ask(inputs).top(3) == Locator(model)(inputs).top(3)
     lines = str(found).splitlines()
     assert lines[0] == repr(found) == "Attribution(2 x 4 values for 144 neurons of 3 sites, 8 of them measured)"
-    assert len(lines) == 13
-    assert "rank correlation" in lines[-1]
+    assert len(lines) >= 13
+    assert all(f"target {q}, by 32 values drawn" in str(found) for q in (0, 1))

@@ -497,7 +497,7 @@ def test_an_edit_tells_where_neurons_were_located_with_something_else(located: L
     assert said(planted_texts.model(), train[:40], golden) == ["located: was found with other texts than given now"]
     more = golden.with_irrelevant(["zebra"])
     assert said(planted_texts.model(), train, more) == ["located: was found with other golden words than given now"]
-    model = planted_texts.model()
+    model = copy.deepcopy(planted_texts.model())
     with torch.no_grad():
         find_sites(model)[0].parameter[0, 0] += 1
     assert said(model, train, golden) == ["located: was found with other weights of the model than given now"]

@@ -98,7 +98,7 @@ class Attribution:
         return page([Table(repr(self), lines)], self._notes())
 
     def _notes(self) -> list[str]:
-        return [f"target {q}, by {own.drawn} neurons drawn: {own}" for q, own in enumerate(self.agreement)]
+        return [f"target {q}, by {own.drawn} values drawn: {own}" for q, own in enumerate(self.agreement)]
 
     def relative_residual(self) -> float:
         """Largest ``|residual|`` over its example's largest ``|F(1) - F(0)|``; NaN where F(0) was not measured."""
