@@ -41,6 +41,7 @@ def test_a_small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert said.err == "" or "the swarm has nothing to search" in said.err
 
     results = Results.load(tmp_path / "demo.json")
+    assert results.head["settings"].pop("command").startswith("spurge demo --out ")
     assert {**json.loads((out / "report.json").read_text())} == results.to_json()
     accuracies = {(row["case"], row["method"]): row for row in results.select(metric="accuracy")}
     assert set(accuracies) == {(case, method) for case in run.CASES for method in run.METHODS}

@@ -27,8 +27,8 @@ from spurge.report import tables
 from spurge.report.results import Results
 
 CASES = ("broken", "kept", "neutral")
-METHODS = ("none", "paper", "paper zero-all", "paper random", "best", "zero-all", "random")
-_CONTROLS = ("zero-all", "random")
+_CONTROLS = ("threshold", "zero-all", "random")
+METHODS = ("none", "paper", *(f"paper {name}" for name in _CONTROLS), "best", *_CONTROLS)
 #: The aim, in points of accuracy of broken rows, of kept rows, and of either with the gates on random neurons.
 LEAST_BROKEN_GAIN, MOST_KEPT_LOSS, MOST_RANDOM_CHANGE = 15.0, 2.0, 3.0
 
@@ -177,6 +177,7 @@ Test sets of {rows} rows: broken (the phrase with the other label), kept (with i
 {tables.pivot(self.results.rows, methods=METHODS, cases=CASES)}
 
 Second number: change against none. [...]: 95 % interval over rows. zero-all: all located spurious neurons erased.
+threshold: no edit, but a constant added to the logits that answers each label as often as the edit.
 random: {settings["draws"]} draws of other neurons with the edit's gates, as many in each layer; mean ± sd.
 
 paper: {paper["erased"]} neurons erased, {paper["searched"]} given to the swarm. \
