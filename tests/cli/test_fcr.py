@@ -56,6 +56,9 @@ def test_a_feature_is_removed(
     before, after = (numbers.select(case="birds", metric="worst_group", method=m)[0]["value"] for m in ("none", "FCR"))
     assert after > before + 10
     assert numbers.select(case="birds", metric="worst_group", method="FCR")[0]["labels"] == "group"
+    (random,) = numbers.select(case="birds", metric="worst_group", method="random")
+    assert random["n"] == 20
+    assert numbers.select(case="birds", metric="worst_group", method="FCR: threshold")
     edit, removal = WeightEdit.load("edit.safetensors"), Removal.load("removal.safetensors")
     assert len(edit) == len(removal.edges) == 2
     assert (removal.edges[0].rate == removal.edges[1].rate) == bool(preset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spurge.cli.arguments import add_data, add_features_device, add_model
+from spurge.cli.arguments import add_data, add_features_device, add_model, positive
 
 #: Options of ``fcr`` that `FCR` takes.
 FCR_SETTINGS = ("score", "reduction", "activation", "sign", "weights", "row", "rates", "candidates", "most", "memory")
@@ -76,6 +76,8 @@ def add_fcr(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--candidates", type=int, metavar="N", help="edges that a criterion compares")
     settings.add_argument("--most", type=float, metavar="R", help="greatest rate (1)")
     settings.add_argument("--memory", metavar="SIZE", help="budget of the scores, e.g. 256MiB")
+    parser.add_argument("--no-controls", action="store_true", help="leave out random weights and moved thresholds")
+    parser.add_argument("--draws", type=positive, default=20, metavar="N", help="draws of random weights (%(default)s)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from spurge.cli.arguments import given
 from spurge.cli.arguments_last_layer import FCR_SETTINGS
 from spurge.cli.inputs import named_files, prepare, read_features, write_results
 from spurge.engine.evaluation.groups import compare
+from spurge.engine.evaluation.random_edits import random_heads
 from spurge.engine.features.features import Features
 from spurge.methods.fcr.fcr import FCR
 from spurge.methods.fcr.removal import Removal
@@ -39,9 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     results.extend(removal.rows())
     results.add("all", "FCR", "seconds", elapsed, unit="s", n=1)
     if tests:
-        heads = {"none": removal.original, "FCR": removal.head}
+        heads: dict[str, Any] = {"none": removal.original, "FCR": removal.head}
         labels_used = {"none": "none", "FCR": removal.labels}
-        report = compare(tests, heads, labels_used=labels_used, bootstrap=arguments.bootstrap, seed=arguments.seed)
+        if not arguments.no_controls:
+            heads["random"] = random_heads(removal.original, removal.head, arguments.draws, arguments.seed)
+            labels_used["random"] = removal.labels
+        how: dict[str, Any] = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
+        report = compare(tests, heads, labels_used=labels_used, controls=not arguments.no_controls, **how)
         print(f"\n{report}")
         results.extend(report.rows())
     write_results(arguments, results)

@@ -20,7 +20,7 @@ from spurge.engine.evaluation import evaluated
 from spurge.engine.evaluation.evaluation import evaluate, predict
 from spurge.engine.evaluation.groups import compare
 from spurge.engine.evaluation.numbers import Answers, Judged, summarize, threshold_of
-from spurge.engine.evaluation.random_edits import draw_seed, random_weights
+from spurge.engine.evaluation.random_edits import draw_seed, random_heads, random_weights
 from spurge.engine.evaluation.report import Report
 from spurge.engine.evaluation.threshold import matched_shift, moved
 from spurge.engine.features.features import Features
@@ -273,6 +273,18 @@ def test_random_weights_keep_rows_and_sizes() -> None:
     assert indices.tolist() == list(range(weight.numel()))
     drawn = (values.view_as(weight) - weight).sort(1).values
     torch.testing.assert_close(drawn, changes.sort(1).values, atol=1e-5, rtol=0)
+
+
+def test_random_heads_keep_rows_and_sizes() -> None:
+    before = Head(torch.zeros(2, 9), torch.zeros(2))
+    weight = torch.zeros(2, 9)
+    weight[0, 3], weight[1, :2] = 5.0, torch.tensor([-1.0, 2.0])
+    for head in random_heads(before, before.with_(weight=weight), 20, 0):
+        assert [sorted(row[row != 0].tolist()) for row in head.weight] == [[5.0], [-1.0, 2.0]]
+        assert head.weight[0, 3] == 0
+        assert (head.weight[1, :2] == 0).all()
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        random_heads(before, before, 0, 0)
 
 
 def test_random_last_layers_are_the_model_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:

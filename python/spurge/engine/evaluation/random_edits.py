@@ -66,17 +66,42 @@ def random_weights(edit: WeightEdit, places: Mapping[str, Place], seed: int) -> 
         if old.dim() < 2:
             found[name] = (indices, values)
             continue
-        width = old.shape[-1]
         flat, changes = old.reshape(-1), values.double() - old.reshape(-1)[indices].double()
-        rows, columns = indices // width, indices % width
-        drawn = torch.empty_like(indices)
-        for row in rows.unique():
-            own = rows == row
-            drawn[own] = row * width + _others(columns[own], width, generator)
-        order = drawn.argsort()
-        drawn = drawn[order]
+        drawn, order = _in_other_columns(indices, old.shape[-1], generator)
         found[name] = (drawn, (flat[drawn].double() + changes[order]).to(values.dtype))
     return found
+
+
+def random_heads(before: Head, after: Head, draws: int, seed: int) -> list[Head]:
+    """Last layers with the changes of each row in other columns of it, where there are enough; the bias of ``after``.
+
+    Raises:
+        ValueError: layers of other shapes, or no draw.
+    """
+    if before.weight.shape != after.weight.shape or draws < 1:
+        shapes = tuple(before.weight.shape), tuple(after.weight.shape)
+        raise ValueError(f"after, draws: expected layers of one shape and at least 1 draw, got {shapes} and {draws}")
+    changes = (after.weight.double() - before.weight.double()).view(-1)
+    indices = changes.nonzero()[:, 0]
+    heads = []
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(draw_seed(seed, draw))
+        drawn, order = _in_other_columns(indices, before.width, generator)
+        weight = before.weight.clone()
+        weight.view(-1)[drawn] += changes[indices[order]].to(weight.dtype)
+        heads.append(after.with_(weight=weight))
+    return heads
+
+
+def _in_other_columns(indices: Tensor, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Other flat indices of the same rows, ascending, and which of the ``indices`` each stands for."""
+    rows, columns = indices // width, indices % width
+    drawn = torch.empty_like(indices)
+    for row in rows.unique():
+        own = rows == row
+        drawn[own] = row * width + _others(columns[own], width, generator)
+    order = drawn.argsort()
+    return drawn[order], order
 
 
 def _others(columns: Tensor, width: int, generator: torch.Generator) -> Tensor:
