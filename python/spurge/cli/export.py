@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spurge.cli.inputs import check_folder, edit_dtype, prepare, write_results
 from spurge.cli.model_folders import load_model
+from spurge.engine.base.tables import wrapped
 from spurge.engine.edits.new_folders import check_new
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.report.results import Results
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         truncate=arguments.truncate,
         force=arguments.force,
     )
-    print(f"{edit}\nexported as {written}")
+    print(wrapped(f"{edit}\nexported as {written}"))
     config = {"model": arguments.model, "edit": edit.info, "out": arguments.out, "dtype": dtype}
     results = Results("export", config | {"format": arguments.format})
     method = str(edit.info.get("method", "edit"))
