@@ -302,8 +302,12 @@ def searched(
 def _classifier(folder: Path) -> Handle:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    return Handle.of(model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return Handle.of(
+        model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
 
 
 def _share(results: Results, case: str, metric: str, values: Sequence[bool], note: str) -> None:
