@@ -146,7 +146,9 @@ def interpolation(subject: Subject, seed: int) -> Edit:
     """The encoder's weights part of the way back to those before fine-tuning (WiSE-FT), by the rule of the repair."""
     from transformers import AutoModel
 
-    base = dict(AutoModel.from_pretrained(base_folder(), local_files_only=True).named_parameters())
+    base = dict(
+        AutoModel.from_pretrained(base_folder(), local_files_only=True, trust_remote_code=False).named_parameters()
+    )
     own = {f"bert.{name}": weight for name, weight in base.items() if not name.startswith("pooler")}
     deltas = {
         name: Dense(own[name].detach() - weight.detach())
