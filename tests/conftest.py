@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import numpy
@@ -12,6 +13,11 @@ import transformers
 from spurge import _core
 
 CUDA = torch.cuda.is_available() and _core.built_with_cuda
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+if WORKERS > 1:  # they share the cores, and so do the processes that tests start
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def pytest_report_header() -> list[str]:

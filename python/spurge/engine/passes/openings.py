@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from spurge import ops
+from spurge.engine.models.hooks import hook
 from spurge.engine.models.projections import RowGates, by_unit, coordinates
 from spurge.engine.models.sites import Site
-from spurge.engine.passes.trace import Off, Share, Trace
+from spurge.engine.passes.trace import Off, Owners, Share, Trace
 from spurge.engine.passes.whole_pass import by_rows
 
 
@@ -96,6 +97,44 @@ class Openings:
         projection = self._sites[i].projection
         pulled = projection.pull(whole.to(z.dtype))
         return by_unit(ops.multiply_sum(pulled, z, self._trace.mask(z)).float(), projection.size)
+
+
+def placed(
+    batch: int, openings: Mapping[int, Tensor], owners: Mapping[int, Tensor] | None
+) -> tuple[dict[int, slice], Owners]:
+    """Where the rows of each site stand among all rows, those of earlier sites first, and whose all rows are.
+
+    Args:
+        owners: of the rows of each site; None: the batch's examples in turn.
+    """
+    places, total = {}, 0
+    for i in sorted(openings):
+        places[i] = slice(total, total + len(openings[i]))
+        total = places[i].stop
+    return places, Owners(batch, total, None if owners is None else torch.cat([owners[i] for i in places]))
+
+
+def emerge(
+    trace: Trace,
+    sites: Sequence[Site],
+    i: int,
+    rows: Tensor,
+    of_rows: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Carry rows from their site's anchor to the output of its block.
+
+    Args:
+        of_rows: what examples have ``[B, ...]`` for each of these rows.
+        step: runs the block on them.
+    """
+    assert trace.anatomy is not None
+    placement, seen, hidden = trace.anatomy.placements[i], trace.sites[i], trace.calls[trace.forward.block_of[i]].hidden
+    if hidden is not None and placement.kind == "replay":
+        with hook(sites[i].down, lambda module, args, output: rows.reshape(output.shape).clone()):
+            return step(of_rows(hidden))
+    rows = placement.norm(rows)
+    return rows if seen.rest is None else rows + of_rows(seen.rest)
 
 
 def without(trace: Trace, sites: Sequence[Site], i: int, off: Off) -> Tensor:

@@ -34,7 +34,7 @@ from spurge.engine.models.projections import RowGates
 from spurge.engine.models.readout import Readout, token_mask
 from spurge.engine.models.sites import Site
 from spurge.engine.passes.norm_placement import Anatomy, NormPlacement, NotEntered, check_once, layer_anatomy
-from spurge.engine.passes.openings import Kept, Openings, entries, moved, without
+from spurge.engine.passes.openings import Kept, Openings, emerge, entries, moved, placed, without
 from spurge.engine.passes.trace import Call, Off, Owners, Rows, SiteTrace, Trace, padding_complaint, unedited_rows
 from spurge.engine.passes.whole_pass import ScaledRows, disturbed, unlike
 
@@ -318,28 +318,20 @@ class PartialForward:
     ) -> Rows:
         assert trace.anatomy is not None
         batch, tuples = trace.batch, trace.anatomy.tuples
-        places: dict[int, slice] = {}  # the rows of each site
+        places, owners = placed(batch, openings, each)
         opened: dict[int, list[int]] = {}
-        total = 0
-        for i in sorted(openings):
+        for i in places:
             opened.setdefault(self.block_of[i], []).append(i)
-            places[i] = slice(total, total + len(openings[i]))
-            total = places[i].stop
-        owners = Owners(batch, total, None if each is None else torch.cat([each[i] for i in places]))
         entry, end = min(opened), len(self.blocks) - 1
         running = slice(0, 0)  # the rows in the block that runs
         live: list[Tensor] = []  # the rows on their way, at most one tensor
         attended: list[Tensor] = []  # what those attend to that were on their way before the last layer
 
-        def wrap(index: int, hidden: Tensor) -> Any:
-            length = tuples[index]
-            return (hidden, *[None] * (length - 1)) if length else hidden
-
         def entered(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def behind(*args: Any, **kwargs: Any) -> Any:
                 hidden, args, kwargs = split_call(args, kwargs)
                 if index < entry:
-                    return wrap(index, hidden)
+                    return _output(hidden, tuples[index])
                 call = trace.calls[index]
 
                 def step(rows: Tensor, where: slice) -> Tensor:
@@ -349,8 +341,8 @@ class PartialForward:
                     output = first(
                         forward(
                             rows,
-                            *cut(args, call.args, batch, total, where),
-                            **cut(kwargs, call.kwargs, batch, total, where),
+                            *cut(args, call.args, batch, owners.rows, where),
+                            **cut(kwargs, call.kwargs, batch, owners.rows, where),
                         )
                     )
                     return at(output, position(len(rows))) if trace.pruned and index == end else output
@@ -360,12 +352,13 @@ class PartialForward:
                 if parts and index == end and row is not None:
                     attended.append(row.row())  # before rows that open here run the layer again
                 for i in opened.get(index, ()):
-                    parts.append(self._emerge(i, openings[i], trace, call, owners, places[i], step))
+                    run = partial(step, where=places[i])
+                    parts.append(emerge(trace, self.sites, i, openings[i], partial(owners.take, rows=places[i]), run))
                 rows = torch.cat(parts) if len(parts) > 1 else parts[0]
                 if index < end:
                     live.append(rows)
-                    return wrap(index, hidden)
-                return wrap(index, rows if trace.narrow else rows.expand(-1, hidden.shape[1], -1))
+                    return _output(hidden, tuples[index])
+                return _output(rows if trace.narrow else rows.expand(-1, hidden.shape[1], -1), tuples[index])
 
             return behind
 
@@ -379,14 +372,8 @@ class PartialForward:
             for index, block in enumerate(self.blocks):
                 stack.enter_context(replaced_forward(block, entered(index, block.forward)))
             logits = self._logits(owners.inputs(trace.inputs), owners.take(trace.position))
-            attention = trace.rows.attention
-            if (
-                row is not None and attention is not None
-            ):  # rows that open behind the last layer attend as the unedited model does
-                late = slice(min((places[i].start for i in opened.get(end, ())), default=total), total)
-                parts = [own.to(logits.device) for own in attended]
-                attention = torch.cat([*parts, owners.take(attention, late)])
-        return trace.rows.of(owners, logits, attention)
+        late = places[opened[end][0]].start if end in opened else owners.rows
+        return trace.rows.of(owners, logits, _attention(trace, owners, attended, late))
 
     def opened(self, trace: Trace, alphas: Mapping[int, Tensor]) -> tuple[Rows, Openings]:
         """As `Forward.opened`."""
@@ -417,25 +404,6 @@ class PartialForward:
             attention = row.row().to(logits.device) if row is not None else None
         return trace.rows.of(owners, logits, attention), scaled
 
-    def _emerge(
-        self,
-        i: int,
-        rows: Tensor,
-        trace: Trace,
-        call: Call,
-        owners: Owners,
-        where: slice,
-        step: Callable[[Tensor, slice], Tensor],
-    ) -> Tensor:
-        """Carry rows from their site's anchor to the output of its block."""
-        assert trace.anatomy is not None
-        placement, seen = trace.anatomy.placements[i], trace.sites[i]
-        if call.hidden is not None and placement.kind == "replay":
-            with hook(self.sites[i].down, lambda module, args, output: rows.reshape(output.shape).clone()):
-                return step(owners.take(call.hidden, where), where)
-        rows = placement.norm(rows)
-        return rows if seen.rest is None else rows + owners.take(seen.rest, where)
-
     def _last_layer(self, stack: Temporaries, position: Callable[[int], Tensor], *, prune: bool) -> AttentionRow | None:
         """Capture the probed attention row; where the head reads nothing else, compute only the probed token."""
         site = self._last
@@ -456,6 +424,19 @@ class PartialForward:
                 if module is not None:
                     stack.enter_context(hook_before(module, only_probed))
         return row if self.attention else None
+
+
+def _attention(trace: Trace, owners: Owners, attended: Sequence[Tensor], late: int) -> Tensor | None:
+    """Of all rows; those from ``late`` on open behind the last layer and attend as the unedited model does."""
+    unedited = trace.rows.attention
+    if unedited is None:
+        return None
+    return torch.cat([own.to(unedited.device) for own in attended] + [owners.take(unedited, slice(late, owners.rows))])
+
+
+def _output(hidden: Tensor, length: int) -> Any:
+    """What a block returns: a tuple of this length, or 0 for the hidden states alone."""
+    return (hidden, *[None] * (length - 1)) if length else hidden
 
 
 def _check_loaded(site: Site) -> None:

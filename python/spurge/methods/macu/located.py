@@ -171,5 +171,5 @@ class Located(Saved, kind="located", what="a file of located neurons"):
         if agreement:
             lines.append(f"rank correlation of scores with exact ablation: {agreement}")
         for side, own in self.certificate.get("audit", {}).items():
-            lines.append(f"all {side} scores, by {own['drawn']} neurons drawn: {Agreement.of(own)}")
+            lines.append(f"all {side} scores, by {own['drawn']} values drawn: {Agreement.of(own)}")
         return lines
