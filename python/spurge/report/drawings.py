@@ -56,7 +56,9 @@ def intervals(title: str, marks: Sequence[Mark], *, baseline: float | None = Non
     ends = [end for mark in marks for end in (mark.value, mark.low, mark.high) if end is not None]
     ends += [] if baseline is None else [baseline]
     low, high = _nice(min(ends), max(ends))
-    scale = (_RIGHT - _LEFT) / (high - low)
+    if unit == "percent":
+        low, high = max(low, 0.0), min(high, 100.0)
+    scale = (_RIGHT - _LEFT) / ((high - low) or 1.0)
 
     def place(value: float) -> float:
         return round(_LEFT + (min(max(value, low), high) - low) * scale, 1)

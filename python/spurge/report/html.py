@@ -140,14 +140,12 @@ def _found(job: Job) -> str:
     for name, rows in job.found.items():
         drawn = [mark for row in rows[:_CANDIDATES] if (mark := _lean(row)) is not None]
         figure = intervals("what the model leans on", drawn, baseline=0.0, unit="rise of the log-odds, nats")
-        lines = [["candidate", "label", "role", "texts", "%", "q", "lean", "reason"]]
+        lines = [["candidate", "label", "role", "reason", "texts", "%", "q", "lean"]]
         for row in rows[:_ROWS]:
-            numbers = [_short(row.get(key)) for key in ("count", "share", "q", "lean")]
-            lines.append(
-                [*(str(row.get(key) or "") for key in ("word", "label", "role")), *numbers, _text(row, "reason")]
-            )
+            names = [_text(row, key) for key in ("word", "label", "role", "reason")]
+            lines.append([*names, *(_short(row.get(key)) for key in ("count", "share", "q", "lean"))])
         more = f"<p class=soft>{len(rows) - _ROWS} more in the file</p>" if len(rows) > _ROWS else ""
-        parts.append(f"<h3>{isolated(name)}</h3>{_figures([figure])}{_wide(Table('', lines, left=3))}{more}")
+        parts.append(f"<h3>{isolated(name)}</h3>{_figures([figure])}{_wide(Table('', lines, left=4))}{more}")
     return f"<h2>Found</h2>{''.join(parts)}" if parts else ""
 
 

@@ -85,6 +85,7 @@ def test_an_edit_of_the_bias_is_a_moved_threshold_and_the_report_says_so() -> No
             assert report.value(key, "bias", "auc") == pytest.approx(report.value(key, "none", "auc"))
     assert found["all", "bias", "by_threshold"].value == 100
     assert found["all", "bias", "by_threshold"].n == 70
+    assert found["all", "bias", "by_constant"].value == pytest.approx(100)
     assert "bias mostly moves the threshold" not in report.notes[0]
     assert report.notes[0].startswith("this edit mostly moves the threshold: a constant")
     assert "this edit mostly moves the threshold" in str(report)
@@ -106,6 +107,23 @@ def test_an_edit_that_turns_answers_both_ways_is_none() -> None:
     )
     assert report.value("test", "edit", "by_threshold") == 0
     assert report.notes == []
+
+
+def test_an_edit_of_some_texts_alone_is_told_from_a_moved_threshold() -> None:
+    targets = np.array([1] * 30 + [0] * 30)
+    plain = np.stack([np.zeros(60), np.where(targets == 1, -1.0, -9.0)], 1)
+    edited = plain + np.stack([np.zeros(60), np.where(targets == 1, 2.0, 0.0)], 1)  # only half of the rows move
+    found = {"test": {"none": [Answers.of(plain)], "edit": [Answers.of(edited)]}}
+    threshold, _ = threshold_of(found, "edit")
+    assert threshold is not None
+    rows = summarize({"test": Judged(targets)}, found, {}, 20, 0, thresholds={"edit": threshold})
+    report = Report(tuple(rows), {"name": "edit"})
+    assert report.value("test", "edit", "by_threshold") == 100
+    assert report.value("test", "edit", "by_constant") == pytest.approx(50)
+    (note,) = report.notes
+    assert note.startswith(
+        "a constant added to the logits explains 100 % of the answers that this edit changes, but only 50 %"
+    )
 
 
 def test_compare_holds_layers_beside_a_moved_threshold() -> None:

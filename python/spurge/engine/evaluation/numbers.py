@@ -353,11 +353,36 @@ def _explained(
             apart = [edited != moved_answers[case].predicted, edited != found[case][first][0].predicted]
             columns = np.stack(apart, 1).astype(np.float64)
             sums[case] = resampled_sums(columns, bootstrap, np.random.default_rng((seed, index)))
+        even = _even_parts(judged, found, method, bootstrap, seed)
         if len(sums) > 1:
             sums[ALL] = sum(sums.values(), np.zeros(()))
+            if even:
+                even[ALL] = sum(even.values(), np.zeros(()))
         for case, (left, changed) in ((case, own.T) for case, own in sums.items()):
             if changed[0]:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     share = np.where(changed > 0, 100 * (1 - left / changed), np.nan)
                 numbers.setdefault((case, "by_threshold"), {})[method] = share[None]
+        for case, parts in even.items():
+            if parts[0, -1] > 0:
+                rows, squares = parts[:, -2], parts[:, -1]
+                constant = 100 * (parts[:, :-2] ** 2).sum(1) / rows / squares
+                numbers.setdefault((case, "by_constant"), {})[method] = constant[None]
     return numbers
+
+
+def _even_parts(
+    judged: Mapping[str, Judged], found: Mapping[str, Found], method: str, bootstrap: int, seed: int
+) -> dict[str, np.ndarray]:
+    """By set the sums, over rows, of the change of the logits ``[Y]``, of 1, and of its square; ``[1 + R, Y + 2]``."""
+    out = {}
+    for index, case in enumerate(judged):
+        first = next(iter(found[case]))
+        before, after = found[case][first][0].logits, found[case][method][0].logits
+        if before is None or after is None:
+            return {}
+        change = after.astype(np.float64) - before
+        change -= change.mean(1, keepdims=True)
+        columns = np.concatenate([change, np.ones((len(change), 1)), (change**2).sum(1, keepdims=True)], 1)
+        out[case] = resampled_sums(columns, bootstrap, np.random.default_rng((seed, index)))
+    return out

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spurge.engine.base.tables import Table, folded, page, wrapped
-from spurge.engine.evaluation.threshold import MOSTLY
+from spurge.engine.evaluation.threshold import EVENLY, MOSTLY
 
 if TYPE_CHECKING:
     from spurge.engine.evaluation.changed import Changed
@@ -28,6 +28,7 @@ TITLES = {
     "auc": "area under the curve, percent",
     "mean_group_auc": "mean area under the curve within groups, percent",
     "by_threshold": "changed answers that a moved threshold explains, percent",
+    "by_constant": "change of the logits that a constant explains, percent",
     "agreement": "answers that stay as they were where nothing should change, percent",
     "divergence": "divergence from the unedited answers where nothing should change, nats",
     "eta": "eta, mean proximity to spurious words (0 to 2)",
@@ -54,7 +55,8 @@ class Measure:
         method: ``none``, the edit's name, or a control; of last layers, as they were called.
         metric: ``accuracy`` (over all rows), ``mean_group`` (over groups, each with the same weight), ``worst_group``,
             ``change`` (of accuracy, against the first method on the same examples), ``auc``, ``mean_group_auc``,
-            ``by_threshold``, ``agreement``, ``divergence``, ``eta``; of last layers also ``gap``, ``worst_class`` and
+            ``by_threshold``,
+            ``by_constant``, ``agreement``, ``divergence``, ``eta``; of last layers also ``gap``, ``worst_class`` and
             ``class_difference``.
         value: the number; for ``random``, and for several layers under one name, the mean over draws.
         spread: standard error by bootstrap; for draws their standard deviation.
@@ -153,15 +155,24 @@ class Report:
         """What the numbers say in words: of each method whose changed answers a moved threshold mostly explains."""
         found = []
         shares = {(m.case, m.method): m for m in self.measures if m.metric == "by_threshold"}
+        constant = {(m.case, m.method): m.value for m in self.measures if m.metric == "by_constant"}
         for method in dict.fromkeys(method for _, method in shares):
             case = ALL if (ALL, method) in shares else next(case for case, own in shares if own == method)
             share = shares[case, method].value
             if share > MOSTLY:
                 which = "this edit" if method == self.settings.get("name") else method
-                found.append(
-                    f"{which} mostly moves the threshold: a constant added to the logits explains {share:.0f} % of the "
-                    f"answers it changes"
-                )
+                even = constant.get((case, method))
+                start = f"a constant added to the logits explains {share:.0f} %"
+                if even is None or even > EVENLY:
+                    of_logits = "" if even is None else f", and {even:.0f} % of the change of the logits"
+                    text = f"{which} mostly moves the threshold: {start} of the answers it changes"
+                    text += of_logits
+                else:
+                    text = (
+                        f"{start} of the answers that {which} changes, but only {even:.0f} % of the change "
+                        "of the logits: a moved threshold does nearly as well on these texts, and is not what it does"
+                    )
+                found.append(text)
         return found + list(self.settings.get("notes", ()))
 
     def __str__(self) -> str:

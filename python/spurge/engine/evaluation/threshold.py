@@ -7,13 +7,17 @@ the control has what the edit has on average, and no more. Of the answers that t
 .. math:: 1 - \frac{|\{i : \hat y_i^b \ne \hat y_i^\mathrm{edit}\}|}{|\{i : \hat y_i \ne \hat y_i^\mathrm{edit}\}|}
 
 which is 1 where the edit is such a shift, 0 where it leaves as many answers apart as no edit does, and may be negative.
+Whether the edit itself is one, the change :math:`d_i` of a row's logits (less its mean over labels) tells: a constant
+explains :math:`\|\frac1N \sum_i d_i\|^2 / \frac1N \sum_i \|d_i\|^2` of it, which is 1 of a moved threshold, and of an
+edit that acts on some texts alone about their share of all.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MOSTLY = 50.0  # percent of the changed answers above which an edit is said to move the threshold
+MOSTLY = 50.0  # percent of the changed answers above which a constant is said to explain them
+EVENLY = 75.0  # percent of the change of logits above which the edit is said to be such a constant
 
 _SHARPNESS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the softened answers, in standard deviations of the logits
 _STEPS = 40  # at each sharpness
