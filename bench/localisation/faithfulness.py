@@ -121,7 +121,7 @@ def all_methods(layer_nodes: int) -> list[Method]:
     """Every method; those without values are ``forward`` and ``forward-backward``, the floor for time."""
     short = [
         Method(f"gradient+{m}", partial(_gradient, exact=m, audit=0), peak=m == 512, note=f"{m} a text measured")
-        for m in (16, 32, 128, 512)
+        for m in (16, 24, 32, 128, 512)
     ]
     return [
         Method("forward", _forward),
