@@ -81,6 +81,7 @@ def test_the_command_prints_a_table_and_writes_rows(quick, tmp_path, capsys):
         ["swarm_best_", "f32", "GB/s"],
     ]
     results = Results.load(file)
+    assert results.head["settings"].pop("command").startswith("spurge bench 'swarm_*' node_sum")
     assert results.head["settings"] == {
         "kernels": ["node_sum", "swarm_step_", "swarm_best_"],
         "device": "cpu",

@@ -94,7 +94,7 @@ def test_the_papers_procedure_runs_to_the_report() -> None:
         bootstrap=10,
         progress=False,
     )
-    assert {row["method"] for row in report.rows()} == {"none", "edit", "zero-all", "random"}
+    assert {row["method"] for row in report.rows()} == {"none", "edit", "threshold", "zero-all", "random"}
     assert {"accuracy", "eta"} <= {row["metric"] for row in report.rows()}
 
 

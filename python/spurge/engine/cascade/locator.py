@@ -175,7 +175,10 @@ class Locator:
         if not isinstance(inputs, (str, list, tuple)):
             return inputs
         if self.tokenizer is None:
-            raise ValueError("inputs: texts need a tokenizer, expected Locator(..., tokenizer=...), got none")
+            raise TypeError(
+                f"inputs: expected keyword arguments of the model, tensors [B, ...], got {type(inputs).__name__}; "
+                "tokenize it: tokenizer(text, return_tensors='pt'), or give Locator a tokenizer"
+            )
         texts = checked_texts("inputs", [inputs] if isinstance(inputs, str) else list(inputs))
         encoded = self.tokenizer(texts, padding=len(texts) > 1, return_tensors="pt")
         return {name: value.to(self.device) for name, value in encoded.items()}
