@@ -69,6 +69,11 @@ class Example:
         """All groups that the text is in."""
         return self.group if isinstance(self.group, tuple) else () if self.group is None else (self.group,)
 
+    @property
+    def segments(self) -> list[str]:
+        """The text, or both texts of a pair."""
+        return [self.text] if self.pair is None else [self.text, self.pair]
+
 
 class Examples(Sequence[Example]):
     """Labelled texts with the names of their labels; never changes.

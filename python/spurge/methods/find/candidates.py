@@ -55,17 +55,12 @@ class Candidate:
         return f"{self.kind}: {self.name}" + (f" ({self.place})" if self.place else "")
 
 
-def segments_of(row: Example) -> list[str]:
-    """The text, or both texts of a pair."""
-    return [row.text] if row.pair is None else [row.text, row.pair]
-
-
 def traits(examples: Examples, least: int) -> list[Candidate]:
     """Negation, length, punctuation, and of pairs their overlap: those that some texts have and some have not."""
     found = []
     paired = examples[0].pair is not None
     for number, place in enumerate(PLACES if paired else ("",)):
-        texts = [segments_of(row)[number] for row in examples]
+        texts = [row.segments[number] for row in examples]
         found.append(("negation", "a negation", place, [has_negation(text) for text in texts]))
         lengths = [len(split_words(text)) for text in texts]
         for edge in sorted({int(np.quantile(lengths, q)) for q in (0.5, 0.8)}):
@@ -182,14 +177,14 @@ def presence(
         finders = [Finder([part]) for part in parts]
         having = []
         for row in examples:
-            own = segments_of(row)
+            own = row.segments
             where = own if number is None else own[number : number + 1]
             if kind == "pair":
                 having.append(all(finder.find(text) for finder, text in zip(finders, own, strict=False)))
             else:
                 having.append(any(finders[0].find(text) for text in where))
         return np.array(having, dtype=bool)
-    texts = [segments_of(row)[number or 0] for row in examples]
+    texts = [row.segments[number or 0] for row in examples]
     if kind == "negation":
         return np.array([has_negation(text) for text in texts])
     if kind == "punctuation":

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from spurge.engine.data.examples import Example
-from spurge.methods.find.candidates import ARROW, MARKS, PLACES, WORDED, Candidate, is_negation, segments_of
+from spurge.methods.find.candidates import ARROW, MARKS, PLACES, WORDED, Candidate, is_negation
 from spurge.methods.golden.phrases import Finder, Span, cased, replaced
 
 Change = Literal["delete", "swap", "insert"]
@@ -141,7 +141,7 @@ class Changes:
 
 def _changed(row: Example, one: Candidate, change: Callable[[str], str]) -> Example | None:
     """The example with one of its texts changed; None where nothing changes or nothing is left."""
-    parts = segments_of(row)
+    parts = row.segments
     number = PLACES.index(one.place) if one.place else len(parts) - 1 if one.kind == "pair" else 0
     before, parts[number] = parts[number], change(parts[number])
     if parts[number] == before or not parts[number].strip():

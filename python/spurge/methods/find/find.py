@@ -23,7 +23,6 @@ from spurge.methods.find.candidates import (
     WORDED,
     Candidate,
     columns_of,
-    segments_of,
     topics_of,
     traits,
     word_pairs,
@@ -216,7 +215,7 @@ class _Search:
 
     def _units(self) -> list[Candidate]:
         """All candidates; `words` keeps the single words of each place."""
-        parts = [segments_of(row) for row in self.examples]
+        parts = [row.segments for row in self.examples]
         paired = len(parts[0]) == 2
         units: list[Candidate] = []
         for index, place in enumerate(PLACES if paired else ("",)):
@@ -339,7 +338,7 @@ class _Search:
         against = one.rows[self.targets[one.rows] != label]
         right = self.answers[against] == self.targets[against]
         low, high = reliance.lean.interval
-        shown = [" / ".join(segments_of(self.examples[int(row)])) for row in (*against[:1], *one.rows[:2])]
+        shown = [" / ".join(self.examples[int(row)].segments) for row in (*against[:1], *one.rows[:2])]
         effects: dict[str, float] = {change: effect.mean for change, effect in reliance.effects.items()}
         return {
             "word": one.name,

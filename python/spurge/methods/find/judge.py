@@ -10,7 +10,7 @@ from spurge.engine.data.bound import associate
 from spurge.engine.data.examples import Examples
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
-from spurge.methods.find.candidates import ARROW, Candidate, segments_of
+from spurge.methods.find.candidates import ARROW, Candidate
 from spurge.methods.find.likeness import likeness
 from spurge.methods.find.peers import Peers
 from spurge.methods.find.roles import Evidence, Lexicon, weigh, written_as_names
@@ -42,7 +42,7 @@ class Judge:
         self._named: dict[str, dict[str, tuple[int, int]]] = {}
         for index, (place, own) in enumerate(words.items()):
             names = [one.name for one in own]
-            texts = [segments_of(row)[index] for row in examples]
+            texts = [row.segments[index] for row in examples]
             rows = [one.rows for one in own]
             excess = associate(rows, targets, len(examples.labels)).excess
             self._peers[place] = Peers(names, likeness(handle, names, texts), excess, rows, len(examples))

@@ -89,7 +89,7 @@ def coverage(examples: Examples, golden: GoldenTokens, *, least_count: int | Non
         ValueError: other labels than those of the golden words, or a number out of range.
     """
     golden = golden.for_labels(examples.labels)
-    parts = [[row.text] if row.pair is None else [row.text, row.pair] for row in examples]
+    parts = [row.segments for row in examples]
     least = least_count if least_count is not None else max(8, round(len(examples) / 200))
     units = [one for one in repeats(parts, least=least) if one.whole]
     targets = examples.targets.numpy()

@@ -136,7 +136,7 @@ class CounterfactualSet:
         )  # shuffled rows are sorted within a pool: by length over all, batches would sort kinds
         shuffled = random.Random(len(self.rows)).sample(range(len(self.rows)), len(self.rows))
         for start in range(0, len(shuffled), pool):
-            order += sorted(shuffled[start : start + pool], key=lambda i: (_length(self.rows[i].example), i))
+            order += sorted(shuffled[start : start + pool], key=lambda i: (length_of(self.rows[i].example), i))
         return [self.take(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
     def job(
@@ -188,7 +188,7 @@ def counterfactual_set(
     """
     causal = [list(golden.causal[label]) for label in golden.labels]
     searched = train if len(train) <= _SEARCHED else train.sample(_SEARCHED, seed)
-    segments = [[row.text] if row.pair is None else [row.text, row.pair] for row in searched]
+    segments = [row.segments for row in searched]
     phrases = telling_phrases(segments, searched.targets.tolist(), golden.irrelevant)
     maker = Counterfactuals(nearest_words(handle, causal), causal, phrases, seed=seed)
     rows = [row for index, example in enumerate(chosen) for row in maker.rows(index, example)]
@@ -215,14 +215,15 @@ def counterfactual_set(
     return CounterfactualSet(tuple(kept), torch.stack(wanted), tuple(phrases))
 
 
-def _length(example: Example) -> int:
-    return len(example.text) + len(example.pair or "")
+def length_of(example: Example) -> int:
+    """Characters of a text, or of both of a pair: what passes are sorted by."""
+    return sum(map(len, example.segments))
 
 
 @without_gradients
 def answers(handle: Handle, examples: Sequence[Example], batch_size: int, max_length: int | None) -> list[Tensor]:
     """The unedited model's distribution over labels for each text, ``[Y]`` float64 on the CPU."""
-    order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
+    order = sorted(range(len(examples)), key=lambda i: length_of(examples[i]))
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]

@@ -32,6 +32,7 @@ from spurge.engine.models.parameters import find_places
 from spurge.engine.models.sites import widths
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.located import Located
+from spurge.methods.macu.objectives import length_of
 from spurge.methods.macu.settings import Settings
 from spurge.methods.macu.swaps import SwapMaker, SwapShares
 from spurge.methods.macu.trained import Free, Student, Which, copied, free_weights, write_edited
@@ -73,7 +74,7 @@ class Dev:
         return Tried(value, home, home if self.swaps is None else self._right(handle, self.swaps))
 
     def _right(self, handle: Handle, rows: Examples) -> float:
-        right, ordered = 0, sorted(rows, key=lambda row: (len(row.text) + len(row.pair or ""), row.text))
+        right, ordered = 0, sorted(rows, key=lambda row: (length_of(row), row.text))
         for batch in Examples(ordered, rows.labels).batches(64):
             logits = handle.logits(handle.encode(batch, self.max_length))
             right += int((logits.argmax(1).cpu() == batch.targets).sum())

@@ -26,7 +26,7 @@ from spurge.engine.base.tensor_files import flat, of_group, reading, write_tenso
 from spurge.engine.cascade.meter import Meter
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.models.handle import Handle
-from spurge.methods.macu.objectives import answers
+from spurge.methods.macu.objectives import answers, length_of
 from spurge.methods.macu.swaps import SwapMaker, SwapShares
 from spurge.methods.macu.trained import Student
 
@@ -150,7 +150,7 @@ def plan_course(
             if not rows:
                 continue
             mine = [i % len(rows) for i in range(pool[0] * size, (pool[-1] + 1) * size)]
-            mine.sort(key=lambda i: (_length(rows[i]), i))
+            mine.sort(key=lambda i: (length_of(rows[i]), i))
             for place, step in enumerate(order):
                 chosen = mine[place * size : (place + 1) * size]
                 weights = torch.full((len(chosen),), weight / size)
@@ -231,7 +231,7 @@ class Training:
 
     def _fitting_rows(self, left: int, memory: int) -> int:
         """Rows of a pass whose activations the memory holds, by those of the longest row."""
-        longest = max(self.course.examples, key=lambda row: (_length(row), row.text))
+        longest = max(self.course.examples, key=lambda row: (length_of(row), row.text))
         wanted = torch.ones(1, 1)
         meter = Meter()
         with meter:
@@ -273,10 +273,6 @@ class Training:
                 step = torch.tensor(float(len(losses)))
                 self.adam.state[weight] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
         self.losses = losses
-
-
-def _length(example: Example) -> int:
-    return len(example.text) + len(example.pair or "")
 
 
 def _one_hot(examples: Sequence[Example], labels: int) -> Tensor:
