@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,23 +103,39 @@ class Counterfactuals:
     def rows(self, index: int, example: Example) -> list[Row]:
         """One kept row, and a swapped and a neutral one where the words of the text allow."""
         draw = random.Random(f"{self.seed}-{index}")
-        segments = [example.text] if example.pair is None else [example.text, example.pair]
+        segments = example.segments
         out = [Row(example, "kept", index, example)]
         other = draw.choice([y for y in range(self._labels) if y != example.label])
-        swapped = self._swapped(segments, example.label, other)
+        swapped = self.swapped(segments, example.label, other, self._nearest_to)
         if swapped is not None:
-            out.append(Row(_example(swapped, other), "swapped", index, None))
+            out.append(Row(example_of(swapped, other), "swapped", index, None))
         neutral = self.neutral(segments, example.label, draw)
         if neutral is not None:
             changed, bare = neutral
-            out.append(Row(_example(changed, example.label), "neutral", index, _example(bare, example.label)))
+            out.append(Row(example_of(changed, example.label), "neutral", index, example_of(bare, example.label)))
         return out
 
-    def _swapped(self, segments: Sequence[str], label: int, other: int) -> list[str] | None:
+    def swapped(
+        self,
+        segments: Sequence[str],
+        label: int,
+        other: int,
+        replacement: Callable[[str, int], str | None],
+        *,
+        every: bool = False,
+    ) -> list[str] | None:
         """Units of ``label`` and ``other`` exchanged; None unless those of ``label`` outnumber each other label's.
 
         A text whose causal words speak for another label than its own is noise, negation or irony: swapping its words
         would not turn it into one of ``other``.
+
+        Args:
+            segments: the text, or both of a pair.
+            label: of the text.
+            other: label it should have afterwards.
+            replacement: gives, for a unit of the text and a label, the unit of that label to put in its place; None
+                leaves it. Units of third labels are asked for with their own label.
+            every: None, too, where a unit of ``label`` is left.
         """
         found = [self.causal.find(segment) for segment in segments]
         votes = Counter(self.label_of[unit] for spans in found for _, _, unit in spans)
@@ -130,11 +146,17 @@ class Counterfactuals:
         for segment, spans in zip(segments, found, strict=True):
             edits = []
             for start, end, unit in spans:
-                new = self._nearest.get((self.label_of[unit], partner.get(self.label_of[unit], -1)), {}).get(unit)
+                own = self.label_of[unit]
+                new = replacement(unit, partner.get(own, own))
                 if new is not None:
                     edits.append((start, end, cased(new, segment[start:end])))
+                elif every and own == label:
+                    return None
             changed.append(replaced(segment, edits))
         return changed if changed != list(segments) else None
+
+    def _nearest_to(self, unit: str, label: int) -> str | None:
+        return self._nearest.get((self.label_of[unit], label), {}).get(unit)
 
     def neutral(self, segments: Sequence[str], label: int, draw: random.Random) -> tuple[list[str], list[str]] | None:
         """The text with another label's phrase in place of its own phrases, and the text with none."""
@@ -157,5 +179,6 @@ class Counterfactuals:
         return _BLANKS.sub(" ", f"{segment[:at]} {phrase} {segment[at:]}").strip()
 
 
-def _example(segments: Sequence[str], label: int) -> Example:
+def example_of(segments: Sequence[str], label: int) -> Example:
+    """The text, or pair of texts, under a label."""
     return Example(segments[0], label, segments[1] if len(segments) > 1 else None)

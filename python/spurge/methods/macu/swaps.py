@@ -32,8 +32,8 @@ from spurge.engine.data.words import split_words
 from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.golden.golden import GoldenTokens
-from spurge.methods.golden.phrases import cased, replaced, telling_phrases
-from spurge.methods.macu.counterfactual import Counterfactuals, own_units
+from spurge.methods.golden.phrases import telling_phrases
+from spurge.methods.macu.counterfactual import Counterfactuals, example_of, own_units
 
 Kind = Literal["flip", "random", "same", "negation", "template", "neutral"]
 
@@ -137,7 +137,7 @@ class SwapMaker:
         seed: int = 0,
     ) -> None:
         searched = train if len(train) <= _SEARCHED else train.sample(_SEARCHED, seed)
-        segments = [_segments(row) for row in searched]
+        segments = [row.segments for row in searched]
         causal = [list(golden.causal[label]) for label in golden.labels]
         phrases = telling_phrases(segments, searched.targets.tolist(), golden.irrelevant) if shares.neutral else []
         self._units = own_units(causal)
@@ -185,8 +185,8 @@ class SwapMaker:
         if kind == "template":
             return self._template(draw)
         if kind == "neutral":
-            found = self._texts.neutral(_segments(row), row.label, draw)
-            return None if found is None else _example(found[0], row.label)
+            found = self._texts.neutral(row.segments, row.label, draw)
+            return None if found is None else example_of(found[0], row.label)
         if kind == "negation":
             return self._negated(row)
         other = row.label
@@ -195,37 +195,23 @@ class SwapMaker:
         segments = self._swapped(row, other, kind, draw)
         if segments is None:
             return None
-        example = _example(segments, other)
+        example = example_of(segments, other)
         if kind != "same" and self._bag is not None and self._bag.probabilities(example)[other] < self._plausible:
             return None
         return example
 
     def _swapped(self, row: Example, other: int, kind: Kind, draw: random.Random) -> list[str] | None:
-        """All causal words exchanged, those of the label for the other's and the other way round.
-
-        None where a text's causal words do not speak for its label, or it denies something: then the new label would
-        not follow from its words.
-        """
-        segments = _segments(row)
-        found = [self._texts.causal.find(segment) for segment in segments]
-        votes = Counter(self._texts.label_of[unit] for spans in found for _, _, unit in spans)
-        if not votes[row.label] or any(votes[y] >= votes[row.label] for y in votes if y != row.label):
-            return None
+        """All causal words exchanged; None, too, where the text denies something: then its words decide no label."""
+        segments = row.segments
         if other != row.label and any(_NEGATORS & {*split_words(segment)} for segment in segments):
             return None
-        partner = {row.label: other, other: row.label}
-        changed = []
-        for segment, spans in zip(segments, found, strict=True):
-            edits = []
-            for start, end, unit in spans:
-                own = self._texts.label_of[unit]
-                new = self._replacement(unit, partner.get(own, own), kind, draw)
-                if new is not None:
-                    edits.append((start, end, cased(new, segment[start:end])))
-                elif own == row.label and other != own:
-                    return None
-            changed.append(replaced(segment, edits))
-        return changed if changed != segments else None
+        return self._texts.swapped(
+            segments,
+            row.label,
+            other,
+            lambda unit, label: self._replacement(unit, label, kind, draw),
+            every=other != row.label,
+        )
 
     def _replacement(self, unit: str, label: int, kind: Kind, draw: random.Random) -> str | None:
         if kind == "flip":
@@ -261,14 +247,14 @@ class SwapMaker:
         negators = sum(word in _NEGATORS or word.endswith("n't") for word in split_words(text))
         if len(denials) == 1 and negators == 1 and said == other and 0 <= start - denials[0].end() < 40:
             bare = f"{_whole(text[: denials[0].start()])} {text[denials[0].end() :]}"
-            return _example([re.sub(r"\s{2,}", " ", bare).strip()], other)
+            return example_of([re.sub(r"\s{2,}", " ", bare).strip()], other)
         place = _COPULA.search(text[:start])
         if negators or said != row.label or place is None:
             return None
         verb = re.match(r"\S+\s+", text[place.start() :])
         assert verb is not None
         at = place.start() + verb.end()
-        return _example([f"{text[:at]}not {text[at:]}"], other)
+        return example_of([f"{text[:at]}not {text[at:]}"], other)
 
     def _template(self, draw: random.Random) -> Example | None:
         label = draw.randrange(len(self._units))
@@ -277,7 +263,7 @@ class SwapMaker:
             return None
         denied = draw.random() < 0.3
         frame = draw.choice(_DENIALS if denied else _FRAMES)
-        return _example(
+        return example_of(
             [frame.format(thing=draw.choice(_THINGS), word=draw.choice(words))], 1 - label if denied else label
         )
 
@@ -297,14 +283,6 @@ class SwapMaker:
 def _whole(text: str) -> str:
     """The text with the verb at its end as it is without the "n't" that it has lost: "can" of "ca", "will" of "wo"."""
     return re.sub(r"\bwo$", "will", re.sub(r"\bca$", "can", text))
-
-
-def _segments(row: Example) -> list[str]:
-    return [row.text] if row.pair is None else [row.text, row.pair]
-
-
-def _example(segments: Sequence[str], label: int) -> Example:
-    return Example(segments[0], label, segments[1] if len(segments) > 1 else None)
 
 
 def _by_ending(units: Sequence[str]) -> dict[str, list[int]]:
