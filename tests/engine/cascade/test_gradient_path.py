@@ -392,3 +392,17 @@ def test_the_highest_values_by_name() -> None:
     assert lines[0] == repr(found) == "Attribution(2 x 4 values for 144 neurons of 3 sites, 8 of them measured)"
     assert len(lines) >= 13
     assert all(f"target {q}, by 32 values drawn" in str(found) for q in (0, 1))
+
+
+def test_a_short_list_grows_by_no_more_than_its_double() -> None:
+    """Half of the error is in what the second round measures; stakes alone, all alike, would ask for all."""
+    estimate, stake = torch.ones(1, 4000), torch.ones(1, 4000)
+    asked = []
+
+    def ablate(units: Tensor, owners: Tensor) -> Tensor:
+        asked.append(len(units))
+        return torch.where(units[:, 1] < 60, 3.0, 1.0)[None]
+
+    found = effects_of_units([FirstOrder([estimate], [stake])], ablate, Effort(32, 256, 0.1, 0))
+    assert found.exact == 64
+    assert [asked[0], asked[2]] == [32, 32]

@@ -16,7 +16,7 @@ Ablate = Callable[[Tensor, Tensor], Tensor]  # units [n, 2] and the example of e
 
 EXACT, AUDIT, LEAST_AUDIT = 32, 256, 32
 MOST = 0.25  # of all units, that a tolerance may have switched off
-GROWTH = 1.5  # of the short list, at least, from one audit to the next
+GROWTH = 1.5, 2.0  # of the short list from one audit to the next: stakes fall more slowly than errors do
 SHARED = 0.3  # of a unit's mean square over examples: one example alone overlooks some; found where effects were known
 
 
@@ -84,8 +84,9 @@ def effects_of_units(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort
         return UnitEffects(values, 0, None)
     each = [torch.stack([own.stake[i] for own in found]) for i in range(len(values))]
     widths = [value.shape[2] for value in values]
-    flat, doubts, stakes = _in_a_row(values), _in_a_row(each), pooled_stakes(values, each)
-    order, total, batch = stakes.argsort(descending=True, stable=True), len(stakes), values[0].shape[1]
+    flat, doubts, batch = _in_a_row(values), _in_a_row(each), values[0].shape[1]
+    stakes = pooled_stakes(flat, doubts, batch)
+    order, total = stakes.argsort(descending=True, stable=True), len(stakes)
     least = min(effort.exact * batch, total)
     most = max(least, int(MOST * total) // batch * batch)
 
@@ -119,18 +120,18 @@ def effects_of_units(found: Sequence[FirstOrder], ablate: Ablate, effort: Effort
     return UnitEffects([own.to(value) for own, value in zip(parts, values, strict=True)], done, sample)
 
 
-def pooled_stakes(values: Sequence[Tensor], stakes: Sequence[Tensor]) -> Tensor:
+def pooled_stakes(values: Tensor, stakes: Tensor, batch: int) -> Tensor:
     """One stake for each value of an example and a unit, ``[B N]`` on the CPU: every target's at its own scale, and
     some of what the unit has in the other examples.
 
     Args:
-        values, stakes: by site, ``[Q, B, F]``.
+        values, stakes: ``[Q, B N]``, example by example.
+        batch: B.
     """
-    flat, doubts = _in_a_row(values), _in_a_row(stakes)
-    scale = flat.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # [Q, 1]
+    scale = values.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # [Q, 1]
     largest = torch.finfo(torch.float32).max
-    own = (doubts.square() / scale).sum(0).nan_to_num(nan=largest).clamp_max(largest)
-    each = own.unflatten(0, (values[0].shape[1], -1))
+    own = (stakes.square() / scale).sum(0).nan_to_num(nan=largest).clamp_max(largest)
+    each = own.unflatten(0, (batch, -1))
     return (each + SHARED * each.mean(0)).sqrt().flatten()
 
 
@@ -138,7 +139,8 @@ def _next(ranked: Tensor, done: int, factor: float) -> int:
     """How long the short list has to be for an error smaller by ``factor``, if errors go as stakes do."""
     left = ranked.double().square().flip(0).cumsum(0).flip(0)  # [n]: of the units from n on
     goal = left[done] / factor**2
-    return max(int((left > goal).sum()), int(GROWTH * done), done + 1)
+    least, most = (int(growth * done) for growth in GROWTH)
+    return max(min(int((left > goal).sum()), max(most, EXACT)), least, done + 1)
 
 
 def _in_a_row(values: Sequence[Tensor]) -> Tensor:
