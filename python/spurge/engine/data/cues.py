@@ -61,7 +61,7 @@ class Cue:
 
     def hold(self, examples: Examples) -> np.ndarray:
         """Which rows hold a word of the cue, bool ``[N]``."""
-        return np.array([any(self._holds(text) for text in (row.text, row.pair or "")) for row in examples])
+        return np.array([any(self._holds(text) for text in row.segments) for row in examples])
 
     def _holds(self, text: str) -> bool:
         return any(unit in self._units for _, _, unit in word_spans(text, self._phrases))

@@ -67,7 +67,7 @@ class BagOfWords:
 
 def _bag(row: Example) -> Counter[str]:
     units: Counter[str] = Counter()
-    for segment in (row.text,) if row.pair is None else (row.text, row.pair):
+    for segment in row.segments:
         words = split_words(segment)
         units.update(words)
         units.update(_pairs(words))
