@@ -29,9 +29,8 @@ def terminal_width() -> int:
 def wrapped(text: str, indent: str = "  ", width: int | None = None) -> str:
     """Sentences, one a line, broken where they are wider than the terminal; what goes on is indented."""
     width = terminal_width() if width is None else width
-    how = {"subsequent_indent": indent, "break_on_hyphens": False}
     return "\n".join(
-        line if len(line) <= width else textwrap.fill(line, width, **how)  # type: ignore[arg-type]
+        line if len(line) <= width else textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
         for line in text.split("\n")
     )
 

@@ -44,7 +44,7 @@ class Passes:
         progress: bool,
     ) -> None:
         self._handle, self._labels, self._progress = handle, tuple(labels), progress
-        self._settings = {"batch_size": batch_size, "max_length": max_length, "memory": memory}
+        self._batch_size, self._max_length, self._memory = batch_size, max_length, memory
         self._resume = resume
         self._model = model_print(handle.model) if resume is not None else ""
         self.texts = 0
@@ -58,7 +58,7 @@ class Passes:
         different = list(dict.fromkeys((row.text, row.pair) for row in rows))
         different.sort(key=lambda texts: (len(texts[0]) + len(texts[1] or ""), texts[0], texts[1] or ""))
         self.texts += len(different)
-        mark = fingerprint(canonical_json([self._model, self._settings["max_length"], different]))
+        mark = fingerprint(canonical_json([self._model, self._max_length, different]))
         blocks = Blocks(self._resume, "find block", "a block of forward passes", mark)
         found = []
         with tqdm(total=len(different), desc=stage, unit="text", disable=not self._progress) as bar:
@@ -76,4 +76,12 @@ class Passes:
 
     def _run(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
         examples = Examples([Example(text, 0, pair) for text, pair in texts], self._labels)
-        return Prepared("changed texts", self._handle, examples, **self._settings).run().logits  # type: ignore[arg-type]
+        prepared = Prepared(
+            "changed texts",
+            self._handle,
+            examples,
+            batch_size=self._batch_size,
+            max_length=self._max_length,
+            memory=self._memory,
+        )
+        return prepared.run().logits
