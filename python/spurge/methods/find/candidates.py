@@ -20,12 +20,11 @@ KINDS = ("word", "phrase", "pair", "overlap", "negation", "length", "punctuation
 WORDED = ("word", "phrase")  # kinds that are words of golden sets
 PLACES = ("text", "second text")
 ARROW = " → "
-NEGATIONS = frozenset(
-    """
+_NEGATIONS = """
     not no never none nobody nothing neither nor nowhere without cannot n't don't doesn't didn't isn't aren't wasn't
     weren't won't wouldn't can't couldn't shouldn't hasn't haven't hadn't ain't hardly
-    """.split()  # noqa: SIM905 - as words it can be read
-)
+"""
+NEGATIONS = frozenset(_NEGATIONS.split())
 MARKS = re.compile(r"!{2,}|\?{2,}|\.{3,}|…|[!?;:()\"*/%$&#@]|--+|—")
 _AT_LEAST = re.compile(r"at least (\d+(?:\.\d+)?)\b.*")
 _MOST_VALUES = 50  # of a column of names

@@ -35,8 +35,7 @@ _KEEP = {
 }
 
 # Closed-class words of English. Negations are left out on purpose: "not" decides labels.
-FUNCTION_WORDS: tuple[str, ...] = tuple(
-    """
+_FUNCTION_WORDS = """
     a an the this that these those such
     i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its itself
     we us our ours ourselves they them their theirs themselves one oneself somebody someone something anybody anyone
@@ -50,8 +49,8 @@ FUNCTION_WORDS: tuple[str, ...] = tuple(
     and or but if because while although though than then so once again further here there also too
     s t d ll m re ve i'm i've i'd i'll you're you've you'd you'll he'd he'll she'd she'll it'll it'd we're we've we'd
     we'll they're they've they'd they'll that'll there'd who'd who'll
-    """.split()  # noqa: SIM905 - as words it can be read
-)
+"""
+FUNCTION_WORDS: tuple[str, ...] = tuple(_FUNCTION_WORDS.split())
 
 
 def statistics(examples: Examples, *, least_count: int = 5, least_z: float = 3.0) -> list[dict[str, Any]]:
