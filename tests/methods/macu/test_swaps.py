@@ -134,6 +134,10 @@ def test_pairs_have_no_english_templates() -> None:
 def test_bad_shares() -> None:
     with pytest.raises(ValueError, match="flip"):
         SwapShares(flip=-1)
+    with pytest.raises(ValueError, match="same: must be finite"):
+        SwapShares(same=float("inf"))
+    with pytest.raises(TypeError, match="random"):
+        SwapShares(random=True)
     with pytest.raises(ValueError, match="above 0"):
         SwapShares(flip=0, random=0, same=0, negation=0, template=0, neutral=0)
 

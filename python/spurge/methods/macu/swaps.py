@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from spurge.engine.base.checks import number
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.data.tfidf import BagOfWords
 from spurge.engine.data.words import split_words
@@ -77,6 +78,7 @@ class SwapShares:
 
     Raises:
         ValueError: a number below 0 or not finite, or none above 0.
+        TypeError: no number.
     """
 
     flip: float = 1.0
@@ -88,9 +90,7 @@ class SwapShares:
 
     def __post_init__(self) -> None:
         for part in fields(self):
-            value = getattr(self, part.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{part.name}: a share must be a number of at least 0, got {value!r}")
+            number(part.name, getattr(self, part.name), 0)
         if not sum(getattr(self, part.name) for part in fields(self)):
             raise ValueError("shares: one of them must be above 0")
 
