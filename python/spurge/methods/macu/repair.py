@@ -7,7 +7,6 @@ paper; interpolation of weights: Wortsman et al. 2022 (WiSE-FT).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spurge.engine.base.checks import warn
 from spurge.engine.base.distributed import Message, Ranks
 from spurge.engine.base.files import PathLike, canonical_json, fingerprint
 from spurge.engine.base.gradients import without_gradients
@@ -217,10 +217,7 @@ class Repairer:
             tried.append(dev.measure(alpha, copy))
         best = best_of(before, tried, self.settings.loss)
         if best is None:
-            warnings.warn(
-                f"dev: the edit loses more than {self.settings.loss} points at every alpha; none of it is taken",
-                stacklevel=4,
-            )
+            warn(f"dev: the edit loses more than {self.settings.loss} points at every alpha; none of it is taken")
             best = before
         selection = [asdict(candidate) for candidate in (before, *tried)]
         facts = {"alpha": best.value, "home": best.home, "swapped": best.swapped, "selection": selection}
