@@ -20,9 +20,10 @@ from spurge.engine.edits.weight_edits import load_edit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites, widths
+from spurge.methods.macu import repair as repairing
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
-from spurge.methods.macu.repair import Tried, best_of, spread_neurons
+from spurge.methods.macu.repair import Repairer, Tried, best_of, spread_neurons
 from spurge.methods.macu.swaps import SwapShares
 from spurge.methods.macu.trained import Student, free_weights
 from spurge.methods.macu.training import Repair, Training
@@ -288,6 +289,22 @@ def test_no_change_is_taken_where_all_of_them_lose_too_much() -> None:
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     with found.applied(model):
         assert all(torch.equal(plain[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_strength_of_another_edit_is_chosen_without_a_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planted_texts.model()
+    monkeypatch.delattr(repairing, "plan_course")
+    handle, settings = Handle(model, tiny_tokenizer()), Repair(dev_texts=40)
+    repairer = Repairer(
+        handle, planted_texts.train(), None, planted_texts.GOLDEN, settings, 0.1, 64, None, seed=0, progress=False
+    )
+    name = "classifier.bias"
+    edit = WeightDeltas.build(model, {name: Dense(torch.tensor([1e-3, -1e-3]))})
+    found = repairer.strength(edit, (1.0, 0.5))
+    assert [tried["value"] for tried in found.info["selection"]] == [0.0, 0.5, 1.0]
+    assert found.info["alpha"] in (0.5, 1.0)
+    expected = edit.scaled(found.info["alpha"]).deltas[name].full((2,))
+    assert torch.equal(found.deltas[name].full((2,)), expected)
 
 
 def test_the_rule_that_chooses() -> None:

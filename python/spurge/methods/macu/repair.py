@@ -144,7 +144,7 @@ class Repairer:
     def strength(self, edit: WeightDeltas, alphas: Sequence[float]) -> WeightDeltas:
         """Another edit of the model as strong as dev has it, by the rule of the repair; warns as :meth:`edit`."""
         with frozen(self._plain()):
-            dev, _ = self._prepared()
+            dev, _, _ = self._parted()
             return self._as_strong(edit, dev, alphas)
 
     def last_layer(self) -> WeightDeltas:
@@ -179,6 +179,12 @@ class Repairer:
         return self.handle.model
 
     def _prepared(self) -> tuple[Dev, Course]:
+        dev, train, maker = self._parted()
+        shown = None if self.settings.shares is None else maker
+        return dev, plan_course(self.handle, train, shown, self.settings, self.max_length, self.seed)
+
+    def _parted(self) -> tuple[Dev, Examples, SwapMaker]:
+        """Texts that training does not see, with swaps of them; those that it sees; and what makes swaps."""
         settings, train, dev = self.settings, self.train, self.dev
         if dev is None:
             if len(train) < 2:
@@ -189,13 +195,11 @@ class Repairer:
         if len(dev) > settings.dev_texts:
             dev = dev.sample(settings.dev_texts, self.seed)
         maker = SwapMaker(self.handle, train, self.golden, settings.shares or SwapShares(), seed=self.seed)
-        shown = None if settings.shares is None else maker
-        course = plan_course(self.handle, train, shown, settings, self.max_length, self.seed)
         try:
             swaps = Examples([s.example for s in maker.make(dev, min(_SWAPPED, len(dev)), self.seed + 1)], dev.labels)
         except ValueError:
             swaps = None
-        return Dev(dev, swaps, self.max_length), course
+        return Dev(dev, swaps, self.max_length), train, maker
 
     def _origin(self, which: Which, neurons: NeuronSet | None, free: Free) -> str:
         """Of all that decides the steps: settings of the choice of alpha do not."""
