@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.tiny_models import FAMILIES, tiny
-from spurge.engine.models.call_arguments import cut, first, leading, like, repeat_rows, take
+from spurge.engine.models.call_arguments import cut, first, leading, like, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import WideAttention, frozen, hook, hook_before, replaced_forward
 from spurge.engine.models.sites import find_sites
 from spurge.engine.passes.norm_placement import layer_anatomy
 from spurge.engine.passes.partial_forward import PartialForward
+from spurge.engine.passes.trace import Owners
 
 
 def inputs_for(family: str, examples: int = 3) -> dict[str, Tensor]:
@@ -133,8 +134,11 @@ def test_take_and_repeat() -> None:
     inputs = {"input_ids": torch.arange(6).view(3, 2), "flag": True, "scale": torch.tensor(2.0)}
     assert take(inputs, slice(1, 2))["input_ids"].tolist() == [[2, 3]]
     assert take(inputs, slice(1, 2))["flag"] is True
-    assert repeat_rows(inputs["input_ids"], 3, 2).shape == (6, 2)
-    assert repeat_rows(inputs["scale"], 3, 2).dim() == 0
+    for owners, want in ((Owners(3, 6), [0, 1, 2, 0, 1, 2]), (Owners(3, 4, torch.tensor([2, 0, 0, 1])), [2, 0, 0, 1])):
+        rows = owners.inputs(inputs)
+        assert torch.equal(rows["input_ids"], inputs["input_ids"][want])
+        assert rows["scale"].dim() == 0
+        assert rows["flag"] is True
 
 
 def test_patches_are_undone_by_exceptions() -> None:

@@ -22,13 +22,6 @@ def like(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 
 
-def repeat_rows(value: Any, batch: int, times: int) -> Any:
-    """``value`` with a leading dimension of ``batch`` repeated ``times`` times; anything else as it is."""
-    if torch.is_tensor(value) and value.dim() and value.shape[0] == batch:
-        return value.repeat(times, *[1] * (value.dim() - 1))
-    return value
-
-
 def take(inputs: Mapping[str, Any], examples: slice) -> dict[str, Any]:
     """Some of the examples of a batch of model inputs."""
     batch = len(main_input(inputs))

@@ -13,10 +13,10 @@ from spurge import ops
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import Temporaries, within
 from spurge.engine.cascade.meter import Meter
-from spurge.engine.models.call_arguments import first, repeat_rows, take
+from spurge.engine.models.call_arguments import first, take
 from spurge.engine.models.hooks import hook, hook_before, replaced_forward
 from spurge.engine.passes.partial_forward import PartialForward
-from spurge.engine.passes.trace import Forward
+from spurge.engine.passes.trace import Forward, Owners
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def cost_of(forward: Forward, inputs: Mapping[str, Any]) -> Cost:
     one = take(inputs, slice(0, 1))
     passes, counts = [], []
     for times in (1, 2):
-        rows = {name: repeat_rows(value, 1, times) for name, value in one.items()}
+        rows = Owners(1, times).inputs(one)
         with grad_mode(False):
             forward.trace(rows)  # which looks, once for a shape, whether it can be entered
         passes.append(_unedited(forward, rows))
