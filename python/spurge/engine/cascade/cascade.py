@@ -99,7 +99,8 @@ class Cascade:
             layer and example (a fifth to a sixth of the work with two nodes). False leaves both out of the result; a
             tolerance needs them.
         memory: budget in bytes or as text (``"256MiB"``) for what is needed beyond the model itself; a share of what
-            is free by default. The work is split to fit; the result does not depend on the split.
+            is free by default. The work is split to fit; the result does not depend on the split, but for which values
+            the gradient path measures: those at stake most in each part.
         attention: give targets the attention row of the probed token (first token of an encoder, last real token of a
             decoder).
         units: ``"neurons"`` of the feed-forward layers, attention ``"heads"``, or ``"both"``
