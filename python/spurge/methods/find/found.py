@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from spurge.engine.base import files
 from spurge.engine.base.checks import choice
 from spurge.engine.base.files import PathLike
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import Table, aligned, folded, page, width_of
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import check_names, of_file, read_column, read_text
 from spurge.engine.data.table_files import read_records
@@ -133,37 +132,19 @@ class Found:
         """The first ``n`` rows, at most 80 columns wide."""
         head = ["candidate", "label", "role", "n", "%", "q", "lean", "flips"]
         lines = [head, *(_cells(row) for row in self.rows[:n])]
-        room = _WIDTH - max(map(len, aligned([line[1:] for line in lines], left=2))) - 2
+        room = _WIDTH - max(map(width_of, aligned([line[1:] for line in lines], left=2))) - 2
         lines = [[_cut(line[0], max(room, 12)), *line[1:]] for line in lines]
-        text = aligned(lines, left=3)
-        return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+        return "\n".join(folded(lines, left=3, width=_WIDTH, rule=True))
 
     def __str__(self) -> str:
         reasons = [f"{row.word}: {row.role}, {row.reason}" for row in self.rows[:3]]
         return "\n".join([self.table(), "", *(_cut(reason, _WIDTH) for reason in reasons)])
 
     def _repr_html_(self) -> str:
-        names = (
-            "word",
-            "kind",
-            "label",
-            "role",
-            "count",
-            "share",
-            "q",
-            "lean",
-            "low",
-            "high",
-            "flips",
-            "against",
-            "reason",
-        )
-        head = "".join(f"<th>{name}</th>" for name in names)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_text(getattr(row, name)))}</td>" for name in names) + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        texts, numbers = ["word", "kind", "label", "role"], ["count", "share", "q", "lean", "low", "high", "flips"]
+        names = [*texts, "reason", *numbers, "against"]
+        lines = [names, *([_text(getattr(row, name)) for name in names] for row in self.rows)]
+        return page([Table("", lines, left=len(texts) + 1)])
 
     # Files
 

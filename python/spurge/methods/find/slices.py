@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spurge.engine.base.checks import instance, integer
 from spurge.engine.base.statistics import benjamini_hochberg
-from spurge.engine.base.tables import aligned
+from spurge.engine.base.tables import folded
 from spurge.engine.causal.topics import k_means, one_thread
 from spurge.engine.features.features import Features
 from spurge.methods.find.leaning import margins_of
@@ -85,8 +85,7 @@ class Slices:
             ]
             for one in self.rows
         ]
-        text = aligned([head, *lines])
-        return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+        return "\n".join(folded([head, *lines], rule=True))
 
     def groups(self, features: Features) -> Features:
         """The features in groups of their slices, for worst groups, FCR and NeuronTune.
