@@ -50,13 +50,13 @@ def distinct(
     chosen: list[int] = []
     by_word: dict[tuple[str, str], list[int]] = defaultdict(list)
 
-    def take(number: int) -> None:
-        chosen.append(number)
+    def take(number: int, place: int) -> None:
+        chosen[place : place + 1] = [number]
         for word in words[number]:
             by_word[candidates[number].place, word].append(number)
 
     for number in taken:
-        take(number)
+        take(number, len(chosen))
     known = set(taken)
     for number in order[:_MOST_TRIED]:
         if len(chosen) >= most:
@@ -65,17 +65,15 @@ def distinct(
         rivals = sorted({i for word in words[number] for i in by_word[one.place, word]})
         within = next((i for i in rivals if i not in known and _fills(one, candidates[i])), None)
         if within is not None:
-            chosen[chosen.index(within)] = number
             for word in words[within]:
                 by_word[one.place, word].remove(within)
-            for word in words[number]:
-                by_word[one.place, word].append(number)
+            take(number, chosen.index(within))
             continue
         if number in known or (rivals and _explained(one, [candidates[i] for i in rivals], answers, classes, least)):
             continue
         if one.kind in _SHADOWS and any(_shadow(one, candidates[i], answers, classes) for i in chosen):
             continue
-        take(number)
+        take(number, len(chosen))
     return chosen
 
 
