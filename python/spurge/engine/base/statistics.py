@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NORMAL = 1.96  # standard errors on either side of an effect that is normal: 95 %
 _BLOCK = 4_000_000  # resampling counts held at once
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spurge.engine.base.statistics import NORMAL
 from spurge.engine.data.bound import p_of
 from spurge.methods.find.changes import Change, Pair
 
-LEVEL = 1.96  # standard errors on either side of an effect: 95 %
 _LEAST_ERROR = 1e-6  # of a mean: texts that all answer alike leave no error to measure
 
 
@@ -31,7 +31,7 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %, normal."""
-        return self.mean - LEVEL * self.error, self.mean + LEVEL * self.error
+        return self.mean - NORMAL * self.error, self.mean + NORMAL * self.error
 
     @property
     def p(self) -> float:

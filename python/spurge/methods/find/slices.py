@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spurge.engine.base.checks import instance, integer
-from spurge.engine.base.statistics import benjamini_hochberg
+from spurge.engine.base.statistics import NORMAL, benjamini_hochberg, two_sided
 from spurge.engine.base.tables import folded
 from spurge.engine.causal.topics import k_means, one_thread
 from spurge.engine.features.features import Features
@@ -151,28 +151,27 @@ def _points(values: Tensor, margins: np.ndarray) -> np.ndarray:
 def _judged(
     parts: Sequence[tuple[int, int, np.ndarray]], wrong: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> list[Slice]:
-    found = []
-    p = np.ones(len(parts))
-    for at, (label, number, rows) in enumerate(parts):
+    found, effects, errors = [], [], []
+    for label, number, rows in parts:
         others = np.setdiff1d(np.flatnonzero(labels == label), rows, assume_unique=True)
         own, rest = float(wrong[rows].mean()), float(wrong[others].mean()) if len(others) else float("nan")
-        if len(others):
-            share = (wrong[rows].sum() + wrong[others].sum()) / (len(rows) + len(others))
-            error = math.sqrt(share * (1 - share) * (1 / len(rows) + 1 / len(others)))
-            p[at] = math.erfc(abs(own - rest) / error / math.sqrt(2)) if error else 1.0
+        share = float(wrong[labels == label].mean())
+        effects.append(own - rest)
+        errors.append(math.sqrt(share * (1 - share) * (1 / len(rows) + 1 / max(1, len(others)))))
         low, high = wilson(int(wrong[rows].sum()), len(rows))
         numbers = 100 * own, 100 * low, 100 * high, 100 * rest
         found.append((f"{names[label]} {number}", names[label], len(rows), *numbers))
-    q = benjamini_hochberg(torch.from_numpy(p)).tolist()
+    p = two_sided(torch.tensor(effects, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
+    q = benjamini_hochberg(p.nan_to_num(1.0)).tolist()  # a class in one piece has no rest
     return [Slice(*one, q=own) for one, own in zip(found, q, strict=True)]
 
 
-def wilson(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927).
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
 
     >>> tuple(round(end, 3) for end in wilson(5, 10))
     (0.237, 0.763)
     """
-    share, square = count / total, z * z / total
-    centre, half = share + square / 2, z * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    share, square = count / total, NORMAL**2 / total
+    centre, half = share + square / 2, NORMAL * math.sqrt(share * (1 - share) / total + square / (4 * total))
     return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
