@@ -460,10 +460,11 @@ def proximity_gradient(
         best = torch.zeros_like(a).index_fill_(0, ranked.indices[:k], 1.0)
         tau, t = _sigmoid(a, ranked.values, k, sharpness)
         m = ((a - tau) / t).sigmoid()
-        inside, mass = (g * m).sum(1), (g * m * a).sum(1) / ((g * m).sum(1) + 1e-6)
+        inside, mass = (g * m).sum(1), (g * m * a).sum(1)
+        mean = mass / (inside + 1e-6)
 
         own = soft / (inside + 1e-6)
-        by_m = (own[:, None] * g * (a - mass[:, None])).sum(0)
+        by_m = (own[:, None] * g * (a - mean[:, None])).sum(0)
         by_m += (soft[:, None] * (g * m.sum() - inside[:, None])).sum(0) / m.sum() ** 2
         direct = (own[:, None] * g * m).sum(0) + (
             hard[:, None] * g * best / (g * best).sum(1, keepdim=True).clamp_min(1)

@@ -116,13 +116,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, by_hard: Tensor | None, by_soft: Tensor | None) -> tuple[Tensor | None, ...]:
-    if by_hard is None and by_soft is None:
+    given = by_soft if by_hard is None else by_hard
+    if given is None:
         return (None,) * 6
-    if by_hard is None:
-        by_hard = torch.zeros_like(by_soft)  # type: ignore[arg-type]
-    elif by_soft is None:
-        by_soft = torch.zeros_like(by_hard)
-    return _gradient(by_hard, by_soft, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+    outer = (torch.zeros_like(given) if x is None else x for x in (by_hard, by_soft))
+    return _gradient(*outer, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
 
 
 _proximity = register(
