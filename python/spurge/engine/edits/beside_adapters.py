@@ -15,34 +15,35 @@ from spurge.engine.base.gradients import without_gradients
 from spurge.engine.models.parameters import Place
 
 
-def around(model: nn.Module, layer: nn.Module) -> Any:
-    """The module that peft put around a layer, where adapters in it act now; else None."""
+def adapted_layers(model: nn.Module) -> dict[nn.Module, Any]:
+    """Each layer that adapters act on now, with the module that peft put around it."""
+    found = {}
     for module in model.modules():
-        if getattr(module, "base_layer", None) is layer:
-            idle = getattr(module, "disable_adapters", False) or getattr(module, "merged", False)
-            return None if idle else module
-    return None
+        layer = getattr(module, "base_layer", None)
+        idle = getattr(module, "disable_adapters", False) or getattr(module, "merged", False)
+        if isinstance(layer, nn.Module) and not idle:
+            found[layer] = module
+    return found
 
 
 @without_gradients
-def additions(model: nn.Module, place: Place) -> list[Tensor]:
-    """What each adapter adds to a parameter, in its shape; none where none acts.
+def additions(around: Any, place: Place) -> list[Tensor]:
+    """What each adapter in the module ``around`` a layer adds to a parameter of it, in its shape; None: there are none.
 
     Raises:
         ValueError: an adapter that does not add to it (DoRA, IA³, ...).
     """
-    layer = around(model, place.module)
-    if layer is None or place.key not in ("weight", "bias"):
+    if around is None or place.key not in ("weight", "bias"):
         return []
-    plain = isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) and not getattr(layer, "lora_variant", None)
-    if not plain or any(layer.use_dora.values()):
+    plain = isinstance(getattr(around, "lora_A", None), nn.ModuleDict) and not getattr(around, "lora_variant", None)
+    if not plain or any(around.use_dora.values()):
         raise ValueError(
             f"model: {place.name!r} is adapted in another way than by adding to it (LoRA); merge the adapter first"
         )
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    active = [name for name in around.active_adapters if name in around.lora_A]
     if place.key == "weight":
-        return [layer.get_delta_weight(name) for name in active]
-    biases = ((layer.lora_B[name].bias, layer.scaling[name]) for name in active)
+        return [around.get_delta_weight(name) for name in active]
+    biases = ((around.lora_B[name].bias, around.scaling[name]) for name in active)
     return [bias * scale for bias, scale in biases if bias is not None]
 
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from spurge.engine.base.checks import choice
-from spurge.engine.base.files import PathLike, canonical_json, fingerprint, spurge_version
+from spurge.engine.base.files import PathLike, canonical_json, spurge_version
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.base.tensor_files import Contents
 from spurge.engine.edits.adapters import Adapter, Exported, Format
-from spurge.engine.edits.beside_adapters import additions, merged
+from spurge.engine.edits.beside_adapters import adapted_layers, additions, merged
 from spurge.engine.edits.edit_files import EditMismatch as EditMismatch
 from spurge.engine.edits.edit_files import check_names, check_print, checked_print, parts_of, tensors_of
 from spurge.engine.edits.exports import MAX_RANK, add_gates, add_vectors
 from spurge.engine.edits.gates import Attached, Folded, Model, applied
+from spurge.engine.models.heads import print_of
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.parameters import Place, named_as, plain_name
 from spurge.engine.models.projections import plain
@@ -336,12 +337,11 @@ def _merged_fingerprint(model: nn.Module, site: Site) -> dict[str, Any] | None:
     layer = getattr(site.down, "base_layer", None)
     if not isinstance(layer, nn.Module) or not plain(layer):
         return None
-    parts = additions(model, Place(f"{site.name}.weight", layer, "weight"))
+    place = Place(f"{site.name}.weight", layer, "weight")
+    parts = additions(adapted_layers(model).get(layer), place)
     if not parts:
         return None
-    weight = merged(layer.weight, parts)  # type: ignore[arg-type]
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return {"shape": [site.hidden, site.width], "dtype": dtype, "sha256": fingerprint(weight)}
+    return print_of(place.name, merged(place.parameter, parts)) | {"shape": [site.hidden, site.width]}
 
 
 def _assign(neurons: NeuronSet, gates: Any) -> Gates:

@@ -15,7 +15,7 @@ from spurge.engine.base.files import PathLike
 from spurge.engine.base.saved_results import Saved
 from spurge.engine.base.temporary import Temporary, uncut
 from spurge.engine.edits.adapters import Adapter, Exported, Format
-from spurge.engine.edits.beside_adapters import additions, around, merged
+from spurge.engine.edits.beside_adapters import adapted_layers, additions, merged
 from spurge.engine.edits.edit_files import EditMismatch, check_print
 from spurge.engine.edits.exports import MAX_RANK, add_weights
 from spurge.engine.edits.overwrites import Changes, Model, Overwritten, original, overwritten
@@ -71,13 +71,14 @@ class ParameterEdit(Saved):
                 needs = f"{name!r} is {shape}, the edit needs {expected['shape']}"
                 raise EditMismatch(f"edit: not made for this model: {needs}")
             check_writable(model, places[name])
+        adapted = adapted_layers(model)
         for name, expected in self.model.items():
             place = places[name]
-            adapted = around(model, place.module) is not None
-            if force and not adapted:
+            around = adapted.get(place.module)
+            if force and around is None:
                 continue
             found = print_of(name, own := original(place))
-            if adapted and found != expected and (parts := additions(model, place)):
+            if found != expected and (parts := additions(around, place)):
                 places[name], found = replace(place, added=tuple(parts)), print_of(name, merged(own, parts))
             if not force:
                 check_print(f"parameter {name!r}", name, found, expected)
