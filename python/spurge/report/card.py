@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from spurge.engine.base.files import PathLike, canonical_json, spurge_version, write_bytes
+from spurge.engine.base.files import PathLike, indented_json, spurge_version, write_bytes
 from spurge.engine.evaluation.report import Report
 from spurge.report.folders import Job
 
@@ -27,7 +26,7 @@ class Card:
 
     def json(self) -> str:
         """As JSON, for machines."""
-        return json.dumps(json.loads(canonical_json(self.facts, nan_to_null=True)), indent=1, ensure_ascii=False) + "\n"
+        return indented_json(self.facts, nan_to_null=True)
 
     def markdown(self) -> str:
         """As Markdown with a front matter, as model hubs take it."""

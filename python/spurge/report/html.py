@@ -6,13 +6,12 @@ script; a policy in the page's head forbids whatever could be loaded.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from spurge.engine.base.files import PathLike, canonical_json, spurge_version, write_bytes
+from spurge.engine.base.files import PathLike, indented_json, spurge_version, write_bytes
 from spurge.engine.base.tables import Table, isolated
 from spurge.engine.evaluation.report import NONE, Report
 from spurge.report.card import Card, card_of
@@ -84,12 +83,13 @@ def write_report(folders: Iterable[PathLike], path: PathLike, *, title: str = "W
 
 def page(job: Job, card: Card) -> str:
     """The whole page."""
+    measured = reports(job)
     parts = [
-        _summary(job, card),
+        _summary(job, card, measured),
         _found(job),
         _located(job),
         _edits(job),
-        _measured(job),
+        _measured(measured),
         _texts(job),
         _repeat(job, card),
     ]
@@ -112,27 +112,25 @@ def reports(job: Job) -> dict[str, Report]:
     return {name: report for name, report in found.items() if any(m.metric == "accuracy" for m in report.measures)}
 
 
-def _summary(job: Job, card: Card) -> str:
-    notes = [f'<p class="verdict">{isolated(f"{name}: {note}")}</p>' for name, note in _notes(job)]
+def _summary(job: Job, card: Card, measured: Mapping[str, Report]) -> str:
+    notes = [
+        f'<p class="verdict">{isolated(f"{name}: {note}")}</p>'
+        for name, report in measured.items()
+        for note in report.notes
+    ]
     unread = [f"<p>{isolated(f'{name} could not be read: {why}')}</p>" for name, why in job.unread.items()]
     counted = [
-        f"{len(things)} {what}{'s' if len(things) != 1 else ''}"
-        for things, what in (
-            (job.found, "table of candidates"),
-            (job.located, "set of located neurons"),
-            (job.edits, "edit"),
-            (reports(job), "evaluation"),
+        f"{len(things)} {one if len(things) == 1 else several}"
+        for things, one, several in (
+            (job.found, "table of candidates", "tables of candidates"),
+            (job.located, "set of located neurons", "sets of located neurons"),
+            (job.edits, "edit", "edits"),
+            (measured, "evaluation", "evaluations"),
         )
         if things
     ]
-    counted = [text.replace("table of candidatess", "tables of candidates") for text in counted]
-    counted = [text.replace("set of located neuronss", "sets of located neurons") for text in counted]
     line = f"<p class=soft>{escape(', '.join(counted))}; Spurge {escape(spurge_version())}</p>"
     return f"<h1>{isolated(card.title)}</h1>{line}{''.join(notes)}{''.join(unread)}"
-
-
-def _notes(job: Job) -> list[tuple[str, str]]:
-    return [(name, note) for name, report in reports(job).items() for note in report.notes]
 
 
 def _found(job: Job) -> str:
@@ -193,9 +191,9 @@ def _edits(job: Job) -> str:
     return f"<h2>Edited</h2>{''.join(parts)}" if parts else ""
 
 
-def _measured(job: Job) -> str:
+def _measured(measured: Mapping[str, Report]) -> str:
     parts = []
-    for name, report in reports(job).items():
+    for name, report in measured.items():
         figures = [_drawn(report, case, metric) for case, metric in _panels(report)]
         tables = ["".join(map(_wide, _tables(*table))) for table in report.tables()]
         first, rest = tables[:3], tables[3:]
@@ -310,7 +308,7 @@ def _shaded(text: str, words: Sequence[tuple[int, int, float]], most: float) -> 
 
 
 def _repeat(job: Job, card: Card) -> str:
-    commands = [c for results in job.results.values() if (c := results.head["settings"].get("command"))]
+    commands = card.facts["commands"]
     typed = f"<h3>Commands</h3><pre>{escape(chr(10).join(map(str, commands)))}</pre>" if commands else ""
     settings = "".join(_details(f"settings of {name}", _machine(results)) for name, results in job.results.items())
     lines = [["file", "what", "bytes", "SHA-256"]]
@@ -328,7 +326,7 @@ def _machine(results: Results) -> dict[str, Any]:
 
 
 def _details(title: str, value: Any) -> str:
-    text = json.dumps(json.loads(canonical_json(value, nan_to_null=True)), indent=1, ensure_ascii=False)
+    text = indented_json(value, nan_to_null=True)
     return f"<details><summary>{isolated(title)}</summary><pre>{escape(text)}</pre></details>"
 
 

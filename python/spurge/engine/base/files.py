@@ -98,6 +98,11 @@ def canonical_json(value: Any, *, nan_to_null: bool = False) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def indented_json(value: Any, *, nan_to_null: bool = False) -> str:
+    """JSON for people: a line an entry, keys in their order. Raises as :func:`canonical_json`."""
+    return json.dumps(_plain(value, nan_to_null, "value"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a dense tensor: its own memory where that is on the CPU and contiguous, a copy elsewhere."""
     tensor = whole(tensor.detach()).cpu().contiguous()
@@ -255,14 +260,9 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     write_parts(path, [data])
 
 
-def write_json(path: PathLike, value: Any, *, nan_to_null: bool = False) -> None:
-    """Writes ``value`` as indented JSON, all or nothing. Keys keep their order.
-
-    Raises as :func:`canonical_json`, before anything is written, and :func:`write_parts`.
-    """
-    plain = _plain(value, nan_to_null, "value")
-    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes :func:`indented_json`, all or nothing; raises as that, before it writes, and as :func:`write_parts`."""
+    write_bytes(path, indented_json(value).encode("utf-8"))
 
 
 @contextmanager
