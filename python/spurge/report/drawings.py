@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from spurge.report.marks import SPIKE
+
 Kind = Literal["base", "edit", "control", "flagged", "other"]
 
 _WIDTH, _LINE, _LEFT, _RIGHT = 360, 34, 6, 354
 _MOST_CHARACTERS = 44  # of a label
-_SPIKE = 20  # times the median beyond which one value hides the rest
 
 #: What figures need of a page's style sheet.
 STYLE = """
@@ -87,7 +88,7 @@ def bars(title: str, marks: Sequence[Mark], *, unit: str = "") -> str:
         return ""
     known = sorted(mark.value for mark in marks if mark.value > 0)
     most = known[-1] if known else 1.0
-    logarithmic = len(known) > 2 and most > _SPIKE * known[len(known) // 2]
+    logarithmic = len(known) > 2 and most > SPIKE * known[len(known) // 2]
     shown = (lambda value: math.log1p(value)) if logarithmic else (lambda value: value)
     parts = [f'<text class="title" x="{_LEFT}" y="14">{_cut(title)}</text>']
     for number, mark in enumerate(marks):

@@ -17,9 +17,9 @@ from spurge.engine.evaluation.report import NONE, Report
 from spurge.report.card import Card, card_of
 from spurge.report.drawings import STYLE, Kind, Mark, bars, intervals
 from spurge.report.folders import Job, read_job
+from spurge.report.marks import is_control
 from spurge.report.results import Results
 
-_CONTROLS = ("threshold", "zero-all", "random", "deleted", "no mask", "random mask")
 _CANDIDATES = 15  # that are drawn; the table has all of a role that counts, up to
 _ROWS = 60
 _METHODS = 7  # beside each other in a table
@@ -236,7 +236,7 @@ def _drawn(report: Report, case: str, metric: str) -> str:
         kind: Kind = "other"
         if m.method in (NONE, own[0].method):
             kind = "base"
-        elif m.method in _CONTROLS or m.method.endswith(": threshold"):
+        elif is_control(m.method):
             kind = "control"
         elif m.method == edit or edit is None:
             kind = "edit"

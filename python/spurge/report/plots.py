@@ -18,16 +18,15 @@ import numpy as np
 
 from spurge.engine.base.files import PathLike, write_bytes
 from spurge.engine.cascade.scores import NeuronScores
+from spurge.engine.evaluation.report import NONE
+from spurge.report.marks import SPIKE, is_control
 
 Row = Mapping[str, Any]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 _GREYS = ("#707070", "#9a9a9a", "#bdbdbd", "#d9d9d9")  # of controls
-_CONTROLS = ("threshold", "zero-all", "random", "deleted", "no mask", "random mask")
-_BASE = "none"  # the method that is no edit
 _SIZE, _FONT = (10.0, 5.6), 13.0  # inches, points: a slide
 _MOST_VALUES = 12  # bars that have their value beside them
-_SPIKE = 20  # times the median beyond which one value hides the rest
 
 
 def save(figure: Any, path: PathLike, **options: Any) -> None:
@@ -108,7 +107,7 @@ def accuracies(rows: Iterable[Row], metric: str = "accuracy") -> Any:
     figure, axes = _figure(f"{metric} by test set", "", f"{metric}, {unit}" if unit else metric)
     width, colours = 0.8 / len(methods), _colours_of(methods)
     for position, case in enumerate(cases):
-        base = by_key.get((case, _BASE, metric))
+        base = by_key.get((case, NONE, metric))
         if base is not None:
             across = position - 0.4, position + 0.4
             axes.plot(across, [float(base["value"])] * 2, color="black", linestyle="--", linewidth=1, zorder=3)
@@ -389,10 +388,10 @@ def _colour(index: int) -> str:
 def _colours_of(methods: Sequence[str]) -> dict[str, str]:
     """Black for the model without an edit, greys for controls, and the colours for the others."""
     found: dict[str, str] = {}
-    controls = [name for name in methods if name in _CONTROLS or name.endswith((" random", ": threshold"))]
+    controls = [name for name in methods if is_control(name)]
     found |= {name: _GREYS[index % len(_GREYS)] for index, name in enumerate(controls)}
-    others = [name for name in methods if name not in found and name != _BASE]
-    return found | {_BASE: "#1a1a1a"} | {name: _colour(index) for index, name in enumerate(others)}
+    others = [name for name in methods if name not in found and name != NONE]
+    return found | {NONE: "#1a1a1a"} | {name: _colour(index) for index, name in enumerate(others)}
 
 
 def _spread_out(axes: Any, values: Any) -> None:
@@ -400,7 +399,7 @@ def _spread_out(axes: Any, values: Any) -> None:
     sizes = np.abs(np.asarray(values, np.float64))
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     middle = float(np.median(sizes)) if len(sizes) > 2 else 0.0
-    if middle and sizes.max() > _SPIKE * middle:
+    if middle and sizes.max() > SPIKE * middle:
         axes.set_yscale("symlog", linthresh=middle)
         axes.set_ylabel(f"{axes.get_ylabel()} (logarithmic)", fontsize=_FONT)
 
