@@ -322,7 +322,7 @@ def _check_criterion(criterion: Criterion | None, features: Features, select: Fe
     if select.head.weight.shape != features.head.weight.shape:
         raise ValueError("select: its head has another shape than that of features")
 
-    if select.fingerprint() == features.fingerprint():
+    if len(select) == len(features) and select.fingerprint() == features.fingerprint():
         warn("select: the edges are found on the same rows, on which what is chosen looks better than it is")
 
 
