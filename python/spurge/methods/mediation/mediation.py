@@ -202,7 +202,8 @@ class Mediation:
         if numbers > 1 or not single:
             return BalancedColumns(treated, outcomes, columns, numbers=numbers, **how)
         assert topics is not None  # a single confounder is topics
-        strata, count = topics.unique(return_inverse=True)[1].to(device), len(topics.unique())
+        kinds, strata = topics.unique(return_inverse=True)
+        strata, count = strata.to(device), len(kinds)
         if self.estimator == "dichotomised_mediator":
             return DichotomisedMediator(treated, outcomes, strata, count)
         return BalancedStrata(treated, outcomes, strata, count, **how)
