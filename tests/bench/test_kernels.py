@@ -60,8 +60,6 @@ def test_rates_are_traffic_over_time():
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small arrays, and one sample of each."""
     monkeypatch.setattr(kernels, "SIZES", SMALL)
-    monkeypatch.setattr(kernels, "MIB", MIB // 64)
-    monkeypatch.setattr(kernels, "MIB", MIB)
 
     def once(calls: dict[str, Callable[[], Any]], **_: Any) -> dict[str, Timing]:
         return compare(calls, repeats=1)

@@ -259,11 +259,11 @@ class Repairer:
         return WeightDeltas.build(model, deltas, info)
 
 
-def spread_neurons(widths: dict[str, int], count: int, seed: int) -> NeuronSet:
-    """``count`` random neurons, of each site as many as its share of all neurons."""
-    total, generator = sum(widths.values()), torch.Generator().manual_seed(seed)
-    parts = {site: max(1, min(width, round(count * width / total))) for site, width in widths.items()}
-    return NeuronSet({s: torch.randperm(widths[s], generator=generator)[:n] for s, n in parts.items()})
+def spread_neurons(sites: dict[str, int], count: int, seed: int) -> NeuronSet:
+    """About ``count`` random neurons of ``sites`` (name to width): of each its share, at least one."""
+    total, generator = sum(sites.values()), torch.Generator().manual_seed(seed)
+    parts = {site: max(1, min(width, round(count * width / total))) for site, width in sites.items()}
+    return NeuronSet({s: torch.randperm(sites[s], generator=generator)[:n] for s, n in parts.items()})
 
 
 def repaired(

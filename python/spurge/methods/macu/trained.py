@@ -188,7 +188,7 @@ def copied(model: nn.Module, free: Iterable[str], *, widened: bool = False) -> n
     shared = {} if narrow else {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in own}
     try:
         made = copy.deepcopy(model, dict(shared))
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"model: cannot be copied, and a copy of it is what is trained: {error}") from error
     return (made.float() if narrow else made).eval()
 
