@@ -33,7 +33,7 @@ from spurge.engine.cascade.first_order import first_order
 from spurge.engine.cascade.gradient_path import Effort, effects_of_units, settled_effort
 from spurge.engine.cascade.memory_model import Footprint, measure_footprint
 from spurge.engine.cascade.paths import Path, Paths, Rule, end_gradients, settled
-from spurge.engine.cascade.quadrature import Goal, Integral, gauss_legendre, integrate
+from spurge.engine.cascade.quadrature import Goal, gauss_legendre, integrate, warn_of_missed
 from spurge.engine.models.call_arguments import main_input, take
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import frozen
@@ -389,7 +389,7 @@ class Cascade:
             change |= dict.fromkeys(total, integral.change)
         residual = residuals(full, erased, values)
         if goal is not None:
-            _warn_of_missed(goal, found, residual)
+            warn_of_missed(goal, found, residual)
         return Attribution(values, full, erased, residual, nodes, change)
 
     def _literal(
@@ -438,14 +438,3 @@ def _of_block(effort: Effort, trace: Trace, batch: int) -> Effort:
         return effort
     audit = -(-effort.audit * trace.batch // batch)
     return replace(effort, audit=audit, seed=effort.seed + int(trace.rows.example[0]) * APART)
-
-
-def _warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:
-    late = [key for key, integral in found.items() if not integral.reached]
-    if not late:
-        return
-    worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
-    warn(
-        f"tolerance {goal.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
-        f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}"
-    )

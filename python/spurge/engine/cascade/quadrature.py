@@ -7,12 +7,14 @@ at all. What the values of an interval have to add up to is known from one forwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from spurge.engine.base.checks import warn
 
 MOST_NODES = 64
 
@@ -195,6 +197,18 @@ def integrate(keys: Sequence[str], measure: Measure, nodes: int, goal: Goal | No
             if own:
                 found[key], final[key], open_parts[key] = _judged(final[key], own, nodes, goal)
     return found
+
+
+def warn_of_missed(goal: Goal, found: Mapping[str, Integral], residual: Mapping[str, Tensor]) -> None:
+    """Say of which paths a goal was not reached, by the residuals of their values."""
+    late = [key for key, integral in found.items() if not integral.reached]
+    if not late:
+        return
+    worst = max(float((residual[key].abs() / goal.effect).nan_to_num().max()) for key in late)
+    warn(
+        f"tolerance {goal.tolerance:g} not reached on {len(late)} of {len(found)} paths with up to "
+        f"{max(found[key].nodes for key in late)} nodes: relative residual {worst:.2g}"
+    )
 
 
 def _judged(
