@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from experiments import repair
+from spurge.report.results import Results
 
 
 def test_repairs_come_first_then_one_seed_of_each_control() -> None:
@@ -34,3 +37,18 @@ def test_the_mean_is_of_the_four_sets_outside() -> None:
     right = {"sst2": torch.ones(2), "imdb": torch.ones(2), "cad": torch.zeros(2), "yelp": torch.ones(2)}
     assert "mean-ood" not in repair._accuracies(right)
     assert repair._accuracies(right | {"cr": torch.zeros(2)})["mean-ood"] == 50
+
+
+def test_a_repair_on_two_threads_stands_beside_that_on_others(tmp_path: Path) -> None:
+    record = repair.Record(tmp_path)
+    right = {"sst2": torch.tensor([1, 0, 1, 1], dtype=torch.uint8)}
+    for method, own, facts in (
+        ("repair", right, {"cpu_seconds": 3.0}),
+        (repair.AGAIN, {"sst2": torch.ones(4, dtype=torch.uint8)}, {"cpu_seconds": 3.0, "seconds": 2.0}),
+    ):
+        record.found["", method], record.facts["", method, 0] = {0: own}, facts
+    head = Results("repair", {})
+    record.write(head, None)
+    rows = {row["metric"]: row for row in head.rows if row["method"] == repair.AGAIN}
+    assert rows["agreement"]["value"] == 75
+    assert (rows["seconds"]["value"], rows["seconds"]["unit"]) == (2.0, "s")
