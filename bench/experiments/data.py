@@ -1,4 +1,4 @@
-"""Readers of the experiments' data sets: digits, CIFAR-10, Waterbirds, Civil Comments. See ../README.md for the files.
+"""Readers of the experiments' data sets: pictures, comments, sentiment, inference. See ../README.md for the files.
 
 Images stay uint8, so that a set fits in memory and its bytes can name its cached features; the models scale them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import lzma
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +20,13 @@ from spurge.engine.base import files
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.data.table_files import read_records
+from spurge.methods.golden.corpus_words import FUNCTION_WORDS
+from spurge.methods.golden.golden import GoldenTokens
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TOXIC = ("non-toxic", "toxic")
+SENTIMENT = ("negative", "positive")
+SENTIMENT_OUTSIDE = ("imdb", "cad", "yelp", "cr")
 IDENTITIES = ("black", "christian", "disability", "immigrants", "jewish", "lgbt", "men", "muslim", "white", "women")
 
 
@@ -132,6 +136,36 @@ def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
     whole = Examples(rows, TOXIC).sample(len(rows))
     ends = [round(len(rows) * share) for share in (0.5, 0.7)]
     return whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]
+
+
+def sentiment(folder: Path, name: str, split: str | None = None) -> Examples:
+    """A set of `folder`/sentiment, one of its splits or all; texts without a visible character are left out."""
+    rows = read_records(_file(folder / "sentiment", f"{name}.jsonl.xz"))
+    kept = [row for row in rows if row["text"].strip() and split in (None, row["split"])]
+    return Examples([Example(row["text"], int(row["label"])) for row in kept], SENTIMENT)
+
+
+def sentiment_tests(folder: Path, most: int | None = None) -> dict[str, Examples]:
+    """The five test sets by case; of the two large ones, 1,000 texts drawn once. Of each at most so many, drawn."""
+    tests = {
+        "sst2": sentiment(folder, "sst2_sentences", "test"),
+        "imdb": sentiment(folder, "imdb_cad_original", "test"),
+        "cad": sentiment(folder, "imdb_cad_revised", "test"),
+        "yelp": sentiment(folder, "yelp_small", "test").sample(1000),
+        "cr": sentiment(folder, "cr_customer_reviews").sample(1000),
+    }
+    return tests if most is None else {case: rows.sample(min(len(rows), most)) for case, rows in tests.items()}
+
+
+def sentiment_golden(folder: Path) -> GoldenTokens:
+    """The opinion lexicon of Hu and Liu, words of both labels left out, and Spurge's function words."""
+    lexicon = GoldenTokens.from_table(folder / "lexicons" / "opinion_lexicon_hu_liu.jsonl.xz", labels=SENTIMENT)
+    return lexicon.with_irrelevant(FUNCTION_WORDS)
+
+
+def beginnings(rows: Examples, words: int) -> Examples:
+    """Texts cut to their first words; blanks between words become one."""
+    return Examples([replace(row, text=" ".join(row.text.split()[:words])) for row in rows], rows.labels)
 
 
 def real_toxicity(folder: Path, most: int) -> tuple[list[str], Tensor]:

@@ -295,7 +295,7 @@ def searched(
     max_length: int | None = None,
 ) -> Found:
     """A model trained on the rows, and what is found in it."""
-    model, tokenizer = models.fine_tuned(rows, epochs=epochs, seed=seed, cache=None, layers=LAYERS)
+    model, tokenizer, _ = models.fine_tuned(rows, epochs=epochs, seed=seed, cache=None, layers=LAYERS)
     return find(model, tokenizer, rows, seed=seed, max_length=max_length, progress=False, **SEARCH)
 
 

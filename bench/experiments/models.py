@@ -6,9 +6,11 @@ Every network takes uint8 pixels and scales them itself. Trained weights are kep
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.data import Images, kept
+from spurge.demo.train import Loss
 from spurge.engine.base import files
 from spurge.engine.data.examples import Examples
+
+_SECONDS = "cpu_seconds"  # beside the weights that are kept
 
 
 class Scale(nn.Module):
@@ -198,19 +203,44 @@ def efficientnet_lite0(outputs: int) -> nn.Module:
     return nn.Sequential(Scale([127.0] * 3, [128.0] * 3, size=224), network).eval()
 
 
+class Tuned(NamedTuple):
+    """A classifier, its tokenizer, and the processor time that its training took (NaN where that is not kept)."""
+
+    model: Any
+    tokenizer: Any
+    cpu_seconds: float
+
+
 def fine_tuned(
-    rows: Examples, *, epochs: int, seed: int, cache: Path | None = None, layers: int | None = None
-) -> tuple[nn.Module, Any]:
-    """MiniLM-L6, or its first `layers`, with a head, fine-tuned on `rows`; and its tokenizer. Kept as by `trained`."""
+    rows: Examples,
+    *,
+    epochs: int,
+    seed: int,
+    cache: Path | None = None,
+    layers: int | None = None,
+    loss: tuple[str, Callable[[], Loss]] | None = None,
+    **how: Any,
+) -> Tuned:
+    """MiniLM-L6, or its first `layers`, with a head, fine-tuned on `rows`. Kept as by `trained`.
+
+    Args:
+        loss: another than cross-entropy: a name that says all it depends on but rows and seed, and what makes it.
+        how: `max_length` and `pool` of `spurge.demo.train.fine_tune`.
+    """
     from spurge.demo import train
 
+    others = [*([how] if how else []), *([] if loss is None else [loss[0]])]
     cut = [] if layers is None else [layers]
-    key = files.canonical_json([epochs, seed, torch.__version__, rows.fingerprint(), *cut])
+    key = files.canonical_json([epochs, seed, torch.__version__, rows.fingerprint(), *cut, *others])
     model, tokenizer = train.load_base(rows.labels, layers)
 
     def tune() -> dict[str, Tensor]:
-        shown = sys.stderr.isatty()
-        return train.fine_tune(rows, epochs=epochs, seed=seed, layers=layers, progress=shown)[0].state_dict()
+        start = time.process_time()
+        own = {**how, "loss": train.cross_entropy if loss is None else loss[1]()}
+        tuned, _ = train.fine_tune(rows, epochs=epochs, seed=seed, layers=layers, progress=sys.stderr.isatty(), **own)
+        return {**tuned.state_dict(), _SECONDS: torch.tensor(time.process_time() - start, dtype=torch.float64)}
 
-    model.load_state_dict(kept(cache, "minilm", key, tune))
-    return model.eval(), tokenizer
+    state = dict(kept(cache, "minilm", key, tune))
+    seconds = float(state.pop(_SECONDS, nan))
+    model.load_state_dict(state)
+    return Tuned(model.eval(), tokenizer, seconds)

@@ -61,7 +61,7 @@ def civilcomments(args: argparse.Namespace, results: Results) -> None:
     if args.train == "correlated":
         train = data.correlate(train, args.share)
     clock(f"{len(train)} comments to train on: {_sizes(train)}")
-    model, tokenizer = models.fine_tuned(train, epochs=args.epochs, seed=args.seeds[0], cache=args.cache)
+    model, tokenizer, _ = models.fine_tuned(train, epochs=args.epochs, seed=args.seeds[0], cache=args.cache)
     clock("fine-tuned")
     cache = None if args.cache is None else args.cache / "features"
     how = {

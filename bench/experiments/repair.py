@@ -15,34 +15,30 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import provenance
+from experiments import data
+from experiments.outcomes import Part, Record, logits, right
+from experiments.rivals import wise_ft
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
 from spurge.demo.run import CASES
-from spurge.demo.train import base_folder, fine_tune, load_base
+from spurge.demo.train import fine_tune, load_base
 from spurge.engine.base import files
-from spurge.engine.base.statistics import resampled_sums
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
-from spurge.engine.data.examples import Example, Examples
-from spurge.engine.data.table_files import read_records
+from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
-from spurge.engine.edits.weight_deltas import Dense, WeightDeltas
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.hooks import frozen
 from spurge.engine.models.sites import widths
-from spurge.methods.golden.corpus_words import FUNCTION_WORDS
 from spurge.methods.golden.golden import GoldenTokens
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.repair import Repairer, spread_neurons
@@ -50,12 +46,8 @@ from spurge.methods.macu.swaps import SwapShares
 from spurge.methods.macu.training import Repair
 from spurge.report.results import Results
 
-LABELS = ("negative", "positive")
-OUTSIDE = ("imdb", "cad", "yelp", "cr")
 METHODS = ("none", "repair", "no-swaps", "random", "last-layer", "gates", "wise-ft")
 AGAIN = "two-threads"  # the first seed's repair, to be timed alone and held beside that on other threads
-RESAMPLES = 2000
-CHARACTERS = 4096  # of a batch: its activations then fit the caches, and long texts run twice as fast
 NEURONS = 512
 Edit = NeuronEdit | ParameterEdit
 
@@ -101,18 +93,19 @@ class Subject:
 
     def right(self, edit: Edit | None) -> dict[str, Tensor]:
         """Of each test set, which texts the model gets right with the edit, uint8 ``[N]``."""
-        found = {}
-        with nullcontext() if edit is None else edit.applied(self.model), frozen(self.model, gradients=False):
-            for case, rows in self.tests.items():
-                found[case] = torch.zeros(len(rows), dtype=torch.uint8)
-                order = sorted(range(len(rows)), key=lambda i, rows=rows: len(rows[i].text))
-                while order:
-                    rows_at_once = max(1, min(32, CHARACTERS // max(1, len(rows[order[-1]].text))))
-                    order, at = order[:-rows_at_once], order[-rows_at_once:]
-                    logits = self.handle.logits(self.handle.encode([rows[i] for i in at]))
-                    wanted = torch.tensor([rows[i].label for i in at])
-                    found[case][torch.tensor(at)] = (logits.argmax(1) == wanted).to(torch.uint8)
-        return found
+        with nullcontext() if edit is None else edit.applied(self.model):
+            return {case: right(rows, logits(self.handle, rows)) for case, rows in self.tests.items()}
+
+    def part(self, method: str, seed: int) -> Part:
+        """What a method gives, and what it took."""
+        start, alone = time.process_time(), time.perf_counter()
+        edit = None if method == "none" else MAKERS[method](self, seed)
+        facts: dict[str, Any] = {"cpu_seconds": time.process_time() - start}
+        facts |= {"seconds": time.perf_counter() - alone} if method == AGAIN else {}
+        if edit is not None:
+            facts |= {name: edit.info[name] for name in ("alpha", "home", "swapped") if name in edit.info}
+            facts |= {"l2": edit.info["last_layer"]["l2"]} if "last_layer" in edit.info else {}
+        return Part(self.right(edit), facts)
 
 
 def repair(subject: Subject, seed: int) -> Edit:
@@ -155,19 +148,7 @@ def gates(subject: Subject, seed: int) -> Edit:
 
 def interpolation(subject: Subject, seed: int) -> Edit:
     """The encoder's weights part of the way back to those before fine-tuning (WiSE-FT), by the rule of the repair."""
-    from transformers import AutoModel
-
-    base = dict(
-        AutoModel.from_pretrained(base_folder(), local_files_only=True, trust_remote_code=False).named_parameters()
-    )
-    own = {f"bert.{name}": weight for name, weight in base.items() if not name.startswith("pooler")}
-    deltas = {
-        name: Dense(own[name].detach() - weight.detach())
-        for name, weight in subject.model.named_parameters()
-        if name in own
-    }
-    edit = WeightDeltas.build(subject.model, deltas, {"method": "WiSE-FT"})
-    return subject.repairer(seed).strength(edit, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5))
+    return subject.repairer(seed).strength(wise_ft.to_base(subject.model), wise_ft.SHARES)
 
 
 MAKERS: dict[str, Callable[[Subject, int], Edit]] = {
@@ -190,14 +171,13 @@ def sst2(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: 
     place = folder / "models" / "minilm-l6-sst2"
     model = AutoModelForSequenceClassification.from_pretrained(place, trust_remote_code=False).float().eval()
     tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    train, dev = (_rows(folder, "sst2_sentences", split) for split in ("train", "dev"))
+    train, dev = (data.sentiment(folder, "sst2_sentences", split) for split in ("train", "dev"))
     return Subject("", model, tokenizer, train, dev, tests, golden, cache)
 
 
 def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: Path, quick: bool) -> Subject:
     """MiniLM fine-tuned here on the beginnings of reviews; its home is IMDB, and SST-2 lies outside."""
-    rows = _rows(folder, "imdb_small", "train").sample(200 if quick else 2500)
-    rows = Examples([replace(row, text=_beginning(row.text, 100)) for row in rows], LABELS)
+    rows = data.beginnings(data.sentiment(folder, "imdb_small", "train").sample(200 if quick else 2500), 100)
     dev, train = rows[: len(rows) // 5], rows[len(rows) // 5 :]
     model, tokenizer = _tuned(train, 1, cache / "imdb")
     return Subject("imdb-model:", model, tokenizer, train, dev, tests, golden, cache)
@@ -229,115 +209,6 @@ def _tuned(train: Examples, epochs: int, path: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _beginning(text: str, words: int) -> str:
-    return " ".join(text.split()[:words])
-
-
-def _rows(folder: Path, name: str, split: str | None = None) -> Examples:
-    rows = read_records(folder / "sentiment" / f"{name}.jsonl.xz")
-    kept = [row for row in rows if row["text"].strip() and split in (None, row["split"])]
-    return Examples([Example(row["text"], int(row["label"])) for row in kept], LABELS)
-
-
-def read_tests(folder: Path, quick: bool) -> dict[str, Examples]:
-    """The five test sets by case; of the two large ones, 1,000 texts drawn once."""
-    tests = {
-        "sst2": _rows(folder, "sst2_sentences", "test"),
-        "imdb": _rows(folder, "imdb_cad_original", "test"),
-        "cad": _rows(folder, "imdb_cad_revised", "test"),
-        "yelp": _rows(folder, "yelp_small", "test").sample(1000),
-        "cr": _rows(folder, "cr_customer_reviews").sample(1000),
-    }
-    return {case: rows.sample(min(len(rows), 40)) for case, rows in tests.items()} if quick else tests
-
-
-def read_golden(folder: Path) -> GoldenTokens:
-    """The opinion lexicon of Hu and Liu, words of both labels left out, and Spurge's function words."""
-    lexicon = GoldenTokens.from_table(folder / "lexicons" / "opinion_lexicon_hu_liu.jsonl.xz", labels=LABELS)
-    return lexicon.with_irrelevant(FUNCTION_WORDS)
-
-
-class Record:
-    """Which test texts each method gets right, kept in a folder, and the rows of results that follow."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self.found: dict[tuple[str, str], dict[int, dict[str, Tensor]]] = {}
-        self.facts: dict[tuple[str, str, int], dict[str, Any]] = {}
-
-    def measure(self, subject: Subject, method: str, seed: int, key: str) -> None:
-        """Takes a part from the folder, or measures and keeps it."""
-        name = files.fingerprint(files.canonical_json([subject.prefix, method, seed, key]))[:16]
-        path = self.cache / f"{subject.prefix.strip(':')}{method}-{seed}-{name}.safetensors"
-        if path.exists():
-            tensors, texts = read_tensors(path, "repair outcomes")
-            right, facts = dict(tensors), files.parse_json(texts["facts"])
-        else:
-            start, alone = time.process_time(), time.perf_counter()
-            edit = None if method == "none" else MAKERS[method](subject, seed)
-            facts = {"cpu_seconds": time.process_time() - start}
-            facts |= {"seconds": time.perf_counter() - alone} if method == AGAIN else {}
-            if edit is not None:
-                facts |= {name: edit.info[name] for name in ("alpha", "home", "swapped") if name in edit.info}
-                facts |= {"l2": edit.info["last_layer"]["l2"]} if "last_layer" in edit.info else {}
-            right = subject.right(edit)
-            write_tensors(path, right, {"kind": "repair outcomes", "facts": files.canonical_json(facts)})
-        self.found.setdefault((subject.prefix, method), {})[seed] = right
-        self.facts[subject.prefix, method, seed] = facts
-        outside = {case: 100 * float(part.double().mean()) for case, part in right.items()}
-        print(
-            f"{subject.prefix}{method} {seed}",
-            *(f"{case} {value:.1f}" for case, value in outside.items()),
-            facts,
-            flush=True,
-        )
-
-    def write(self, head: Results, path: Path | None) -> None:
-        """All rows so far: accuracies by seed, and gains over the unedited model with paired intervals."""
-        head.rows.clear()
-        for (prefix, method), seeds in self.found.items():
-            for seed, right in seeds.items():
-                for case, value in _accuracies(right).items():
-                    head.add(f"{prefix}{case}", method, "accuracy", value, unit="percent", seed=seed, labels="class")
-                for name, value in self.facts[prefix, method, seed].items():
-                    unit = "s" if name.endswith("seconds") else ""
-                    head.add(f"{prefix}all", method, name, value, seed=seed, unit=unit)
-                if method == AGAIN and (other := self.found.get((prefix, "repair"), {}).get(seed)):
-                    same = 100 * float(torch.cat([right[case] == other[case] for case in right]).double().mean())
-                    note = "test texts on which it answers as the repair on the other number of threads does"
-                    head.add(f"{prefix}all", method, "agreement", same, seed=seed, unit="percent", note=note)
-            if method != "none" and (prefix, "none") in self.found:
-                for case, (gain, low, high, texts) in _gains(seeds, self.found[prefix, "none"][0]).items():
-                    note = f"paired bootstrap over texts, seeds {', '.join(map(str, seeds))} averaged"
-                    for name, value in (("gain", gain), ("gain_low", low), ("gain_high", high)):
-                        head.add(f"{prefix}{case}", method, name, value, n=texts, unit="points", note=note)
-        if path is not None:
-            head.write(path)
-
-
-def _accuracies(right: dict[str, Tensor]) -> dict[str, float]:
-    found = {case: 100 * float(part.double().mean()) for case, part in right.items()}
-    return found | ({"mean-ood": fmean(found[case] for case in OUTSIDE)} if {*OUTSIDE} <= found.keys() else {})
-
-
-def _gains(
-    seeds: dict[int, dict[str, Tensor]], before: dict[str, Tensor]
-) -> dict[str, tuple[float, float, float, int]]:
-    """Mean over seeds minus the unedited model: gain, ends of the 95 % interval over texts, texts."""
-    draws, generator = {}, np.random.default_rng(0)
-    for case, plain in before.items():
-        each = torch.stack([right[case].double() for right in seeds.values()]).mean(0) - plain.double()
-        sums = resampled_sums(100 * each.numpy()[:, None], RESAMPLES, generator)[:, 0]
-        draws[case] = (sums / len(each), len(each))
-    if {*OUTSIDE} <= before.keys():
-        mean = np.mean([draws[case][0] for case in OUTSIDE], axis=0)
-        draws["mean-ood"] = (mean, sum(draws[case][1] for case in OUTSIDE))
-    return {
-        case: (float(values[0]), *map(float, np.quantile(values[1:], (0.025, 0.975))), count)
-        for case, (values, count) in draws.items()
-    }
-
-
 def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Methods and seeds in the order in which they matter.
 
@@ -352,6 +223,17 @@ def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, in
         return (1 if seed == 0 else 3), seed
 
     return sorted(pairs, key=place)
+
+
+def add_agreement(results: Results, record: Record) -> None:
+    """On how many test texts a repair on two threads answers as that on the other number of threads."""
+    for (prefix, method), seeds in record.parts.items():
+        repairs = record.parts.get((prefix, "repair"), {}) if method == AGAIN else {}
+        for seed in repairs.keys() & seeds.keys():
+            one, other = seeds[seed].right, repairs[seed].right
+            same = 100 * float(torch.cat([one[case] == other[case] for case in one]).double().mean())
+            note = "test texts on which it answers as the repair on the other number of threads does"
+            results.add(f"{prefix}all", method, "agreement", same, seed=seed, unit="percent", note=note)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -381,7 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, results: Results) -> None:
-    tests, golden, record = read_tests(args.data, args.quick), read_golden(args.data), Record(args.cache)
+    tests = data.sentiment_tests(args.data, 40 if args.quick else None)
+    golden = data.sentiment_golden(args.data)
+    record = Record(args.cache, "repair outcomes", data.SENTIMENT_OUTSIDE)
     for name in args.models.split(","):
         if name == "sst2":
             subject = sst2(args.data, tests, golden, args.cache)
@@ -392,8 +276,12 @@ def _run(args: argparse.Namespace, results: Results) -> None:
         if args.quick:
             subject = replace(subject, train=subject.train.sample(min(300, len(subject.train))), dev=subject.dev[:60])
         for method, seed in schedule(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]):
-            record.measure(subject, method, seed, f"{files.spurge_version()} {args.quick}")
-            record.write(results, args.json)
+            key = f"{files.spurge_version()} {args.quick}"
+            record.measure(subject.prefix, method, seed, key, partial(subject.part, method, seed))
+            record.write(results, "none", lambda method: "class", base_once=True)
+            add_agreement(results, record)
+            if args.json is not None:
+                results.write(args.json)
 
 
 if __name__ == "__main__":

