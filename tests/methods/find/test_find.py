@@ -40,6 +40,10 @@ def test_the_planted_phrase_leads_as_one_candidate(found):
     assert leading.insert > 0.1
 
 
+def test_what_is_leaned_on_most_leads_whatever_its_role(found):
+    assert [row.weight for row in found.rows] == sorted((row.weight for row in found.rows), reverse=True)
+
+
 def test_its_numbers_are_those_of_the_texts(found):
     examples, row = planted_texts.train(), phrase_of(found)
     having = [one for one in examples if PHRASE in one.text]

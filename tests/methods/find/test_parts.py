@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spurge.engine.data.bound import associate
 from spurge.engine.data.examples import Example, Examples
 from spurge.methods.find.candidates import Candidate, columns_of, presence, traits, word_pairs
 from spurge.methods.find.changes import Changes, Neutral, inserted
 from spurge.methods.find.distinct import adds_to_words, distinct
-from spurge.methods.find.peers import Peers, Witnesses
+from spurge.methods.find.peers import Peers, Texts, Witnesses
 from spurge.methods.find.reliance import Effect, observed, of_pairs
 from spurge.methods.find.roles import Evidence, Lexicon, causal_score, propose, weigh, written_as_names
 from spurge.methods.golden.golden import GoldenTokens
@@ -213,10 +214,42 @@ def test_peers_that_go_with_labels_speak_for_a_cause():
 def test_a_word_of_the_same_texts_is_no_witness():
     vectors = np.array([[1.0, 0.0], [1.0, 0.1], [0.9, 0.0], [0.8, 0.2]])
     rows = [np.arange(10), np.arange(10), np.arange(50, 90), np.arange(40, 80)]
-    peers = Peers(["old", "station", "new", "young"], vectors, np.array([9.0, 9.0, 0.0, 0.0]), rows, 100)
+    texts = Texts(rows, np.arange(100) % 2, 2)
+    peers = Peers(["old", "station", "new", "young"], vectors, np.array([9.0, 9.0, 0.0, 0.0]), texts)
     found = peers.of("old", rows[0])
     assert "station" not in found.nearest
     assert found.ratio < 0
+
+
+def test_what_is_said_beside_a_candidate_is_no_witness_for_it():
+    labels = np.r_[np.zeros(100, int), np.ones(100, int)]
+    candidate = np.r_[0:5, 100:160]
+    beside = np.r_[50:74, 100:130, 160:170]  # goes with label 1 where the candidate stands, elsewhere with none
+    rows = [candidate, beside]
+    vectors = np.array([[1.0, 0.0], [1.0, 0.1]])
+    excess = associate(rows, labels, 2).excess
+    assert excess[1] > 0
+    texts = Texts(rows, labels, 2)
+    assert texts.excess([1], candidate)[0] == 0
+    with_texts = Peers(["group", "people"], vectors, excess, texts).of("group", candidate)
+    assert with_texts.ratio < Peers(["group", "people"], vectors, excess).of("group").ratio
+
+
+def test_forms_of_a_word_are_no_witnesses():
+    vectors = np.ones((4, 2))
+    peers = Peers(["group", "groups", "team", "ground"], vectors, np.array([9.0, 9.0, 0.0, 0.0]))
+    assert {*peers.of("group").nearest} <= {"team", "ground"}
+
+
+def test_a_word_that_would_do_for_a_label_alone_is_no_cause():
+    peers = Witnesses(0.8, ("awful", "dull"))
+    usual = weigh("word", "group", 1, 3.0, peers, covers=0.2)
+    dominant = weigh("word", "group", 1, 3.0, peers, covers=0.8)
+    assert causal_score(usual) > 0.6
+    assert causal_score(dominant) < 0.4
+    lean = {"mean": 1.0, "least": 0.1}
+    clause = "would do for most texts of its label, where causes are many words"
+    assert propose(dominant, 0.001, 0.05, lean) == ("spurious", clause)
 
 
 def test_roles_follow_the_evidence():

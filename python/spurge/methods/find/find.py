@@ -208,7 +208,7 @@ class _Search:
             "lexicon": None if self.golden is None else self.golden.fingerprint(),
             "spurge": spurge_version(),
         }
-        rows.sort(key=lambda row: (row.role != "spurious", -row.weight, row.kind, row.word))
+        rows.sort(key=lambda row: (-row.weight, row.kind, row.word))
         return Found(tuple(rows), self.examples.labels, info)
 
     # Candidates

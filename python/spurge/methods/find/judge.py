@@ -12,7 +12,7 @@ from spurge.engine.models.handle import Handle
 from spurge.engine.recordings.embedding import word_vectors
 from spurge.methods.find.candidates import ARROW, Candidate
 from spurge.methods.find.likeness import likeness
-from spurge.methods.find.peers import Peers
+from spurge.methods.find.peers import Peers, Texts
 from spurge.methods.find.roles import Evidence, Lexicon, weigh, written_as_names
 from spurge.methods.golden.golden import GoldenTokens
 
@@ -36,7 +36,7 @@ class Judge:
         targets: np.ndarray,
         golden: GoldenTokens | None,
     ) -> None:
-        self._labels = examples.labels
+        self._labels, self._targets = examples.labels, targets
         self._peers: dict[str, Peers] = {}
         self._lexicons: dict[str, Lexicon | None] = {}
         self._named: dict[str, dict[str, tuple[int, int]]] = {}
@@ -44,8 +44,9 @@ class Judge:
             names = [one.name for one in own]
             texts = [row.segments[index] for row in examples]
             rows = [one.rows for one in own]
-            excess = associate(rows, targets, len(examples.labels)).excess
-            self._peers[place] = Peers(names, likeness(handle, names, texts), excess, rows, len(examples))
+            classes = len(examples.labels)
+            excess = associate(rows, targets, classes).excess
+            self._peers[place] = Peers(names, likeness(handle, names, texts), excess, Texts(rows, targets, classes))
             self._lexicons[place] = None if golden is None else lexicon_of(handle, golden, names)
             self._named[place] = written_as_names(texts)
 
@@ -60,9 +61,17 @@ class Judge:
             log_odds,
             self._peers[place].of(name, one.rows),
             named=self._share_named(name, place),
+            covers=self._covers(one.rows, label),
             lexicon=self._lexicons[place],
             label_names=self._labels,
         )
+
+    def _covers(self, rows: np.ndarray, label: int) -> float:
+        """Share of the label's texts among some rows, less that of all others."""
+        own = self._targets == label
+        having = np.zeros(len(own), dtype=bool)
+        having[rows] = True
+        return float(having[own].mean() - having[~own].mean())
 
     def _share_named(self, name: str, place: str) -> float:
         counts = [self._named[place].get(word, (0, 0)) for word in name.split()]

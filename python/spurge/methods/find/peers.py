@@ -3,7 +3,8 @@
 A reviewer who writes "superb" could have written "excellent" or "awful", and these go with a label as well. Whoever
 writes "near the old station" could have written "behind the library", which goes with none. So a candidate whose peers,
 the words most alike (`spurge.methods.find.likeness`), go with labels is likely a reason for its label; one that goes
-with a label alone among its peers is likely a shortcut. The candidate's own texts have no say in it.
+with a label alone among its peers is likely a shortcut. The candidate's own texts have no say in it: where one word
+decides a label, whatever is said beside it goes with that label, too. Nor have other forms of it, as "stations".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from spurge.engine.data.bound import label_counts, of_counts
 
 _OVERLAP = 0.5  # share of the smaller set of texts from which two words are no independent witnesses
 _BASE = 0.1  # of the mean over all words: what is added to a candidate's peers, so that few of them cannot say much
@@ -31,6 +34,40 @@ class Witnesses:
     nearest: tuple[str, ...] = ()
 
 
+class Texts:
+    """The texts of W words.
+
+    Args:
+        rows: numbers of the texts that have each word.
+        labels: of all N texts, int64.
+        classes: Y.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> None:
+        self._rows, self._labels, self._classes = rows, labels, classes
+
+    @property
+    def rarity(self) -> np.ndarray:
+        """The weight of each word in a phrase, ``[W]``."""
+        return np.log1p(len(self._labels) / np.maximum([len(own) for own in self._rows], 1e-9))
+
+    def together(self, number: int, rows: np.ndarray) -> bool:
+        """Whether a word stands mostly in a candidate's texts, or the candidate in the word's."""
+        other = self._rows[number]
+        common = len(np.intersect1d(rows, other, assume_unique=True))
+        return common > _OVERLAP * min(len(rows), len(other))
+
+    def excess(self, numbers: Sequence[int], rows: np.ndarray) -> np.ndarray:
+        """Squared log-odds of some words beyond chance, in the texts without a candidate."""
+        without = np.ones(len(self._labels), dtype=bool)
+        without[rows] = False
+        counts = label_counts(
+            [own[without[own]] for own in (self._rows[n] for n in numbers)], self._labels, self._classes
+        )
+        of_label = np.bincount(self._labels[without], minlength=self._classes)
+        return of_counts(counts.astype(float), np.broadcast_to(of_label.astype(float), counts.shape)).excess
+
+
 class Peers:
     """The words of a set of texts, where they lie, and how far each goes with labels.
 
@@ -38,8 +75,7 @@ class Peers:
         words: W words.
         vectors: whose products say how alike they are, ``[W, D]``.
         excess: squared log-odds of each beyond chance, ``[W]``.
-        rows: texts of each word; None where there are no texts, as for a list of words.
-        total: number of texts, for weights of rare words.
+        texts: of each word, and the labels of all; None where there are no texts, as for a list of words.
     """
 
     def __init__(
@@ -47,15 +83,13 @@ class Peers:
         words: Sequence[str],
         vectors: np.ndarray,
         excess: np.ndarray,
-        rows: Sequence[np.ndarray] | None = None,
-        total: int = 0,
+        texts: Texts | None = None,
     ) -> None:
-        self.words, self._vectors, self._excess, self._rows = list(words), vectors, excess, rows
+        self.words, self._vectors, self._excess, self._texts = list(words), vectors, excess, texts
         self._number: Mapping[str, int] = {word: number for number, word in enumerate(words)}
         self._count = max(1, round(len(words) ** 0.5))
         self._base = max(float(excess.mean()) if len(excess) else 0.0, _LEAST_BASE)
-        shares = np.ones(len(words)) if rows is None else np.array([len(own) / total for own in rows])
-        self._weight = np.log1p(1 / np.maximum(shares, 1e-9)) if rows is not None else shares
+        self._weight = np.ones(len(words)) if texts is None else texts.rarity
 
     def of(self, name: str, rows: np.ndarray | None = None) -> Witnesses:
         """What the peers of a candidate say.
@@ -69,24 +103,29 @@ class Peers:
             return Witnesses(float("nan"))
         vector = self._weight[own] @ self._vectors[own]
         nearness = self._vectors @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
-        nearness[own] = -np.inf
+        nearness[[number for number, word in enumerate(self.words) if _forms(word, name.split())]] = -np.inf
         chosen: list[int] = []
         for number in np.argsort(-nearness, kind="stable"):
             if len(chosen) == self._count or nearness[number] <= 0:
                 break
-            if not self._together(int(number), rows):
+            if self._texts is None or rows is None or not self._texts.together(int(number), rows):
                 chosen.append(int(number))
         if not chosen:
             return Witnesses(float("nan"))
         weight = nearness[chosen] ** 2
-        mean = float(weight @ self._excess[chosen] / weight.sum())
+        excess = self._excess[chosen] if self._texts is None or rows is None else self._texts.excess(chosen, rows)
+        mean = float(weight @ excess / weight.sum())
         ratio = np.log((mean + _BASE * self._base) / ((1 + _BASE) * self._base))
         return Witnesses(float(ratio), tuple(self.words[number] for number in chosen[:3]))
 
-    def _together(self, number: int, rows: np.ndarray | None) -> bool:
-        """Whether a word stands mostly in the candidate's texts, or the candidate in the word's."""
-        if rows is None or self._rows is None:
-            return False
-        other = self._rows[number]
-        common = len(np.intersect1d(rows, other, assume_unique=True))
-        return common > _OVERLAP * min(len(rows), len(other))
+
+def _forms(word: str, others: Sequence[str]) -> bool:
+    """Whether a word is one of others, or a form of one: the same beginning, and at most two letters more."""
+    return any(
+        word == other or (min(len(word), len(other)) >= 4 and abs(len(word) - len(other)) <= 2 and _begins(word, other))
+        for other in others
+    )
+
+
+def _begins(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
