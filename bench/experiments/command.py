@@ -28,7 +28,7 @@ def parser(
     common.add_argument("--seeds", type=_seeds, default=[0, 1, 2, 3, 4], help="such as 0,1,2")
     common.add_argument("--json", type=Path, help="write the results here")
     common.add_argument("--quick", action="store_true", help="less data and fewer epochs: to see that it runs")
-    common.add_argument("--threads", type=_positive, default=torch.get_num_threads())
+    common.add_argument("--threads", type=positive, default=torch.get_num_threads())
     common.add_argument("--cache", type=Path, help="folder to keep trained networks and features in")
     common.add_argument("--plot", type=Path, help="folder to write figures to")
     common.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -80,7 +80,8 @@ def save(figure: Any, folder: Path | None, name: str) -> None:
         plots.save(figure, folder / f"{name}.png", dpi=150, bbox_inches="tight")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, as an argument's type."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from spurge.methods.golden.golden import GoldenTokens
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TOXIC = ("non-toxic", "toxic")
 SENTIMENT = ("negative", "positive")
+INFERENCE = ("entailment", "neutral", "contradiction")
 SENTIMENT_OUTSIDE = ("imdb", "cad", "yelp", "cr")
 IDENTITIES = ("black", "christian", "disability", "immigrants", "jewish", "lgbt", "men", "muslim", "white", "women")
 
@@ -166,6 +167,24 @@ def sentiment_golden(folder: Path) -> GoldenTokens:
 def beginnings(rows: Examples, words: int) -> Examples:
     """Texts cut to their first words; blanks between words become one."""
     return Examples([replace(row, text=" ".join(row.text.split()[:words])) for row in rows], rows.labels)
+
+
+def inference(folder: Path, name: str, split: str, part: Collection[str] | None = None) -> Examples:
+    """Pairs of premise and hypothesis of a set of `folder`/nli; of SNLI-CAD those that were made in some ways."""
+    rows = read_records(_file(folder / "nli", f"{name}.jsonl.xz"))
+    kept = [row for row in rows if row["split"] == split and (part is None or row["part"] in part)]
+    examples = [Example(row["premise"], INFERENCE.index(row["label"]), row["hypothesis"]) for row in kept]
+    return Examples(examples, INFERENCE)
+
+
+def inference_golden(folder: Path) -> GoldenTokens:
+    """Words of hypotheses that go with a label, by the published cues of SNLI, and Spurge's function words.
+
+    The paper's lists are not public. Its examples ("no", "not" for contradiction) are words that go with a label of
+    themselves, as these do; that none of them is a reason without its premise is a limit of the method here.
+    """
+    cues = GoldenTokens.from_table(folder / "lexicons" / "snli_hypothesis_cues_pmi.jsonl.xz", labels=INFERENCE)
+    return cues.with_irrelevant(FUNCTION_WORDS)
 
 
 def real_toxicity(folder: Path, most: int) -> tuple[list[str], Tensor]:

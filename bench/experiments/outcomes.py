@@ -93,7 +93,15 @@ class Record:
         print(f"{prefix}{method} {seed}: {shown}", _short(part.facts), flush=True)
         return part
 
-    def write(self, head: Results, base: str, labels: Callable[[str], str], *, base_once: bool = False) -> None:
+    def write(
+        self,
+        head: Results,
+        base: str,
+        labels: Callable[[str], str],
+        *,
+        base_once: bool = False,
+        also: Collection[tuple[str, str]] = (),
+    ) -> None:
         """All rows so far: accuracies and facts by seed, gains over the method `base` with paired intervals.
 
         Args:
@@ -101,6 +109,7 @@ class Record:
             base: another method's gain at a seed is over this one at the same seed.
             labels: which labels a method used.
             base_once: `base` is the same for all seeds, and measured at one of them.
+            also: a method, and another one whose gains over that are wanted, too.
         """
         head.rows.clear()
         for (prefix, method), seeds in self.parts.items():
@@ -112,17 +121,22 @@ class Record:
                     if isinstance(value, (int, float)) and not isinstance(value, bool):
                         unit = "s" if name.endswith("seconds") else ""
                         head.add(f"{prefix}all", method, name, value, unit=unit, **own)
-            before = self.parts.get((prefix, base), {})
-            if method != base and before:
-                once = next(iter(before.values()))
-                pairs = {s: (part, once if base_once else before.get(s)) for s, part in seeds.items()}
-                found = gains([(part.right, plain.right) for part, plain in pairs.values() if plain], self.outside)
-                seeds_used = ", ".join(str(s) for s, (_, plain) in pairs.items() if plain)
-                note = f"over {base}; paired bootstrap over texts, seeds {seeds_used} averaged"
-                for case, (gain, low, high, texts) in found.items():
-                    for name, value in (("gain", gain), ("gain_low", low), ("gain_high", high)):
-                        own = {"n": texts, "unit": "points", "labels": labels(method), "note": note}
-                        head.add(f"{prefix}{case}", method, name, value, **own)
+            if method != base:
+                self._add_gains(head, (prefix, method, base), "gain", labels(method), base_once)
+            for other in (other for own, other in also if own == method):
+                self._add_gains(head, (prefix, method, other), f"gain_over_{other}", labels(method), False)
+
+    def _add_gains(self, head: Results, which: tuple[str, str, str], metric: str, labels: str, once: bool) -> None:
+        """Gains of a method over another, by prefix, method and the other, over the seeds that both have."""
+        prefix, method, other = which
+        own, before = self.parts[prefix, method], self.parts.get((prefix, other), {})
+        pairs = {s: next(iter(before.values())) if once else before[s] for s in own if before and (once or s in before)}
+        found = gains([(own[seed].right, plain.right) for seed, plain in pairs.items()], self.outside)
+        note = f"over {other}; paired bootstrap over texts, seeds {', '.join(map(str, pairs))} averaged"
+        for case, (gain, low, high, texts) in found.items():
+            for name, value in ((metric, gain), (f"{metric}_low", low), (f"{metric}_high", high)):
+                how: dict[str, Any] = {"n": texts, "unit": "points", "labels": labels, "note": note}
+                head.add(f"{prefix}{case}", method, name, value, **how)
 
 
 def accuracies(right: Mapping[str, Tensor], outside: Collection[str]) -> dict[str, float]:

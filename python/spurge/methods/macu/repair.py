@@ -7,7 +7,7 @@ paper; interpolation of weights: Wortsman et al. 2022 (WiSE-FT).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -138,14 +138,24 @@ class Repairer:
             facts = {"which": which, "rate": rate, "swaps": course.swaps, "losses": training.losses}
             edit = WeightDeltas.build(model, student.deltas(), {**info, **facts})
             del training, student  # the copy, its gradients and Adam's state
-            edit = self._as_strong(edit, dev, settings.alphas)
+            edit = self._preferred(sorted(settings.alphas), edit.scaled, dev)
             return self._with_last_layer(edit, dev, course) if settings.last_layer and edit.info["alpha"] else edit
 
     def strength(self, edit: WeightDeltas, alphas: Sequence[float]) -> WeightDeltas:
         """Another edit of the model as strong as dev has it, by the rule of the repair; warns as :meth:`edit`."""
+        return self.choose(sorted(alphas), edit.scaled)
+
+    def choose(self, values: Sequence[float], edit: Callable[[float], WeightDeltas]) -> WeightDeltas:
+        """Of several edits of the same parameters the one that dev prefers; rule and warning are those of :meth:`edit`.
+
+        Args:
+            values: what tells the edits apart, in the order in which equal ones are preferred; ``info["alpha"]`` is
+                that of the edit taken, 0 for none.
+            edit: the edit of a value.
+        """
         with frozen(self._plain()):
             dev, _, _ = self._parted()
-            return self._as_strong(edit, dev, alphas)
+            return self._preferred(values, edit, dev)
 
     def last_layer(self) -> WeightDeltas:
         """The last layer alone, refitted on what the repair is trained on; no change where dev finds none better."""
@@ -211,21 +221,22 @@ class Repairer:
         verbalizer = self.handle.verbalizer
         return fingerprint(canonical_json([*parts, settings, self.held_out, self.max_length, self.seed, verbalizer]))
 
-    def _as_strong(self, edit: WeightDeltas, dev: Dev, alphas: Sequence[float]) -> WeightDeltas:
-        """The edit with the alpha that dev prefers."""
-        before = dev.measure(0.0, self.handle)
-        copy = Handle(copied(self.handle.model, edit.deltas), self.handle.tokenizer)
+    def _preferred(self, values: Sequence[float], edit: Callable[[float], WeightDeltas], dev: Dev) -> WeightDeltas:
+        """The edit that dev prefers."""
+        before, first = dev.measure(0.0, self.handle), edit(values[0])
+        copy = Handle(copied(self.handle.model, first.deltas), self.handle.tokenizer)
         tried = []
-        for alpha in sorted(alphas):
-            write_edited(self.handle.model, copy.model, edit.scaled(alpha))
-            tried.append(dev.measure(alpha, copy))
+        for value in values:
+            write_edited(self.handle.model, copy.model, edit(value))
+            tried.append(dev.measure(value, copy))
         best = best_of(before, tried, self.settings.loss)
+        selection = [asdict(candidate) for candidate in (before, *tried)]
         if best is None:
             warn(f"dev: the edit loses more than {self.settings.loss} points at every alpha; none of it is taken")
-            best = before
-        selection = [asdict(candidate) for candidate in (before, *tried)]
+            facts = {"alpha": 0.0, "home": before.home, "swapped": before.swapped, "selection": selection}
+            return first.scaled(0.0, facts)
         facts = {"alpha": best.value, "home": best.home, "swapped": best.swapped, "selection": selection}
-        return edit.scaled(best.value, facts)
+        return edit(best.value).scaled(1.0, facts)
 
     def _with_last_layer(self, edit: WeightDeltas, dev: Dev, course: Course) -> WeightDeltas:
         """The edit with a last layer refitted on the edited model's features, where dev finds one that is better."""
