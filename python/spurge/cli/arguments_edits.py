@@ -17,7 +17,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser, verbalizer=True)
     add_data(parser, several=True)
-    parser.add_argument("--edit", metavar="FILE", help="edit to measure; without it only the model is")
+    cross = "judge each class in each group, for the worst group; areas under the curve stay within groups"
+    parser.add_argument("--cross-groups", action="store_true", help=cross)
+    edit = "edit to measure, without NAME= called 'edit'; without --edit only the model is"
+    parser.add_argument("--edit", metavar="NAME=FILE", help=edit)
     located = "erase its spurious neurons as a control, not the edit's own; eta reads texts as its settings do"
     parser.add_argument("--located", metavar="FILE", help=located)
     parser.add_argument(
@@ -27,7 +30,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-controls", action="store_true", help="measure the edit alone")
     random = "draws of random neurons or weights (%(default)s)"
     parser.add_argument("--draws", type=int, default=20, metavar="N", help=random)
-    beside = "another edit to measure, such as a repair without swaps, as often as there are edits"
+    beside = "another edit to measure, such as a repair or a new last layer, as often as there are edits"
     parser.add_argument("--beside", metavar="NAME=FILE", action="append", default=[], help=beside)
     cue = "words or phrases: a control deletes them from the texts, and texts without them should stay as they are"
     parser.add_argument("--cue", metavar="A,B", help=cue)

@@ -86,6 +86,7 @@ def page(job: Job, card: Card) -> str:
     measured = reports(job)
     parts = [
         _summary(job, card, measured),
+        _glance(measured),
         _found(job),
         _located(job),
         _edits(job),
@@ -131,6 +132,15 @@ def _summary(job: Job, card: Card, measured: Mapping[str, Report]) -> str:
     ]
     line = f"<p class=soft>{escape(', '.join(counted))}; Spurge {escape(spurge_version())}</p>"
     return f"<h1>{isolated(card.title)}</h1>{line}{''.join(notes)}{''.join(unread)}"
+
+
+def _glance(measured: Mapping[str, Report]) -> str:
+    """Of each evaluation that holds an edit against something, what it did, in one table a set."""
+    parts = []
+    for name, report in measured.items():
+        tables = [_wide(Table(title, lines, foot, left=2)) for title, lines, foot in report.glance() if len(lines) > 2]
+        parts += [f"<h3>{isolated(name)}</h3>{''.join(tables)}"] if tables else []
+    return f"<h2>At a glance</h2>{''.join(parts)}" if parts else ""
 
 
 def _found(job: Job) -> str:

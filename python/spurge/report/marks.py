@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spurge.engine.evaluation.evaluated import CONTROLS
+from spurge.engine.evaluation.report import CONTROLS
 
 SPIKE = 20  # times the median beyond which one value hides the rest
 _CONTROLS = (*CONTROLS, "no mask", "random mask")

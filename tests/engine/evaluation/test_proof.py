@@ -309,7 +309,7 @@ def test_random_last_layers_are_the_model_with_random_weights(monkeypatch: pytes
     rows = {"a": examples(), "b": examples(9, 3)}
     edit = WeightEdit.build(MODEL, {"classifier.weight": (range(6), torch.randn(6) * 3)})
     quick = evaluate(MODEL, TOKENIZER, rows, edit=edit, draws=3, **QUICK)
-    monkeypatch.setattr(evaluated, "random_last_layers", lambda *_, **__: None)
+    monkeypatch.setattr(evaluated, "of_last_layer", lambda *_: False)
     slow = evaluate(MODEL, TOKENIZER, rows, edit=edit, draws=3, **QUICK)
     assert [m.value for m in quick.measures] == pytest.approx([m.value for m in slow.measures], abs=1e-3)
     assert quick.settings["draws"] == 3
@@ -322,8 +322,44 @@ def test_other_edits_stand_beside_and_a_repair_states_its_controls() -> None:
     repair = WeightDeltas.build(MODEL, {"classifier.bias": Dense(torch.tensor([0.0, 2.0]))}, stated)
     rows = examples()
     report = evaluate(MODEL, TOKENIZER, rows, edit=repair, beside={"gates": gates}, **QUICK)
-    assert {m.method for m in report.measures} == {"none", "edit", "gates", "threshold"}
+    assert {m.method for m in report.measures} == {"none", "edit", "gates", "threshold", "gates: threshold"}
     with gates.applied(MODEL):
         right = predict(MODEL, TOKENIZER, rows).argmax(1) == rows.targets
     assert report.value("test", "gates") == pytest.approx(100 * float(right.double().mean()))
     assert any("the same steps without swaps: 90.0 % of its dev texts right, 41.5 %" in note for note in report.notes)
+
+
+def test_an_edit_beside_has_the_controls_that_it_has_alone() -> None:
+    layer = WeightEdit.build(MODEL, {"classifier.weight": (range(6), torch.randn(6) * 3)}, {"labels": "group"})
+    rows = {"a": examples(), "b": examples(9, 3)}
+    alone = measures(evaluate(MODEL, TOKENIZER, rows, edit=layer, draws=3, **QUICK))
+    report = evaluate(MODEL, TOKENIZER, rows, edit=bias_edit(1), beside={"layer": layer}, draws=3, **QUICK)
+    both = measures(report)
+    names = {"edit": "layer", "threshold": "layer: threshold", "random": "layer: random"}
+    for (case, method, metric), own in alone.items():
+        if method in names:
+            other = both[case, names[method], metric]
+            assert (other.value, other.spread, other.labels) == (own.value, own.spread, own.labels)
+    assert ("all", "layer", "by_threshold") in both
+    assert both["all", "edit", "by_threshold"].value == pytest.approx(100)
+    assert "layer: random (3 draws)" in str(report)
+    repair = WeightDeltas.build(MODEL, {"classifier.weight": Dense(torch.ones(MODEL.classifier.weight.shape))})
+    plain = evaluate(MODEL, TOKENIZER, rows, edit=layer, beside={"repair": repair}, controls=False, **QUICK)
+    assert {m.method for m in plain.measures} == {"none", "edit", "repair"}
+
+
+def test_groups_are_crossed_with_labels_for_the_worst_and_whole_for_the_area() -> None:
+    rows = examples()
+    right = (predict(MODEL, TOKENIZER, rows).argmax(1) == rows.targets).double()
+    plain, report = (evaluate(MODEL, TOKENIZER, rows, cross_groups=cross, **QUICK) for cross in (False, True))
+    cells = {}
+    for group in "xy":
+        for number, label in enumerate(LABELS):
+            member = torch.tensor([group in row.groups and row.label == number for row in rows])
+            cells[f"test/{label}/{group}"] = 100 * float(right[member].mean())
+    found = measures(report)
+    assert {case: found[case, "none", "accuracy"].value for case in cells} == pytest.approx(cells)
+    assert report.value("test", "none", "worst_group") == pytest.approx(min(cells.values()))
+    for case, metric in (("test/x", "auc"), ("test/y", "auc"), ("test", "mean_group_auc")):
+        assert found[case, "none", metric] == measures(plain)[case, "none", metric]
+    assert ("test/x", "none", "accuracy") not in found

@@ -27,18 +27,20 @@ from spurge.engine.evaluation.random_edits import (
     can_be_drawn,
     draw_seed,
     last_layer_logits,
+    of_last_layer,
     random_gates,
-    random_last_layers,
     random_weights,
+    read_last_layers,
 )
-from spurge.engine.evaluation.report import NONE, Report
+from spurge.engine.evaluation.report import CONTROLS, NONE, Report
 from spurge.engine.evaluation.threshold import moved
 from spurge.engine.models.handle import Handle
+from spurge.engine.models.heads import Head
 from spurge.engine.models.neurons import NeuronSet
+from spurge.engine.models.parameters import Place
 from spurge.engine.models.sites import Site, Units, joins_heads
 
-#: The methods of a report that are no edits, and the set that an edit should leave as it is.
-CONTROLS = ("threshold", "zero-all", "random", "deleted")
+#: The set that an edit should leave as it is.
 UNTOUCHED = "untouched"
 
 
@@ -55,9 +57,19 @@ class Asked:
     cue: Cue | None
     untouched: Examples | None
     changed: int
+    cross_groups: bool
     seed: int
     bootstrap: int
     force: bool
+
+    @property
+    def edits(self) -> dict[str, NeuronEdit | ParameterEdit]:
+        """The edit and those beside it, by name."""
+        return ({} if self.edit is None else {self.name: self.edit}) | dict(self.beside)
+
+    def control(self, name: str, kind: str) -> str:
+        """What a control of one of the edits is called."""
+        return kind if name == self.name else f"{name}: {kind}"
 
 
 Passes = list[tuple[str, Callable[[], AbstractContextManager[Any]]]]
@@ -77,14 +89,15 @@ class Evaluation:
         if not isinstance(asked.edit, ParameterEdit):
             self.plain = partial(attached, {}, {})
         self.drawn = 0
+        self.last_layers: dict[str, tuple[Tensor, Head]] | None = None
 
     def report(self, progress: bool) -> Report:
         asked = self.asked
         passes: Passes = [(NONE, self.plain)]
-        named = {} if asked.edit is None else {asked.name: asked.edit}
-        passes += [(name, self._applied(edit)) for name, edit in (named | dict(asked.beside)).items()]
+        passes += [(name, self._applied(edit)) for name, edit in asked.edits.items()]
         random = self._random_neurons(passes) if isinstance(asked.edit, NeuronEdit) else None
-        weights = self._random_weights(passes) if isinstance(asked.edit, WeightEdit) and asked.draws else None
+        weights = {name: edit for name, edit in asked.edits.items() if isinstance(edit, WeightEdit) and asked.draws}
+        layers = {asked.control(name, "random"): self._random_weights(name, e, passes) for name, e in weights.items()}
         batches = sum(len(item.batches) for item in self.prepared.values())
         total = (len(passes) + (0 if random is None else asked.draws)) * batches
         with tqdm(total=total, desc="evaluate", disable=not progress) as bar:
@@ -97,13 +110,14 @@ class Evaluation:
                 for case, item in self.prepared.items():
                     outcomes = item.run_gated(cascade, neurons, together, lambda: bar.update(asked.draws))
                     self.found[case]["random"] = [_answers(outcome) for outcome in outcomes]
-        for case, answers in (weights or {}).items():
-            self.found[case]["random"] = answers
+        for method, found in layers.items():
+            for case, answers in (found or {}).items():
+                self.found[case][method] = answers
         if asked.cue is not None:
             with self.plain():
                 for case in self.rows:
                     self.found[case]["deleted"] = [self._deleted(case, asked.cue)]
-        return self._summary(self._changed(named))
+        return self._summary(self._changed())
 
     def _applied(self, edit: NeuronEdit | ParameterEdit) -> Callable[[], AbstractContextManager[Any]]:
         model, force = self.handle.model, self.asked.force
@@ -133,28 +147,34 @@ class Evaluation:
         passes += [("random", partial(attached, sites, gates)) for gates in random]
         return None
 
-    def _random_weights(self, passes: Passes) -> dict[str, list[Answers]] | None:
-        """Adds the passes of random weights; of the last layer alone, gives their answers instead."""
+    def _random_weights(self, name: str, edit: WeightEdit, passes: Passes) -> dict[str, list[Answers]] | None:
+        """Answers with random weights of the last layer alone; of others adds the passes, but not for those beside."""
         asked, model = self.asked, self.handle.model
-        edit = asked.edit
-        assert isinstance(edit, WeightEdit)
         if not can_be_drawn(edit):
             return None
         places = edit.fit(model, force=asked.force)
-        self.drawn = asked.draws
         draws = [random_weights(edit, places, draw_seed(asked.seed, draw)) for draw in range(asked.draws)]
-        read = None
-        if self.reading["golden"] is None:
-            how = {name: self.reading[name] for name in ("batch_size", "max_length", "memory")}
-            read = random_last_layers(self.handle, places, self.rows, **how)
-        if read is None:
+        read = self._last_layers(places)
+        if read is not None:
+            self.drawn = asked.draws
+            return {
+                case: [Answers.of(logits.cpu().numpy()) for logits in last_layer_logits(own, places, draws)]
+                for case, own in read.items()
+            }
+        if name == asked.name:
+            self.drawn = asked.draws
             edits = [WeightEdit.build(model, {places[name].name: pair for name, pair in own.items()}) for own in draws]
             passes += [("random", partial(own.applied, model)) for own in edits]
+        return None
+
+    def _last_layers(self, places: Mapping[str, Place]) -> dict[str, tuple[Tensor, Head]] | None:
+        """What the last layer reads, where an edit of ``places`` changes it alone; the same for all such edits."""
+        if self.reading["golden"] is not None or not of_last_layer(self.handle, places):
             return None
-        return {
-            case: [Answers.of(logits.cpu().numpy()) for logits in last_layer_logits(own, places, draws)]
-            for case, own in read.items()
-        }
+        if self.last_layers is None:
+            how = {name: self.reading[name] for name in ("batch_size", "max_length", "memory")}
+            self.last_layers = read_last_layers(self.handle, self.rows, **how)
+        return self.last_layers
 
     def _deleted(self, case: str, cue: Cue) -> Answers:
         """The unedited model's answers to texts without the cue; where there is none, they stay."""
@@ -172,41 +192,35 @@ class Evaluation:
             proximity[rows] = found.proximity
         return Answers.of(logits, proximity)
 
-    def _changed(self, named: Mapping[str, NeuronEdit | ParameterEdit]) -> tuple[Changed, ...]:
+    def _changed(self) -> tuple[Changed, ...]:
         """Some texts of each set whose answer the edit changes."""
         asked, out = self.asked, []
-        for name, edit in named.items():
-            contexts = (self.plain, self._applied(edit))
-            for case, rows in self.sets.items():
-                plain, edited = self.found[case][NONE][0], self.found[case][name][0]
-                chosen = changed_rows(plain, edited, asked.changed, asked.seed)
-                reading = self.reading | {"golden": None, "correlation_tokens": None}
-                out += changed_texts(self.handle, case, rows, chosen.tolist(), plain, edited, contexts, reading)
+        if asked.edit is None:
+            return ()
+        contexts = (self.plain, self._applied(asked.edit))
+        for case, rows in self.sets.items():
+            plain, edited = self.found[case][NONE][0], self.found[case][asked.name][0]
+            chosen = changed_rows(plain, edited, asked.changed, asked.seed)
+            reading = self.reading | {"golden": None, "correlation_tokens": None}
+            out += changed_texts(self.handle, case, rows, chosen.tolist(), plain, edited, contexts, reading)
         return tuple(out)
 
     def _summary(self, changed: tuple[Changed, ...]) -> Report:
-        asked, thresholds = self.asked, {}
-        tested = {case: self.found[case] for case in self.sets}
-        if asked.edit is not None and asked.draws:
-            threshold, shift = threshold_of(tested, asked.name)
-            if threshold is not None:
-                thresholds[asked.name] = {case: threshold[case] for case in self.sets}
-                for answers in self.found.values():
-                    plain = answers[NONE][0].logits
-                    assert plain is not None
-                    answers["threshold"] = [Answers.of(moved(plain, shift))]
+        asked, thresholds = self.asked, self._thresholds()
         order = [NONE, asked.name, *asked.beside, *CONTROLS]
+        order += [asked.control(name, kind) for name in asked.beside for kind in ("threshold", "random")]
         found = {case: {method: own[method] for method in order if method in own} for case, own in self.found.items()}
-        labels: dict[str, str | None] = {NONE: "none", "threshold": "none", "deleted": "none"}
-        labels |= dict.fromkeys((asked.name, "zero-all", "random"), _labels(asked.edit))
-        labels |= {name: _labels(edit) for name, edit in asked.beside.items()}
+        labels: dict[str, str | None] = {NONE: "none", "deleted": "none", "zero-all": _labels(asked.edit)}
+        for name, edit in asked.edits.items():
+            labels |= {name: _labels(edit), asked.control(name, "random"): _labels(edit)}
+            labels[asked.control(name, "threshold")] = "none"
         measures = summarize(
             {case: self._judged(case) for case in self.rows},
             found,
             labels,
             asked.bootstrap,
             asked.seed,
-            drawn=("random",),
+            drawn=[asked.control(name, "random") for name in asked.edits],
             thresholds=thresholds,
         )
         tokens = None if self.reading["golden"] is None else asdict(self.reading["correlation_tokens"])
@@ -216,14 +230,32 @@ class Evaluation:
             "name": asked.name,
             "beside": {name: edit.info for name, edit in asked.beside.items()},
             "cue": None if asked.cue is None else list(asked.cue.words),
+            "cross_groups": asked.cross_groups,
             "draws": self.drawn,
             "correlation_tokens": tokens,
             "seed": asked.seed,
             "bootstrap": asked.bootstrap,
             "max_length": self.reading["max_length"],
-            "notes": _stated(asked.edit),
+            "notes": [
+                note
+                for name, edit in asked.edits.items()
+                for note in _stated("the edit" if name == asked.name else name, edit)
+            ],
         }
         return Report(tuple(measures), settings, changed)
+
+    def _thresholds(self) -> dict[str, dict[str, Answers]]:
+        """Of each edit, by set, what a moved threshold answers; it becomes a method, too."""
+        asked, thresholds = self.asked, {}
+        for name in asked.edits if asked.draws else ():
+            threshold, shift = threshold_of({case: self.found[case] for case in self.sets}, name)
+            if threshold is not None:
+                thresholds[name] = threshold
+                for answers in self.found.values():
+                    plain = answers[NONE][0].logits
+                    assert plain is not None
+                    answers[asked.control(name, "threshold")] = [Answers.of(moved(plain, shift))]
+        return thresholds
 
     def _judged(self, case: str) -> Judged:
         rows = self.rows[case]
@@ -231,17 +263,25 @@ class Evaluation:
         if case == UNTOUCHED and case not in self.sets:
             return Judged(rows.targets.numpy(), apart={case: np.ones(len(rows), bool)}, right=False)
         apart = {f"{case} (no cue)": ~self.holding[case]} if case in self.holding else {}
-        return Judged(rows.targets.numpy(), groups, apart=apart)
+        targets = rows.targets.numpy()
+        if not self.asked.cross_groups:
+            return Judged(targets, groups, apart=apart)
+        cells = {
+            f"{label}/{group}": own & (targets == number)
+            for group, own in groups.items()
+            for number, label in enumerate(rows.labels)
+        }
+        return Judged(targets, {name: own for name, own in cells.items() if own.any()}, groups, apart=apart)
 
 
-def _stated(edit: NeuronEdit | ParameterEdit | None) -> list[str]:
+def _stated(which: str, edit: NeuronEdit | ParameterEdit) -> list[str]:
     """What a repair says of its own controls, measured on its dev texts when it was made."""
-    controls = {} if edit is None else edit.info.get("controls")
+    controls = edit.info.get("controls")
     if not isinstance(controls, Mapping):
         return []
     names = {"no-swaps": "the same steps without swaps", "random": "a repair of random neurons"}
     return [
-        f"as the edit's file states, {names.get(name, name)}: {own['home']:.1f} % of its dev texts right, "
+        f"as the file of {which} states, {names.get(name, name)}: {own['home']:.1f} % of its dev texts right, "
         f"{own['swapped']:.1f} % of their swaps"
         for name, own in controls.items()
     ]

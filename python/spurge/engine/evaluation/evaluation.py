@@ -24,9 +24,9 @@ from spurge.engine.edits.neuron_edits import NeuronEdit, sites_of_widths
 from spurge.engine.edits.overwrites import is_overwritten, lifted, overwrites_on
 from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.edits.weight_edits import WeightEdit
-from spurge.engine.evaluation.evaluated import CONTROLS, UNTOUCHED, Asked, Evaluation
+from spurge.engine.evaluation.evaluated import UNTOUCHED, Asked, Evaluation
 from spurge.engine.evaluation.prediction import Golden, accuracy, predict
-from spurge.engine.evaluation.report import ALL, AVERAGE, NONE, Measure, Report
+from spurge.engine.evaluation.report import ALL, AVERAGE, CONTROLS, NONE, Measure, Report
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.hooks import alone
 from spurge.engine.models.neurons import NeuronSet
@@ -60,6 +60,7 @@ def evaluate(
     cue: Sequence[str] = (),
     untouched: Examples | None = None,
     changed: int = 0,
+    cross_groups: bool = False,
     golden: Golden | None = None,
     top_k: int | None = None,
     seed: int = 0,
@@ -81,7 +82,9 @@ def evaluate(
     - ``random``: of an edit of neurons its gates on other neurons, the same number in each site (where a site has too
       few others, on any of it); of single weights (FCR, NeuronTune) the same changes in other columns of the same rows,
       a bias as in the edit;
-    - ``deleted``: no edit, but the texts without the words of ``cue``.
+    - ``deleted``: no edit, but the texts without the words of ``cue``;
+    - ``NAME: threshold`` of each edit of ``beside``, and ``NAME: random`` where that changes the last layer alone,
+      which takes no pass of the model for each draw.
 
     Inside ``with edit.applied(model)`` the applied edit is the one that is measured.
 
@@ -107,11 +110,13 @@ def evaluate(
         name: what to call it in the report.
         controls: with ``threshold``, ``zero-all`` and ``random``.
         draws: of random neurons or weights; below 20 their spread says little.
-        beside: other edits by name, such as a repair without swaps: measured like the edit, without controls.
+        beside: other edits by name, such as a repair without swaps, FCR's or a new last layer: measured like the edit.
         cue: words, or phrases of several, that the model should not lean on; upper and lower case count as the same.
         untouched: texts that the edit should leave as they are.
         changed: of each set so many random texts whose answer the edit changes are kept in ``report.changed``, with
             what each of their words does to it.
+        cross_groups: judge every label in every group, ``label/group``, as the worst group of a shortcut is meant;
+            areas under the curve, which need both labels, stay within the groups.
         golden: sets of tokens for eta.
         top_k: correlation tokens of an example; by default as many as ``located`` has in its settings, or those of
             MacU's edit, or 5.
@@ -160,7 +165,10 @@ def evaluate(
         if not force:
             _check_origin(handle, located, settings.get("units", "neurons"))
         units, drawn = settings.get("units"), draws if controls else 0
-        asked = Asked(edit, name, others, neurons, units, drawn, words, untouched, changed, seed, bootstrap, force)
+        asked = Asked(
+            *(edit, name, others, neurons, units, drawn, words, untouched, changed, cross_groups),
+            *(seed, bootstrap, force),
+        )
         reading: dict[str, Any] = {
             "batch_size": batch_size,
             "max_length": max_length,

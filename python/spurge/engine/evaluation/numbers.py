@@ -46,6 +46,7 @@ class Judged:
     Attributes:
         targets: labels, int ``[N]``.
         groups: name to its rows, bool ``[N]``; a row may be in several, or in none.
+        areas: the same of the groups within which areas under the curve are taken; None: these groups.
         classes: Y where classes are judged one by one, 0 where not.
         apart: case to the rows, bool ``[N]``, in which an edit should change nothing.
         right: False where these are all rows, and whether they are right is of no matter.
@@ -53,6 +54,7 @@ class Judged:
 
     targets: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    areas: Mapping[str, np.ndarray] | None = None
     classes: int = 0
     apart: Mapping[str, np.ndarray] = field(default_factory=dict)
     right: bool = True
@@ -85,7 +87,8 @@ def summarize(
     judged = {case: own for case, own in sets.items() if own.right}
     for index, (case, own) in enumerate(sets.items()):
         # The same resamples for every number of a set: each draws them anew from the same seed.
-        sizes |= {case: len(own.targets), **{f"{case}/{name}": int(rows.sum()) for name, rows in own.groups.items()}}
+        parts = {**(own.areas or {}), **own.groups}
+        sizes |= {case: len(own.targets), **{f"{case}/{name}": int(rows.sum()) for name, rows in parts.items()}}
         sizes |= {name: int(rows.sum()) for name, rows in own.apart.items()}
         if own.right:
             numbers |= _of_set(case, own, found[case], drawn, bootstrap, (seed, index))
@@ -263,7 +266,8 @@ def _areas(
     if any(one.logits is None or one.logits.shape[1] != 2 for one in draws):
         return
     positive = judged.targets == 1
-    both = {name: rows for name, rows in judged.groups.items() if 0 < positive[rows].sum() < rows.sum()}
+    groups = judged.groups if judged.areas is None else judged.areas
+    both = {name: rows for name, rows in groups.items() if 0 < positive[rows].sum() < rows.sum()}
     if not 0 < positive.sum() < len(positive):
         return
     parts: dict[str, list[np.ndarray]] = {"": [], **{name: [] for name in both}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,25 +114,36 @@ def _others(columns: Tensor, width: int, generator: torch.Generator) -> Tensor:
     return left[torch.randperm(len(left), generator=generator)[: len(columns)]]
 
 
-def random_last_layers(
-    handle: Handle, places: Mapping[str, Place], sets: Mapping[str, Examples], **reading: Any
+def of_last_layer(handle: Handle, places: Mapping[str, Place]) -> bool:
+    """Whether an edit of these places changes the model's last layer alone, one that makes its logits."""
+    try:
+        _, layer = find_head(handle.model)
+    except ValueError:  # there is none
+        return False
+    return all(place.module is layer for place in places.values())
+
+
+def read_last_layers(
+    handle: Handle, sets: Mapping[str, Examples], **reading: Any
 ) -> dict[str, tuple[Tensor, Head]] | None:
-    """By set what the last layer reads, and that layer: one pass for all draws. None where the edit changes others.
+    """By set what the last layer reads, and that layer: one pass for all draws. None where it makes no logits.
 
     Args:
         handle: of the unedited model.
-        places: as of :func:`random_weights`.
         sets: the texts.
         reading: further arguments of `spurge.extract`.
     """
     try:
-        _, layer = find_head(handle.model)
         head = Head.of(handle.model)
-        if not all(place.module is layer for place in places.values()):
-            return None
         how = {"tokenizer": handle.tokenizer, "progress": False, **reading}
-        return {case: (extract(handle.model, rows, **how).values, head) for case, rows in sets.items()}
-    except ValueError:  # no such layer, or one that does not make the model's logits
+        found = {}
+        for case, rows in sets.items():
+            plain = Examples(
+                [replace(row, group=None) for row in rows], rows.labels
+            )  # in a group or not, or in several
+            found[case] = extract(handle.model, plain, **how).values, head
+        return found
+    except ValueError:  # more stands behind that layer
         return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spurge.engine.base.tables import Table, folded, page, wrapped
+from spurge.engine.evaluation.glance import glance
 from spurge.engine.evaluation.threshold import EVENLY, MOSTLY
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ AVERAGE, ALL, NONE = (
     "all",
     "none",
 )  # the mean over sets, all rows of all sets, and the method that is no edit
+CONTROLS = ("threshold", "zero-all", "random", "deleted")  # methods that are no edits
 TITLES = {
     "accuracy": "accuracy, percent",
     "change": "change of accuracy, points",
@@ -176,7 +178,8 @@ class Report:
         return found + list(self.settings.get("notes", ()))
 
     def __str__(self) -> str:
-        tables = ["\n".join([title, *folded(lines, gap=2), *foot]) for title, lines, foot in self.tables()]
+        found = [*self.tables(), *(self.glance() if self.settings.get("beside") else ())]
+        tables = ["\n".join([title, *folded(lines, gap=2), *map(wrapped, foot)]) for title, lines, foot in found]
         return "\n\n".join([*tables, *([wrapped("\n".join(self.notes))] if self.notes else [])])
 
     __repr__ = __str__
@@ -198,9 +201,13 @@ class Report:
             lines += [[case, *(row.get(method, "") for method in methods)] for case, row in cells.items()]
             yield title, lines, [_FOOT] if any(m.p is not None and m.p < _SURE for m in own) else []
 
+    def glance(self) -> Iterator[tuple[str, list[list[str]], list[str]]]:
+        """As :meth:`tables`, one for each set: a line for each edit, its controls below it, and what a threshold is."""
+        return glance(self, CONTROLS[:-1])  # deleted words are a control of all edits
+
     def _head(self, method: str) -> str:
-        drawn = method == "random" and "draws" in self.settings  # last layers may be called so, too
-        return f"random ({self.settings['draws']} draws)" if drawn else method
+        drawn = method.endswith("random") and "draws" in self.settings  # last layers may be called so, too
+        return f"{method} ({self.settings['draws']} draws)" if drawn else method
 
 
 def _cell(m: Measure) -> str:
