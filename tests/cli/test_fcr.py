@@ -71,6 +71,27 @@ def test_a_feature_is_removed(
         assert torch.equal(layer.weight, removal.head.weight)
 
 
+def test_one_file_finds_weights_in_one_half_and_chooses_by_classes_in_groups_in_the_other(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    balanced, shortcut = unit_features(800, 0.5, 5, Features.load(desk / "train.safetensors").head)
+    both = balanced.with_groups(shortcut, ("land", "water"))
+    both.save(tmp_path / "both.safetensors")
+    first, second = both.split(by="group", seed=3)
+    first.save(tmp_path / "first.safetensors")
+    second.with_groups(2 * second.labels + second.groups, "abcd").save(tmp_path / "second.safetensors")
+    choice = ("--remove-feature", "all", "--criterion", "worst_group", "--quiet", "--seed", 3)
+    code, out, err = spurge(
+        capsys, "fcr", "--features", tmp_path / "both.safetensors", *choice, "--out", tmp_path / "a.safetensors"
+    )
+    assert (code, err) == (0, "")
+    assert "group labels of 400 samples" in out
+    files = ("--features", tmp_path / "first.safetensors", "--select", tmp_path / "second.safetensors")
+    spurge(capsys, "fcr", *files, *choice, "--out", tmp_path / "b.safetensors")
+    one, two = (WeightEdit.load(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert one.info["edges"] == two.info["edges"]
+
+
 @pytest.mark.parametrize("how", [("--rate", 0.05), ("--angle", 20)])
 def test_one_group_by_name_and_given_tilts(
     desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: tuple[str, float]
@@ -102,7 +123,6 @@ def test_a_class_is_removed(desk: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (("--remove-class", "1", "--criterion", "gap"), "criterion: a class is removed at a given --rate"),
         (("--remove-feature", "sky", "--rate", "0.1"), "remove-feature: expected one of land, water, got 'sky'"),
         (("--remove-feature", "all"), "rate or angle or criterion: expected exactly one of them, got none"),
-        (("--remove-feature", "all", "--criterion", "gap"), "select: criterion 'gap' needs data"),
         (("--remove-feature", "all", "--rate", "2"), "above 1; FCR(most=...) allows it"),
         (("--remove-class", "1", "--weights", "0"), "weights: need at least 1"),
         ((), "one of the arguments --remove-class --remove-feature is required"),

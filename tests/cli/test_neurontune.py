@@ -83,6 +83,37 @@ def test_validation_set_in_halves_with_all_controls(
     assert tuned.info["data"] == {"identify": first.fingerprint(), "train": second.fingerprint()}
 
 
+def test_the_control_without_a_mask_and_dfr_are_edits_as_well(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = Features.load(desk / "validation.safetensors")
+    groups = plain.groups % 2  # type: ignore[operator]  # the shortcut alone
+    plain.with_groups(groups, ("land", "water")).save("validation.safetensors")
+    outputs = ("--out", "edit.safetensors", "--no-mask-out", "plain.safetensors", "--dfr-out", "dfr.safetensors")
+    test = ("--test", f"birds={desk / 'test.safetensors'}", "--draws", 2, "--bootstrap", 0, "--json", "numbers.json")
+    code, out, err = spurge(capsys, "--features", "validation.safetensors", "--l2", 1e-3, *outputs, *test)
+    assert (code, err) == (0, "")
+    numbers = Results.load("numbers.json")
+    crossed = plain.with_groups(groups, ("land", "water")).crossed()
+    assert crossed.crossed() is crossed
+    test_set = Features.load(desk / "test.safetensors")
+    for name, method, labels in (("plain", "no mask", "class"), ("dfr", "DFR", "group")):
+        edit = WeightEdit.load(f"{name}.safetensors")
+        assert edit.info["labels"] == labels
+        layer = nn.Linear(96, 2)
+        with torch.no_grad():
+            layer.weight.copy_(test_set.head.weight)
+            layer.bias.copy_(test_set.head.bias)  # type: ignore[arg-type]
+        with edit.applied(layer):
+            right = layer(test_set.values).argmax(1) == test_set.labels
+        (row,) = numbers.select(case="birds", metric="accuracy", method=method)
+        assert row["value"] == pytest.approx(100 * float(right.double().mean()))
+    (worst,) = numbers.select(case="birds", metric="worst_group", method="DFR")
+    assert worst["value"] > 60  # of classes in groups, though the file has the groups alone
+    assert "dfr.safetensors" in out
+
+
 def test_two_sets_and_settings(
     desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

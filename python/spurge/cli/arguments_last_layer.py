@@ -42,11 +42,13 @@ def add_fcr(parser: argparse.ArgumentParser) -> None:
     """``spurge fcr``: removal of a class or a feature by single weights."""
     parser.description = (
         "Removes a class, or what a feature does to the classes, by editing single weights of the last layer (FCR). A "
-        "feature is known by the groups of --features; its rate is given or chosen on --select."
+        "feature is known by the groups of --features; its rate is given or chosen on --select, whose "
+        "worst group is one of each class in each group."
     )
     parser.add_argument("--features", metavar="FILE", required=True, help="features to work on (spurge features)")
     add_features_device(parser)
-    parser.add_argument("--select", metavar="FILE", help="features of the validation set")
+    select = "features of the validation set, to choose on; default a half of --features, which then finds no weights"
+    parser.add_argument("--select", metavar="FILE", help=select)
     parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write, e.g. edit.safetensors")
     parser.add_argument("--removal", metavar="FILE", help="also write all that was found, e.g. removal.safetensors")
@@ -99,6 +101,10 @@ def add_neurontune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", metavar="NAME=FILE", action="append", default=[], help="test set, any number of them")
     parser.add_argument("--out", metavar="FILE", help="where to write the edit, e.g. edit.safetensors")
     parser.add_argument("--tuned", metavar="FILE", help="where to write all that was found, e.g. tuned.safetensors")
+    no_mask = "also write the control without a mask as an edit, e.g. no-mask.safetensors"
+    parser.add_argument("--no-mask-out", metavar="FILE", help=no_mask)
+    dfr = "also write DFR's layer as an edit, e.g. dfr.safetensors; needs groups"
+    parser.add_argument("--dfr-out", metavar="FILE", help=dfr)
     settings = parser.add_argument_group("settings", "several values are candidates that --criterion chooses from")
     settings.add_argument("--threshold", type=float, nargs="+", metavar="X", help="suppress above this score (0)")
     settings.add_argument("--classes", choices=("union", "intersection", "each"), help="above it for which (union)")
@@ -117,5 +123,6 @@ def add_neurontune(parser: argparse.ArgumentParser) -> None:
     controls = parser.add_argument_group("controls, where there are test sets")
     controls.add_argument("--no-controls", action="store_true", help="leave out the retraining with other masks")
     controls.add_argument("--draws", type=int, default=20, metavar="N", help="random masks (%(default)s)")
-    controls.add_argument("--dfr", action="store_true", help="also DFR on the groups of the validation set")
+    dfr_of = "also DFR on each class in each group of the validation set"
+    controls.add_argument("--dfr", action="store_true", help=dfr_of)
     controls.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="for intervals (%(default)s)")

@@ -26,6 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not features.head.prints:
         raise ValueError(f"features: the head of {arguments.features!r} belongs to no model that could be edited")
     select = read_features(arguments, arguments.select) if arguments.select else None
+    if arguments.criterion and select is None and features.groups is not None:
+        features, select = features.split(seed=arguments.seed, by="group")
+    if select is not None and select.groups is not None:
+        select = select.crossed()
     tests = {name: read_features(arguments, source) for name, source in named_files(arguments.test).items()}
     preset = FCR.paper if arguments.preset == "paper" else FCR.best
     method = preset(**given(arguments, FCR_SETTINGS), progress=not arguments.quiet)

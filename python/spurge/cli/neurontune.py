@@ -10,27 +10,28 @@ from spurge.cli.arguments import given
 from spurge.cli.arguments_last_layer import NEURONTUNE_SETTINGS
 from spurge.cli.inputs import named_files, prepare, read_features, write_results
 from spurge.engine.base.tables import wrapped
+from spurge.engine.edits.weight_edits import WeightEdit
 from spurge.engine.evaluation.groups import compare
-from spurge.engine.features.features import Features
 from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
 from spurge.methods.neurontune.neurontune import NeuronTune
-from spurge.methods.neurontune.tuned import Tuned
 from spurge.report.results import Results
 from spurge.report.tables import seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Tunes, compares on test sets, and writes the edit of ``--out`` and the result of ``--tuned``."""
-    prepare(arguments, "out", "tuned")
+    prepare(arguments, "out", "tuned", "no_mask_out", "dfr_out")
     if not arguments.out and not arguments.tuned:
         raise ValueError("out, tuned: give at least one of them, to keep the result")
     train = read_features(arguments, arguments.features)
-    if arguments.out and not train.head.prints:
-        raise ValueError(
-            f"out: the head of {arguments.features!r} belongs to no model that could be edited; use --tuned"
-        )
+    for option in ("out", "no_mask_out", "dfr_out"):
+        if getattr(arguments, option) and not train.head.prints:
+            raise ValueError(
+                f"{option}: the head of {arguments.features!r} belongs to no model that could be edited; use --tuned"
+            )
     validation = read_features(arguments, arguments.identify) if arguments.identify else train
-    if arguments.dfr and validation.groups is None:
+    wants_dfr = arguments.dfr or arguments.dfr_out
+    if wants_dfr and validation.groups is None:
         raise ValueError("dfr: needs groups, and the validation set has none")
     tests = {name: read_features(arguments, source) for name, source in named_files(arguments.test).items()}
     method = NeuronTune(**given(arguments, NEURONTUNE_SETTINGS), progress=not arguments.quiet)
@@ -46,9 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
         tuned.save(arguments.tuned)
         print(f"all of it: {arguments.tuned}")
     if arguments.out:
-        edit = tuned.edit()
-        edit.save(arguments.out)
-        print(f"{edit}: {arguments.out}")
+        _save(arguments.out, tuned.edit())
+    plain = oracle = None
+    if arguments.no_mask_out or (tests and not arguments.no_controls):
+        plain = without_mask(tuned, method, identify, train)
+    if wants_dfr:
+        oracle = dfr(validation.crossed(), seed=arguments.seed, progress=not arguments.quiet)
+    if arguments.no_mask_out and plain is not None:
+        _save(arguments.no_mask_out, plain.edit())
+    if arguments.dfr_out and oracle is not None:
+        info = {"method": "DFR", "labels": "group", "data": validation.fingerprint(), "seed": arguments.seed}
+        _save(arguments.dfr_out, WeightEdit.for_head(validation.head, oracle.weight, oracle.bias, info))
     results = Results("neurontune", {"features": str(arguments.features), **tuned.info})
     results.add("all", "NeuronTune", "suppressed", 100 * tuned.suppressed, unit="percent", labels=tuned.labels)
     results.add("all", "none", "sfit", tuned.scores.sfit)
@@ -57,10 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         methods: dict[str, Any] = {"none": validation.head, "NeuronTune": tuned}
         labels_used = {"none": "none", "NeuronTune": tuned.labels}
         if not arguments.no_controls:
-            methods |= _controls(arguments, tuned, method, identify, train)
+            random = random_masks(tuned, method, identify, train, draws=arguments.draws, seed=arguments.seed)
+            methods |= {"no mask": plain, "random mask": random}
             labels_used |= {"no mask": "class", "random mask": "class"}
-        if arguments.dfr:
-            methods["DFR"] = dfr(validation, seed=arguments.seed, progress=not arguments.quiet)
+        if oracle is not None:
+            methods["DFR"] = oracle
             labels_used["DFR"] = "group"
         report = compare(tests, methods, labels_used=labels_used, bootstrap=arguments.bootstrap, seed=arguments.seed)
         print(f"\n{report}")
@@ -69,8 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _controls(
-    arguments: argparse.Namespace, tuned: Tuned, method: NeuronTune, identify: Features, train: Features
-) -> dict[str, Any]:
-    random = random_masks(tuned, method, identify, train, draws=arguments.draws, seed=arguments.seed)
-    return {"no mask": without_mask(tuned, method, identify, train), "random mask": random}
+def _save(path: str, edit: WeightEdit) -> None:
+    edit.save(path)
+    print(f"{edit}: {path}")

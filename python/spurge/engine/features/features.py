@@ -140,10 +140,14 @@ class Features(Saved, kind="features", what="features"):
     def crossed(self) -> Features:
         """A group for every class in every group, ``label * G + group``: those the worst group's accuracy is taken of.
 
+        Groups that each hold one class alone stay as they are.
+
         Raises:
             ValueError: there are no groups.
         """
         groups = self.labels * len(self.group_names) + self._groups()
+        if len(groups.unique()) == len(self._groups().unique()):
+            return self
         return self.with_groups(groups, [f"{name}/{group}" for name in self.names for group in self.group_names])
 
     def with_head(self, head: Head) -> Features:
