@@ -125,6 +125,7 @@ def test_slices_of_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("--out", "found.tsv", "--columns", "nothing"), "no column 'nothing'"),
         (("--out", "found.tsv", "--candidates", "0"), "--candidates: need at least 1"),
         (("--out", "found.tsv", "--reviewed", "a.tsv"), "--reviewed: its table is not written again"),
+        (("--out", "found.tsv", "--spurious", "a"), "--spurious: says what a person thinks of a table"),
     ],
 )
 def test_mistakes_are_one_line(

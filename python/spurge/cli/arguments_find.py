@@ -28,6 +28,10 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lexicon", metavar="NAME|FILE", help="vader or afinn if installed, or a table of words")
     parser.add_argument("--out", metavar="FILE", help="where to write the table, e.g. found.tsv")
     parser.add_argument("--reviewed", metavar="FILE", help="a table that was reviewed: no search, only what is written")
+    spurious = "of a reviewed table: words of it that ought not to decide"
+    parser.add_argument("--spurious", metavar="A,B", help=spurious)
+    causal = "of a reviewed table: words that ought to decide for a label, in it or not, in place of those it proposes"
+    parser.add_argument("--causal", metavar="LABEL=A,B", action="append", default=[], help=causal)
     parser.add_argument("--golden-out", metavar="FILE", help="also write golden words, e.g. golden.json")
     parser.add_argument(
         "--groups-out",

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     columns = _columns(arguments)
     start = time.perf_counter()
     if arguments.reviewed:
-        found = Found.load(arguments.reviewed, examples.labels)
+        found = _reviewed(arguments, Found.load(arguments.reviewed, examples.labels))
     else:
         found = find(
             model,
@@ -78,6 +78,20 @@ def _find_slices(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reviewed(arguments: argparse.Namespace, found: Found) -> Found:
+    """The table with what the options call spurious and causal."""
+    if not arguments.spurious and not arguments.causal:
+        return found
+    causal: dict[str, list[str]] = {}
+    for text in arguments.causal:
+        label, equals, words = text.partition("=")
+        if not equals or not words:
+            raise ValueError(f"causal: expected LABEL=A,B, got {text!r}")
+        causal.setdefault(label, []).extend(words.split(","))
+    spurious = arguments.spurious.split(",") if arguments.spurious else ()
+    return found.reviewed(spurious=spurious, causal=causal or None)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     for name in ("model", "data"):
         if not getattr(arguments, name):
@@ -85,6 +99,9 @@ def _check(arguments: argparse.Namespace) -> None:
     arguments.golden = None  # what `read_golden` asks for: here only a lexicon is one
     if not arguments.out and not arguments.reviewed:
         raise ValueError("out: give a file for the table, or --reviewed with one that was reviewed")
+    for name in ("spurious", "causal"):
+        if getattr(arguments, name) and not arguments.reviewed:
+            raise ValueError(f"{name}: says what a person thinks of a table; give it with --reviewed")
     if arguments.out and arguments.reviewed:
         raise ValueError("reviewed: its table is not written again; leave --out away")
     if arguments.out and Path(arguments.out).suffix.lower() != ".tsv":

@@ -185,6 +185,24 @@ def test_a_reviewed_table_becomes_golden_words(found, tmp_path):
     assert all((row.group or "").endswith(PHRASE) == (PHRASE in row.text) for row in grouped)
 
 
+def test_a_review_by_words(found):
+    good, bad = list(planted_texts.GOOD), [*planted_texts.BAD, "not a candidate"]
+    reviewed = found.reviewed(spurious=[PHRASE], causal={"positive": good, "negative": bad})
+    golden = reviewed.golden()
+    assert golden.irrelevant == (PHRASE,)
+    assert {name: set(words) for name, words in golden.causal.items()} == {"positive": {*good}, "negative": {*bad}}
+    assert [row.word for row in reviewed.rows[: len(found)]] == [row.word for row in found.rows]
+    alone = found.reviewed(spurious=[found.of_role("causal")[0].word])
+    assert len(alone.of_role("causal")) == len(found.of_role("causal")) - 1
+    for change, message in (
+        ({"spurious": ["unheard"]}, "spurious: 'unheard' is no candidate"),
+        ({"causal": {"fair": ["good"]}}, "causal: expected one of"),
+        ({"causal": {"positive": ["good"], "negative": ["good"]}}, "causal: 'good' is named twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found.reviewed(**change)
+
+
 def test_a_table_comes_back_as_it_was(found, tmp_path):
     found.save(tmp_path / "found.tsv")
     again = Found.load(tmp_path / "found.tsv", found.labels)

@@ -20,6 +20,7 @@ from spurge.engine.base.tables import Table, aligned, folded, page, width_of
 from spurge.engine.data.examples import Examples
 from spurge.engine.data.rows import check_names, of_file, read_column, read_text
 from spurge.engine.data.table_files import read_records
+from spurge.engine.data.words import split_words
 from spurge.methods.find.candidates import KINDS, WORDED, presence
 from spurge.methods.find.roles import ROLES, Role
 from spurge.methods.golden.corpus_words import is_kept
@@ -189,6 +190,41 @@ class Found:
             if row.label not in names:
                 raise ValueError(f"{path}: row {number}: label {row.label!r:.60} is none of {names}")
         return cls(tuple(rows), names, {"file": Path(path).name, "reviewed": True})
+
+    def reviewed(self, *, spurious: Iterable[str] = (), causal: Mapping[str, Iterable[str]] | None = None) -> Found:
+        """The table as a person leaves it who names what counts, in the place of changing its file.
+
+        Args:
+            spurious: candidates that ought not to decide.
+            causal: label to words that ought to decide for it, candidates or not; with it, proposed causes that are not
+                among them become undecided.
+
+        Raises:
+            ValueError: a spurious word that is no candidate, no such label, or a word named twice.
+        """
+        named: dict[str, tuple[Role, str | None]] = dict.fromkeys(spurious, ("spurious", None))
+        candidates = {row.word for row in self.rows}
+        if strange := [word for word in named if word not in candidates]:
+            raise ValueError(f"spurious: {strange[0]!r:.60} is no candidate, the first is {self.rows[0].word!r:.60}")
+        for label, words in (causal or {}).items():
+            choice("causal", label, self.labels)
+            for word in words:
+                if word in named:
+                    raise ValueError(f"causal: {word!r:.60} is named twice")
+                named[word] = ("causal", label)
+        rows = []
+        for row in self.rows:
+            role, own = named.get(row.word, (row.role, None))
+            if row.word not in named and row.role == "causal" and causal is not None:
+                role = "undecided"
+            changed = role != row.role or own not in (None, row.label)
+            reason = "as reviewed" if changed else row.reason
+            rows.append(replace(row, role=role, label=own or row.label, reason=reason))
+        for word, (_, own) in named.items():
+            if own is not None and word not in candidates:
+                kind = WORDED[len(split_words(word)) > 1]
+                rows.append(Row(word=word, kind=kind, label=own, role="causal", causal=1.0, reason="as reviewed"))
+        return replace(self, rows=tuple(rows), info={**self.info, "reviewed": True})
 
     # What becomes of it
 
