@@ -225,7 +225,7 @@ def human_labels(args: argparse.Namespace, results: Results, clock: Clock) -> No
     """The causal score of words beside what people called them, without and with a lexicon."""
     lexicons = args.data / "lexicons"
     records = list(read_records(lexicons / "causal_terms_wang_culotta2021.jsonl.xz"))
-    handle = _classifier(args.data / "models" / "minilm-l6-sst2")
+    handle = models.sst2_classifier(args.data)
     listed = GoldenTokens.from_table(lexicons / "opinion_lexicon_hu_liu.jsonl.xz").for_labels(grammar.LABELS)
     for name, judge in (("imdb", imdb_scores), ("kindle", word_scores)):
         rows = [row for row in records if row["split"] == name]
@@ -297,17 +297,6 @@ def searched(
     """A model trained on the rows, and what is found in it."""
     model, tokenizer, _ = models.fine_tuned(rows, epochs=epochs, seed=seed, cache=None, layers=LAYERS)
     return find(model, tokenizer, rows, seed=seed, max_length=max_length, progress=False, **SEARCH)
-
-
-def _classifier(folder: Path) -> Handle:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-    )
-    return Handle.of(
-        model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    )
 
 
 def _share(results: Results, case: str, metric: str, values: Sequence[bool], note: str) -> None:

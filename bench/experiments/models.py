@@ -21,6 +21,7 @@ from experiments.data import Images, kept
 from spurge.demo.train import Loss
 from spurge.engine.base import files
 from spurge.engine.data.examples import Examples
+from spurge.engine.models.handle import Handle
 
 _SECONDS = "cpu_seconds"  # beside the weights that are kept
 
@@ -244,3 +245,13 @@ def fine_tuned(
     seconds = float(state.pop(_SECONDS, nan))
     model.load_state_dict(state)
     return Tuned(model.eval(), tokenizer, seconds)
+
+
+def sst2_classifier(folder: Path) -> Handle:
+    """MiniLM-L6 as it was fine-tuned on SST-2, from the folder of the data sets, in float32."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    place = folder / "models" / "minilm-l6-sst2"
+    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32, **how).eval()
+    return Handle(model, AutoTokenizer.from_pretrained(place, **how))

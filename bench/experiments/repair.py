@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import provenance
 from experiments import data
+from experiments.models import sst2_classifier
 from experiments.outcomes import Part, Record, logits, right
 from experiments.rivals import wise_ft
 from spurge.demo import grammar
@@ -166,13 +167,9 @@ ONCE = ("none", AGAIN, "wise-ft")  # "none" and "wise-ft": the same for every se
 
 def sst2(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: Path) -> Subject:
     """MiniLM as it was fine-tuned on SST-2."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    place = folder / "models" / "minilm-l6-sst2"
-    model = AutoModelForSequenceClassification.from_pretrained(place, trust_remote_code=False).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    handle = sst2_classifier(folder)
     train, dev = (data.sentiment(folder, "sst2_sentences", split) for split in ("train", "dev"))
-    return Subject("", model, tokenizer, train, dev, tests, golden, cache)
+    return Subject("", handle.model, handle.tokenizer, train, dev, tests, golden, cache)
 
 
 def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: Path, quick: bool) -> Subject:
