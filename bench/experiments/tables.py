@@ -26,10 +26,11 @@ class Table:
     Args:
         case: what is measured; the case of every row.
         unit: of all numbers but rates, which have none.
+        digits: that are shown behind the point, of all numbers but rates.
     """
 
-    def __init__(self, case: str, unit: str = "percent") -> None:
-        self.case, self.unit = case, unit
+    def __init__(self, case: str, unit: str = "percent", digits: int = 1) -> None:
+        self.case, self.unit, self.digits = case, unit, digits
         self.lines: dict[str, Line] = {}
 
     def add(self, method: str, values: Mapping[str, Any], *, labels: str, note: str) -> None:
@@ -64,17 +65,18 @@ class Table:
         metrics = metrics or list(dict.fromkeys(metric for line in self.lines.values() for metric in line.values))
         lines = [[self.case, "labels", *(metric.replace("_", " ") for metric in metrics)]]
         for method, line in self.lines.items():
-            lines.append([method, line.labels, *(_cell(metric, line.values.get(metric, ())) for metric in metrics)])
+            lines.append(
+                [method, line.labels, *(self._cell(metric, line.values.get(metric, ())) for metric in metrics)]
+            )
         print(f"\n{grid(lines, left=2)}\n", flush=True)
+
+    def _cell(self, metric: str, values: Sequence[float]) -> str:
+        if not values:
+            return ""
+        digits = 3 if metric.endswith("rate") else self.digits
+        spread = _spread(values)
+        return f"{fmean(values):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
-
-
-def _cell(metric: str, values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    digits = 3 if metric.endswith("rate") else 1
-    spread = _spread(values)
-    return f"{fmean(values):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")

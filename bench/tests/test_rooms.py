@@ -15,7 +15,7 @@ ALLOWED = {  # of each room: the others that it may import
     "kernel_rates": {"common", "peers"},
     "last_layers": {"common", "peers"},
     "causal": {"common", "peers"},
-    "experiments": {"common"},
+    "experiments": {"common", "peers"},
 }
 MODULES = [path for room in ALLOWED for path in sorted((BENCH / room).glob("*.py"))]
 
