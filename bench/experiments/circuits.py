@@ -23,13 +23,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import language
-from experiments import command, models
+from experiments import command, data, models
 from experiments.command import Clock
 from experiments.curves import ABLATIONS, FRACTIONS, Areas, Faithfulness, areas, mean_activations
 from experiments.data import kept
 from experiments.localisers import LOCALISERS, Localiser, Question, Values, Words, about, alike
 from experiments.planted_circuit import PLANTED_LAYERS, Plan, Planted, build
-from experiments.repair import read_golden
 from experiments.tables import Table
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
@@ -214,8 +213,8 @@ def demo(args: argparse.Namespace) -> Subject:
     """The demo's model, seed 0; its test rows with the phrase and without."""
     rows = Grammar(train=200, test=20) if args.quick else Grammar()
     train = Examples.load(rows.training_rows(0), labels=grammar.LABELS)
-    model, tokenizer = models.fine_tuned(train, epochs=3, seed=0, cache=args.cache, layers=2 if args.quick else None)
-    handle = Handle(model, tokenizer)
+    tuned = models.fine_tuned(train, epochs=3, seed=0, cache=args.cache, layers=2 if args.quick else None)
+    handle = Handle(tuned.model, tuned.tokenizer)
     tests = [Examples.load(rows.test_rows(group, 0), labels=grammar.LABELS) for group in GROUPS]
     texts = [text for own in tests for text in own.sample(4 if args.quick else 12).texts]
     words, count = Words(train.sample(40) if args.quick else train, GOLDEN, "causal"), 4 if args.quick else 8
@@ -225,11 +224,10 @@ def demo(args: argparse.Namespace) -> Subject:
 def sst2(args: argparse.Namespace) -> Subject:
     """MiniLM as it was fine-tuned on SST-2; sentences of dev."""
     handle = models.sst2_classifier(args.data)
-    source = args.data / "sentiment" / "sst2_sentences.jsonl.xz"
-    train, dev = (Examples.load(source, split=split, labels=grammar.LABELS) for split in ("train", "dev"))
+    train, dev = (data.sentiment(args.data, "sst2_sentences", split) for split in ("train", "dev"))
     texts = sorted(dev.sample(4 if args.quick else 36).texts, key=len)
     batches = [handle.encode(texts[start : start + 12]) for start in range(0, len(texts), 12)]
-    words = Words(train.sample(40) if args.quick else train, read_golden(args.data), "causal")
+    words = Words(train.sample(40) if args.quick else train, data.sentiment_golden(args.data), "causal")
     return Subject(handle, [*train.texts], batches, 4 if args.quick else 8, words, few=1 if args.quick else 2)
 
 
