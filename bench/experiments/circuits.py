@@ -269,7 +269,7 @@ def mib(args: argparse.Namespace, results: Results, case: str, clock: Clock) -> 
             clock(f"{case} {seed}, {name}: CPR {found.cpr:.3f}, CMD {found.cmd:.3f} ({ablation})")
     for table in tables.values():
         table.write(results, args.seeds)
-        table.show(("cpr", "cmd"))
+        table.show(("whole", "empty", "cpr", "cmd"))
 
 
 def measured(measure: Faithfulness, values: Values, case: str, args: argparse.Namespace) -> Areas:
