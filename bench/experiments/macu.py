@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,24 +28,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import command
 from experiments.outcomes import Part, Record, logits, right
-from experiments.subjects import PLAIN, PRESETS, SECONDS, TUNED, WEIGHTS, Subject, activations, depths
+from experiments.subjects import PLAIN, PRESETS, SECONDS, TUNED, VARIANTS, WEIGHTS, Subject, activations, depths
 from experiments.tasks import TASKS, Task
 from spurge.engine.base import files
 from spurge.engine.data.cues import Cue
+from spurge.engine.data.examples import Example, Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.evaluation.prediction import Prepared
 from spurge.engine.evaluation.threshold import matched_shift, moved
 from spurge.engine.models.handle import Handle
 from spurge.methods.macu.located import Located
+from spurge.methods.macu.macu import MacU
 from spurge.report.results import Results
 
+View = Callable[[Task, Examples], Examples]
+HYPOTHESIS = "hypothesis-only"
+VIEWS: dict[str, View] = {
+    "deleted": lambda task, rows: Cue(task.golden.irrelevant).deleted(rows),
+    HYPOTHESIS: lambda task, rows: Examples([Example(str(row.pair), row.label) for row in rows], rows.labels),
+}
+"""Other texts for the plain model: without the irrelevant golden words; the hypothesis of a pair alone (table 15)."""
 DRAWS = 3  # of random neurons, at each seed
 CORE = (PLAIN, *(f"{preset}{part}" for preset in PRESETS for part in ("", ":zero", ":random", ":threshold")))
 CORE = (*CORE, "macu-paper:amplified")
-OTHERS = (*TUNED[1:], *WEIGHTS, "deleted")
+ABLATIONS = tuple(f"macu-paper/{name}" for name in VARIANTS if name)
+OTHERS = (*TUNED[1:], *WEIGHTS, *VIEWS)
 BOTH = tuple(f"{name}+{preset}" for preset in reversed(PRESETS) for name in ("poe", "nfl-co", "nfl-cp", "swaps"))
-METHODS = (*CORE, *OTHERS, *BOTH)
+METHODS = (*CORE, *OTHERS, *BOTH, *ABLATIONS)
 COMPARED = (
     *((preset, f"{preset}:{part}") for preset in PRESETS for part in ("zero", "random", "threshold")),
     *((method, method.partition("+")[0]) for method in BOTH),
@@ -87,8 +97,8 @@ class Bench:
             facts = {SECONDS: tuned.cpu_seconds, **({"factor": self.factors[name]} if name in self.factors else {})}
             return self._measured(Handle(tuned.model, tuned.tokenizer), None, facts)
         handle = subject.handle(name if plus else PLAIN)
-        if name == "deleted":
-            return self._measured(handle, None, {}, deleted=True)
+        if name in VIEWS:
+            return self._measured(handle, None, {}, VIEWS[name])
         if name in WEIGHTS:
             start = time.process_time()
             edit = subject.weights(name, handle)
@@ -108,6 +118,10 @@ class Bench:
         if control in ("zero", "amplified"):
             gate = 0.0 if control == "zero" else 2.0
             return self._measured(handle, NeuronEdit.build(handle.model, located.spurious_set, gate), {})
+        if preset == "macu-paper/weights":
+            start = time.process_time()
+            trained = subject.spurious_weights(handle, located)
+            return self._measured(handle, trained, {SECONDS: located.info[SECONDS] + time.process_time() - start})
         edit = subject.gates(PLAIN, handle, macu)
         if control == "random":
             drawn = [self._measured(handle, subject.random_like(handle, edit, draw), {}) for draw in range(DRAWS)]
@@ -133,18 +147,16 @@ class Bench:
                 facts |= {f"{side}_activation_{answer}": float(values[chosen].mean())} if bool(chosen.any()) else {}
         return facts
 
-    def _measured(self, handle: Handle, edit: Edit | None, facts: dict[str, Any], *, deleted: bool = False) -> Part:
+    def _measured(self, handle: Handle, edit: Edit | None, facts: dict[str, Any], view: View | None = None) -> Part:
         """Logits of all tests under an edit, and eta (Eq. 10) of those at home."""
         task, found, eta = self.task, {}, 0.0
-        cue = Cue(task.golden.irrelevant) if deleted else None
         with nullcontext() if edit is None else edit.applied(handle.model):
             for case, rows in task.tests.items():
-                rows = rows if cue is None else cue.deleted(rows)
+                rows = rows if view is None else view(task, rows)
                 if case != task.home:
                     found[case] = logits(handle, rows, task.max_length)
                     continue
-                tokens = Subject(task, 0, Path(), self.quick, {}).macu("macu-paper").correlation_tokens
-                how: dict[str, Any] = {"golden": task.golden, "correlation_tokens": tokens}
+                how: dict[str, Any] = {"golden": task.golden, "correlation_tokens": MacU.paper().correlation_tokens}
                 outcome = Prepared(case, handle, rows, max_length=task.max_length, batch_size=16, **how).run()
                 assert outcome.proximity is not None
                 found[case], eta = outcome.logits, float(outcome.proximity.double().mean())
@@ -161,9 +173,10 @@ class Bench:
 
 
 def labels_used(method: str) -> str:
-    """Beyond those of the training texts: a search by the paper's fitness asks for none."""
-    free = (PLAIN, "poe", "c2l", "swaps", "deleted", "poe+macu-paper", "swaps+macu-paper")
-    return "none" if method in free or method.startswith("macu-paper") else "class"
+    """Beyond those of the training texts: the paper's localisation and fitness ask for none."""
+    name, _, preset = method.partition("+")
+    asked = {"nfl-co", "nfl-cp", *WEIGHTS, "macu-paper/counterfactual", "macu-paper/weights"}
+    return "class" if name in asked or "macu-best" in (name.partition(":")[0], preset) else "none"
 
 
 def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
@@ -172,19 +185,32 @@ def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, in
     return core + [(method, seed) for seed in seeds for method in methods if method not in CORE]
 
 
+def add_misled(results: Results, record: Record) -> None:
+    """Table 16: accuracy on the counterfactuals that the plain model gets wrong by the hypothesis alone."""
+    for seed, alone in record.parts.get(("", HYPOTHESIS), {}).items():
+        misled = alone.right["cad"] == 0
+        for (_, method), seeds in record.parts.items():
+            if seed in seeds and bool(misled.any()) and method != HYPOTHESIS:
+                value = 100 * float(seeds[seed].right["cad"][misled].double().mean())
+                own: dict[str, Any] = {"n": int(misled.sum()), "seed": seed, "labels": labels_used(method)}
+                results.add("cad, wrong by hypothesis", method, "accuracy", value, unit="percent", **own)
+
+
 def run(args: argparse.Namespace, results: Results) -> None:
     """Accuracies of all methods, proximity, located neurons, and the seconds of each."""
     texts = 16 if args.quick else args.texts
     task = TASKS[args.command](args.data).cut(64 if args.quick else args.rows, 1 if args.quick else args.epochs, texts)
-    methods = args.methods.split(",")
-    if unknown := {*methods} - {*METHODS}:
-        raise ValueError(f"methods: {sorted(unknown)[0]!r} is unknown, expected some of {', '.join(METHODS)}")
+    known = [method for method in METHODS if method != HYPOTHESIS or task.train[0].pair is not None]
+    methods = known if args.methods is None else args.methods.split(",")
+    if unknown := {*methods} - {*known}:
+        raise ValueError(f"methods: {sorted(unknown)[0]!r} is unknown, expected some of {', '.join(known)}")
     with nullcontext(args.cache) if args.cache is not None else tempfile.TemporaryDirectory() as folder:
         record = Record(Path(folder), "macu outcomes", task.outside)
         bench = Bench(task, record, args.seeds, args.quick)
         for method, seed in schedule(methods, args.seeds):
             bench.part(method, seed)
             record.write(results, PLAIN, labels_used, also=COMPARED)
+            add_misled(results, record)
             if args.json is not None:
                 results.write(args.json)
 
@@ -196,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         one.add_argument("--rows", type=command.positive, help="texts that are trained on; default: the task's")
         one.add_argument("--epochs", type=command.positive, help="default: the task's")
         one.add_argument("--texts", type=command.positive, help="at most so many of dev and of each test set, drawn")
-        one.add_argument("--methods", default=",".join(METHODS), help="default: all")
+        one.add_argument("--methods", help="default: all of the task")
     args = parser.parse_args(argv)
     return command.main("macu", args, run)
 

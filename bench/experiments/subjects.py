@@ -34,12 +34,14 @@ from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.repair import Repairer
 from spurge.methods.macu.search import Climb
+from spurge.methods.macu.settings import LOCATING
 from spurge.methods.macu.swarm import Swarm
 from spurge.methods.macu.training import Repair
 
 PLAIN = "fine-tuning"
 TUNED = (PLAIN, "nfl-co", "nfl-cp", "poe", "c2l", "swaps")
 PRESETS = ("macu-paper", "macu-best")
+EXACT = 64  # neurons that the exact localiser measures for each text
 EDIT_TEXTS = 24  # of the paper's swarm: each costs 800 forward passes
 SECONDS = "cpu_seconds"
 _POOL = 8  # batches whose texts are sorted by length together
@@ -103,17 +105,18 @@ class Subject:
         return max(found, key=lambda factor: found[factor])
 
     def macu(self, preset: str) -> MacU:
-        """The settings of a preset."""
+        """The settings of a preset; of the paper's, with another localiser (table 13) or editor (table 14), too."""
         how: dict[str, Any] = {"certify": 0, "max_length": self.task.max_length, "seed": self.seed, "progress": False}
         if preset == "macu-best":
             small: dict[str, Any] = {"texts": 16, "edit_texts": 16, "climb": Climb(steps=4, look=2)}
             return MacU.best(**how | (small if self.quick else {}))
         small = {"texts": 16, "edit_texts": 4, "swarm": Swarm(particles=3, iterations=2, seed=self.seed)}
-        return MacU.paper(**{"edit_texts": EDIT_TEXTS} | how | (small if self.quick else {}))
+        how = {"edit_texts": EDIT_TEXTS} | how | (small if self.quick else {})
+        return MacU.paper(**how | VARIANTS[preset.removeprefix("macu-paper").removeprefix("/")])
 
     def located(self, name: str, handle: Handle, macu: MacU) -> Located:
         """What `macu` locates in the model of a name."""
-        path = self._path("located", name, macu)
+        path = self._path("located", name, {key: value for key, value in asdict(macu).items() if key in LOCATING})
         if path.exists():
             return Located.load(path)
         start = time.process_time()
@@ -123,12 +126,14 @@ class Subject:
         return found
 
     def gates(self, name: str, handle: Handle, macu: MacU) -> NeuronEdit:
-        """What `macu` makes of the model of a name; its seconds are those of both steps."""
-        path = self._path("edit", name, macu)
+        """What `macu` makes of a model, nothing where it locates nothing; the seconds are those of both steps."""
+        path = self._path("edit", name, asdict(macu))
         if path.exists():
             return NeuronEdit.load(path)
         located = self.located(name, handle, macu)
         start = time.process_time()
+        if not len(located.spurious_set):
+            return NeuronEdit.build(handle.model, NeuronSet(), 1.0, {SECONDS: located.info[SECONDS]})
         edit = macu.edit(handle.model, handle.tokenizer, self.rows, located, self.task.golden)
         assert isinstance(edit, NeuronEdit)
         seconds = located.info[SECONDS] + time.process_time() - start
@@ -136,10 +141,10 @@ class Subject:
         edit.save(path)
         return edit
 
-    def _path(self, what: str, name: str, macu: MacU) -> Path:
+    def _path(self, what: str, name: str, settings: dict[str, Any]) -> Path:
         task, factor = self.task, self.factors.get(name)
         data = [self.rows.fingerprint(), task.golden.fingerprint()]
-        origin = [name, *data, task.epochs, task.max_length, factor, asdict(macu)]
+        origin = [name, *data, task.epochs, task.max_length, factor, settings]
         mark = files.fingerprint(files.canonical_json(origin))[:16]
         return self.cache / f"{what}-{task.name}-{name}-{self.seed}-{mark}.safetensors"
 
@@ -151,6 +156,12 @@ class Subject:
         length = task.max_length
         return Repairer(handle, self.rows, task.dev, task.golden, settings, 0.25, length, None, self.seed, False)
 
+    def spurious_weights(self, handle: Handle, located: Located) -> WeightDeltas:
+        """A repair of what the located spurious neurons read and write, in the place of their gates."""
+        repairer = self.repairer(handle)
+        alone = replace(repairer, settings=replace(repairer.settings, last_layer=False))
+        return alone.edit("neurons", located.spurious_set, None, {"method": "repair of neurons"})
+
     def weights(self, method: str, handle: Handle) -> WeightDeltas:
         """An edit of the plain model's weights by one of `WEIGHTS`."""
         return WEIGHTS[method](self.repairer(handle), self.cache / f"state-{self.task.name}-{self.seed}.safetensors")
@@ -160,6 +171,17 @@ class Subject:
         sites = widths(handle.sites)
         drawn = edit.neurons.random_like(sites, 1000 * self.seed + number, edit.neurons)
         return NeuronEdit.build(handle.model, drawn, edit.vector())
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "layer-path": {"path": "layer", "nodes": 4},
+    "exact": {"exact": EXACT},
+    "counterfactual": {"objective": "counterfactual"},
+    "gradient": {"search": "gradient", "fitness": "soft"},
+    "weights": {},
+}
+"""Of the paper's procedure: other localisers, then other editors of what it locates."""
 
 
 def _repaired(repairer: Repairer, state: Path) -> WeightDeltas:
