@@ -90,6 +90,31 @@ def test_from_find_to_golden_words_groups_and_locate(
     assert (code, err) == (0, "")
 
 
+def test_a_review_on_the_command_line(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "word\tkind\tlabel\trole\tkeep\nmovie\tword\tpositive\tcausal\tyes\nplot\tword\tnegative\tcausal\tyes\n"
+    Path("found.tsv").write_text(text)
+    words = ("--spurious", "movie", "--causal", "positive=fine,very good", "--causal", "negative=plot")
+    outputs = ("--out", "found.tsv", "--golden-out", "golden.json")
+    code, out, err = spurge(capsys, "find", *common(desk), "--reviewed", "found.tsv", *words, *outputs)
+    assert (code, err) == (0, "")
+    assert "4 candidates, as reviewed: found.tsv" in out
+    golden = GoldenTokens.load("golden.json")
+    assert golden == GoldenTokens.load("found.tsv").for_labels(golden.labels)
+    assert (golden.irrelevant, golden.causal["positive"]) == (("movie",), ("fine", "very good"))
+    reasons = {row.word: row.reason for row in Found.load("found.tsv").rows}
+    assert reasons == {
+        "movie": "reviewed; proposed: causal",
+        "plot": "",
+        "fine": "reviewed; added",
+        "very good": "reviewed; added",
+    }
+    code, _, err = spurge(capsys, "find", *common(desk), "--reviewed", "found.tsv", "--causal", "fine")
+    assert (code, err) == (2, "spurge: error: --causal: expected LABEL=A,B, got 'fine'\n")
+
+
 def test_locate_says_what_the_golden_words_lack(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lacking = {"causal": {"negative": ["bad"], "positive": ["good"]}, "irrelevant": ["the"]}
     (tmp_path / "golden.json").write_text(json.dumps(lacking))

@@ -102,8 +102,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("spurious", "causal"):
         if getattr(arguments, name) and not arguments.reviewed:
             raise ValueError(f"{name}: says what a person thinks of a table; give it with --reviewed")
-    if arguments.out and arguments.reviewed:
-        raise ValueError("reviewed: its table is not written again; leave --out away")
+    if arguments.out and arguments.reviewed and not (arguments.spurious or arguments.causal):
+        raise ValueError("reviewed: its table is not written again; leave --out away, or give --spurious or --causal")
     if arguments.out and Path(arguments.out).suffix.lower() != ".tsv":
         raise ValueError(f"out: expected a file that ends in .tsv, got {arguments.out!r}")
 
@@ -125,7 +125,8 @@ def _write(
 ) -> None:
     if arguments.out:
         found.save(arguments.out)
-        print(f"{len(found)} candidates, {found.info['passes']} texts run in {seconds(elapsed)}: {arguments.out}")
+        how = "as reviewed" if arguments.reviewed else f"{found.info['passes']} texts run in {seconds(elapsed)}"
+        print(f"{len(found)} candidates, {how}: {arguments.out}")
     if arguments.golden_out:
         found.golden().save(arguments.golden_out)
         print(f"golden words: {arguments.golden_out}")

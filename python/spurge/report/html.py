@@ -212,10 +212,10 @@ def _measured(measured: Mapping[str, Report]) -> str:
             more = f"<details class=data><summary>{len(rest)} more tables</summary>{''.join(rest)}</details>"
         parts.append(f"<h3>{isolated(name)}</h3>{_figures(figures)}{''.join(first)}{more}")
     legend = (
-        "<p class=soft>Blue: the edit. Grey: controls. Dashed: the unedited model. Lines: 95 % bootstrap intervals "
-        "over examples; of random draws the standard deviation. threshold: no edit, but a constant added to the "
-        "logits that answers each label as often as the edit does; zero-all: all located neurons erased; random: as "
-        "many others changed as much; deleted: the cue taken out of the texts.</p>"
+        "<p class=soft>Blue: the edit. Green: others beside it. Grey: controls. Dashed: the unedited model. Lines: "
+        "95 % bootstrap intervals over examples; of random draws the standard deviation. threshold: no edit, but a "
+        "constant added to the logits that answers each label as often as the edit does; zero-all: all located "
+        "neurons erased; random: as many others changed as much; deleted: the cue taken out of the texts.</p>"
     )
     return f"<h2>Measured</h2>{legend}{''.join(parts)}" if parts else ""
 

@@ -52,3 +52,11 @@ def test_last_layers_have_no_edit_of_their_own_name() -> None:
 )
 def test_verdicts(shares: tuple[float | None, float | None], said: str) -> None:
     assert verdict(*shares) == said
+
+
+def test_many_methods_stand_below_each_other() -> None:
+    for count, first in ((8, ["", "a0", "a1"]), (9, ["", "home"])):
+        measures = tuple(measure(f"a{number}", "accuracy", number) for number in range(count))
+        ((_, lines, _),) = Report(measures, {"sets": {}, "seed": 0}).tables()
+        assert lines[0][:3] == first
+        assert len(lines) * len(lines[0]) == 2 * (count + 1)

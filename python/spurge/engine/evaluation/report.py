@@ -43,6 +43,7 @@ UNITS = {
     "eta": "",
 }  # else percent
 _DIGITS = {"eta": 3, "divergence": 3}
+_MOST_COLUMNS = 8  # of methods
 _SURE = 0.05  # p below which a change is marked
 _FOOT = "* p < 0.05: paired bootstrap, Holm over sets"
 
@@ -188,7 +189,10 @@ class Report:
         return page([Table(title, lines, foot) for title, lines, foot in self.tables()], self.notes)
 
     def tables(self) -> Iterator[tuple[str, list[list[str]], list[str]]]:
-        """Title, lines of cells and footnotes of each metric's table: a line a case, a column a method."""
+        """Title, lines of cells and footnotes of each metric's table: a line a case, a column a method.
+
+        The other way round where there are many methods, which no width has room for.
+        """
         for metric, title in TITLES.items():
             own = [m for m in self.measures if m.metric == metric]
             if not own:
@@ -199,6 +203,8 @@ class Report:
                 cells.setdefault(m.case, {})[m.method] = _cell(m)
             lines = [["", *(self._head(method) for method in methods)]]
             lines += [[case, *(row.get(method, "") for method in methods)] for case, row in cells.items()]
+            if len(methods) > _MOST_COLUMNS:
+                lines = [list(column) for column in zip(*lines, strict=True)]
             yield title, lines, [_FOOT] if any(m.p is not None and m.p < _SURE for m in own) else []
 
     def glance(self) -> Iterator[tuple[str, list[list[str]], list[str]]]:

@@ -218,12 +218,12 @@ class Found:
             if row.word not in named and row.role == "causal" and causal is not None:
                 role = "undecided"
             changed = role != row.role or own not in (None, row.label)
-            reason = "as reviewed" if changed else row.reason
+            reason = f"reviewed; proposed: {row.role}" if changed else row.reason
             rows.append(replace(row, role=role, label=own or row.label, reason=reason))
         for word, (_, own) in named.items():
             if own is not None and word not in candidates:
                 kind = WORDED[len(split_words(word)) > 1]
-                rows.append(Row(word=word, kind=kind, label=own, role="causal", causal=1.0, reason="as reviewed"))
+                rows.append(Row(word=word, kind=kind, label=own, role="causal", causal=1.0, reason="reviewed; added"))
         return replace(self, rows=tuple(rows), info={**self.info, "reviewed": True})
 
     # What becomes of it
