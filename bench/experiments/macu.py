@@ -2,6 +2,7 @@
 
 python bench/experiments/macu.py sa FOLDER --json FILE --cache FOLDER      sentiment/, lexicons/: table 6, parts of 8-17
 python bench/experiments/macu.py nli FOLDER --json FILE --cache FOLDER     nli/, lexicons/: table 7, likewise
+python bench/experiments/macu.py sweep FOLDER --json FILE --cache FOLDER   as sa: figure 5
 
 MiniLM-L6 is fine-tuned on texts drawn from the training set, plainly and as each rival does; then edited. A seed draws
 the texts, the head, the swaps and the neurons. Every setting is chosen on dev; what is finished is kept in the cache,
@@ -26,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import command
+from experiments import command, sweep
 from experiments.outcomes import Part, Record, logits, right
 from experiments.subjects import PLAIN, PRESETS, SECONDS, TUNED, VARIANTS, WEIGHTS, Subject, activations, depths
 from experiments.tasks import TASKS, Task
@@ -217,14 +218,16 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one experiment; 2 for a wrong argument or file."""
-    parser, commands = command.parser(__doc__, dict.fromkeys(TASKS, run))
-    for one in commands.values():
+    runs: dict[str, command.Run] = {**dict.fromkeys(TASKS, run), "sweep": sweep.run}
+    parser, commands = command.parser(__doc__, runs)
+    for name, one in commands.items():
         one.add_argument("--rows", type=command.positive, help="texts that are trained on; default: the task's")
         one.add_argument("--epochs", type=command.positive, help="default: the task's")
-        one.add_argument("--texts", type=command.positive, help="at most so many of dev and of each test set, drawn")
-        one.add_argument("--methods", help="default: all of the task")
+        if name in TASKS:
+            one.add_argument("--texts", type=command.positive, help="at most so many of dev and each test set, drawn")
+            one.add_argument("--methods", help="default: all of the task")
     args = parser.parse_args(argv)
-    return command.main("macu", args, run)
+    return command.main("macu", args, runs[args.command])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import macu, subjects, tasks
+from experiments import macu, subjects, sweep, tasks
 from experiments.outcomes import Part, Record
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
@@ -113,7 +113,7 @@ def test_an_unknown_method_is_refused(folder: Path, capsys: pytest.CaptureFixtur
 
 @needs_model
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:located|ignore:dev")
+@pytest.mark.filterwarnings("ignore:(located|dev)")
 @pytest.mark.parametrize("task", ["sa", "nli"])
 def test_all_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str) -> None:
     path = tmp_path / "results.json"
@@ -129,3 +129,14 @@ def test_all_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str) 
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
     assert macu.main(asked) == 0
     assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+@needs_model
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:located")
+def test_the_fitness_of_the_swarm_never_falls(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert macu.main(["sweep", str(folder), *COMMON, "--json", str(path)]) == 0
+    for name in list(sweep.SETTINGS)[:2]:
+        found = [row["value"] for row in Results.load(path).select(method=name, metric="fitness")]
+        assert found == sorted(found)
