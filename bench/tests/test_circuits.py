@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments import circuits, localisers, planted_circuit
+from experiments.command import Clock
 from experiments.curves import FRACTIONS, Faithfulness, areas, mean_activations
 from experiments.localisers import LOCALISERS, Question
 from experiments.planted_circuit import PLANTED_LAYERS, SITE, Plan, Planted
@@ -152,3 +153,26 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert numbers[0] == numbers[1]
     assert {row["case"] for row in first.rows} >= {"planted: construction", "planted: pairs", "planted: texts"}
+
+
+def test_areas_of_a_model_have_every_draw_and_are_kept(built, asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = built.handle.tokenizer.batch_decode(asked["pairs"].inputs["input_ids"], skip_special_tokens=True)
+    subject = circuits.Subject(built.handle, texts, [built.handle.encode(texts[:3])], 2)
+    monkeypatch.setattr(circuits, "SUBJECTS", {"tiny": lambda args: subject})
+    monkeypatch.setattr(circuits, "LOCALISERS", {name: LOCALISERS[name] for name in ("gradient", "random", "exact")})
+    args = argparse.Namespace(seeds=[0, 1], quick=True, cache=tmp_path)
+    first, second = Results("circuits", {}), Results("circuits", {})
+    circuits.mib(args, first, "tiny", Clock())
+    monkeypatch.setattr(Faithfulness, "areas", None)
+    circuits.mib(args, second, "tiny", Clock())
+    assert first.rows == second.rows
+    assert {row["method"] for row in first.rows} == {
+        "the model",
+        "gradient",
+        "random",
+    }  # the others are too slow for it
+    for case in ("tiny: zero", "tiny: mean"):
+        (cpr,) = first.select(case=case, method="random", metric="cpr")
+        assert cpr["n"] == 2 * circuits.RANDOM
+        (whole,) = first.select(case=case, method="gradient", metric="faithfulness at 100 %")
+        assert whole["value"] == 1
