@@ -26,15 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import provenance
 from experiments import data
-from experiments.models import sst2_classifier
+from experiments.models import fine_tuned, sst2_classifier
 from experiments.outcomes import Part, Record, logits, right
 from experiments.rivals import wise_ft
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
 from spurge.demo.run import CASES
-from spurge.demo.train import fine_tune, load_base
 from spurge.engine.base import files
-from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
@@ -176,7 +174,7 @@ def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: 
     """MiniLM fine-tuned here on the beginnings of reviews; its home is IMDB, and SST-2 lies outside."""
     rows = data.beginnings(data.sentiment(folder, "imdb_small", "train").sample(200 if quick else 2500), 100)
     dev, train = rows[: len(rows) // 5], rows[len(rows) // 5 :]
-    model, tokenizer = _tuned(train, 1, cache / "imdb")
+    model, tokenizer, _ = fine_tuned(train, epochs=1, seed=0, cache=cache)
     return Subject("imdb-model:", model, tokenizer, train, dev, tests, golden, cache)
 
 
@@ -186,24 +184,13 @@ def demo(cache: Path, quick: bool) -> Subject:
     sets = {"train": rows.training_rows(0)} | {case: rows.test_rows(case, 0) for case in CASES}
     tests = {name: Examples.load(part, labels=grammar.LABELS) for name, part in sets.items()}
     train = tests.pop("train")
-    model, tokenizer = _tuned(train, 3, cache / "demo")
+    model, tokenizer, _ = fine_tuned(train, epochs=3, seed=0, cache=cache)
     golden = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
     # Its dev texts hold the shortcut, too: whoever does not lean on it must lose accuracy there.
     neutral = SwapShares(flip=0, random=0, same=0, negation=0, template=0)
     settings = Repair(shares=neutral, steps=40, rate=1e-4, loss=10.0)
     cut = len(train) // 5
     return Subject("demo:", model, tokenizer, train[cut:], train[:cut], tests, golden, cache, settings)
-
-
-def _tuned(train: Examples, epochs: int, path: Path) -> tuple[Any, Any]:
-    """MiniLM fine-tuned on texts, or what was kept of that."""
-    mark = files.fingerprint(files.canonical_json([train.fingerprint(), epochs, torch.__version__]))[:16]
-    path = path.with_name(f"{path.name}-{mark}.safetensors")
-    if not path.exists():
-        write_tensors(path, fine_tune(train, epochs=epochs)[0].state_dict(), {"kind": "network"})
-    model, tokenizer = load_base(train.labels)
-    model.load_state_dict(read_tensors(path, "network").tensors)
-    return model.eval(), tokenizer
 
 
 def schedule(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
