@@ -28,7 +28,7 @@ from experiments.command import Clock
 from experiments.curves import ABLATIONS, FRACTIONS, Areas, Faithfulness, areas, mean_activations
 from experiments.data import kept
 from experiments.localisers import LOCALISERS, Localiser, Question, Values, Words, about, alike
-from experiments.planted_circuit import PLANTED_LAYERS, Plan, Planted, build
+from experiments.planted_circuit import LABEL, PLANTED_LAYERS, Plan, Planted, build
 from experiments.tables import Table
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
@@ -58,16 +58,8 @@ def scored(question: Question, name: str, seed: int, cache: Path | None) -> Valu
     """Scores of a localiser, taken from the cache where the same was asked of the same model."""
     asked = [question.inputs["input_ids"], question.leader, question.other, question.weight]
     words = question.words and [question.words.train.fingerprint(), question.words.golden.fingerprint()]
-    key = [
-        name,
-        seed,
-        *map(files.fingerprint, asked),
-        question.few,
-        question.nodes,
-        words,
-        question.handle.fingerprints(),
-    ]
-    return kept(cache, "circuit-scores", _key(*key), lambda: LOCALISERS[name].scores(question, seed))
+    about_it = [*map(files.fingerprint, asked), question.few, question.nodes, words, question.handle.fingerprints()]
+    return kept(cache, "circuit-scores", _key(name, seed, *about_it), lambda: LOCALISERS[name].scores(question, seed))
 
 
 def _key(*parts: Any) -> str:
@@ -93,7 +85,6 @@ def questions(built: Planted, count: int, seed: int) -> dict[str, Question]:
     """What the phrase does to the lead of its label: in pairs of texts with it and with another of as many words, and
     as people without pairs must ask, by the texts with it alone.
     """
-    label = grammar.LABELS.index(grammar.SHORTCUT_LABEL)
     rows = Grammar(unseen=0.0)
     each = {case: [str(row["text"]) for row in rows.test_rows(case, seed)] for case in ("kept", "broken")}
     drawn = alike(built.handle, [text for own in each.values() for text in own], 4 * count, seed)
@@ -103,11 +94,12 @@ def questions(built: Planted, count: int, seed: int) -> dict[str, Question]:
     words = Words(built.train, GOLDEN, "spurious")
 
     def asked(texts: list[str], weight: list[float]) -> Question:
-        leader = torch.full((len(texts),), label)
+        leader = torch.full((len(weight),), LABEL)
         inputs = dict(built.handle.encode(texts))
-        return Question(built.handle, inputs, leader, 1 - leader, torch.tensor(weight) / count, words=words)
+        return Question(built.handle, inputs, leader, 1 - leader, torch.tensor(weight), words=words)
 
-    return {"pairs": asked(texts + without, [1.0] * count + [-1.0] * count), "texts": asked(texts, [1.0] * count)}
+    share = [1 / len(texts)] * len(texts)
+    return {"pairs": asked(texts + without, share + [-one for one in share]), "texts": asked(texts, share)}
 
 
 def construction(built: Planted, question: Question, exact: Values, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
