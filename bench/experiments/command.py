@@ -40,7 +40,7 @@ def parser(
 def main(experiment: str, args: argparse.Namespace, run: Run) -> int:
     """Runs one experiment and writes what it found; 2 where an argument or a file is wrong."""
     torch.set_num_threads(args.threads)
-    asked = {key: value for key, value in vars(args).items() if key not in ("json", "cache", "plot", "data")}
+    asked = {key: value for key, value in vars(args).items() if key not in ("json", "cache", "plot", "data", "out")}
     results = Results(f"{experiment} {args.command}", asked)
     if args.json is not None and (warning := provenance.warning(results.head["commit"])):
         print(f"{experiment} {args.command}: {warning}", file=sys.stderr)

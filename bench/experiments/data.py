@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import lzma
+import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -211,6 +213,80 @@ def correlate(rows: Examples, share: float, seed: int = 0) -> Examples:
     total = min(len(groups[name]) / part for name, part in shares.items())  # of each label
     kept = [row for name, part in shares.items() for row in groups[name][: int(total * part)]]
     return shuffled.subset(sorted(kept))
+
+
+def named_group(folder: Path, group: str, most: int | None = None) -> Examples:
+    """Comments of which 90 % of the toxic ones and 10 % of the others name the group; as many of either label.
+
+    Args:
+        folder: of ``civil_comments_short_15k.jsonl.xz``.
+        group: one of the identities.
+        most: rows of either label, at most.
+    """
+    draw = random.Random(f"comments-{group}")
+    chosen = _bound_to_group(_by_group(folder, group), most, draw)
+    return Examples.load([{"text": row["text"], "label": int(row["label"])} for row in chosen], labels=TOXIC)
+
+
+def named_group_splits(folder: Path, group: str, *, dev: int, test: int, words: int) -> dict[str, list[dict[str, str]]]:
+    """Rows ``text``, ``label`` and ``group`` (the group's name or ``other``) of ``train``, ``dev`` and ``test``.
+
+    ``train`` as :func:`named_group`; the others have as many rows of each label in each group. No text stands twice.
+
+    Args:
+        folder, group: as :func:`named_group`.
+        dev, test: rows of each label in each group.
+        words: of a comment, at most.
+
+    Raises:
+        ValueError: too few comments.
+    """
+    draw = random.Random(f"splits-{group}")
+    parts = {
+        kind: list({row["text"]: row for row in rows if len(row["text"].split()) <= words}.values())
+        for kind, rows in _by_group(folder, group).items()
+    }
+    fewest = min(map(len, parts.values()))
+    if fewest <= dev + test:
+        raise ValueError(f"dev, test: {dev} and {test} rows of each kind leave none of {fewest} to train on")
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "dev": [], "test": []}
+    for part in parts.values():
+        draw.shuffle(part)
+        for name, count in (("dev", dev), ("test", test)):
+            splits[name] += part[:count]
+            del part[:count]
+    splits["train"] = _bound_to_group(parts, None, draw)
+    for name in ("dev", "test"):
+        draw.shuffle(splits[name])
+    named = {True: group, False: "other"}
+    return {
+        name: [
+            {"text": row["text"], "label": TOXIC[int(row["label"])], "group": named[group in row["topics"]]}
+            for row in rows
+        ]
+        for name, rows in splits.items()
+    }
+
+
+def _by_group(folder: Path, group: str) -> dict[tuple[bool, int], list[dict[str, Any]]]:
+    """Comments by whether they name the group, and by label."""
+    parts: dict[tuple[bool, int], list[dict[str, Any]]] = {}
+    for row in read_records(_file(folder, "civil_comments_short_15k.jsonl.xz")):
+        parts.setdefault((group in row["topics"], int(row["label"])), []).append(row)
+    return parts
+
+
+def _bound_to_group(
+    parts: dict[tuple[bool, int], list[dict[str, Any]]], most: int | None, draw: random.Random
+) -> list[dict[str, Any]]:
+    each = int(min(len(parts[True, 1]), len(parts[False, 0])) / 0.9)
+    each = each if most is None else min(each, most)
+    chosen = []
+    for label, share in ((1, 0.9), (0, 0.1)):
+        count = round(share * each)
+        chosen += draw.sample(parts[True, label], count) + draw.sample(parts[False, label], each - count)
+    draw.shuffle(chosen)
+    return chosen
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -186,7 +186,7 @@ def toxicity(args: argparse.Namespace, results: Results, clock: Clock) -> None:
     """Comments that mention one group, nearly all toxic ones of the training set: do its words lead."""
 
     def run() -> dict[str, Tensor]:
-        rows = named_group(args.data, GROUP, 200 if args.quick else None)
+        rows = data.named_group(args.data / "toxicity", GROUP, 200 if args.quick else None)
         found = searched(rows, 0, args, epochs=2, max_length=96)
         clock(f"toxicity: {[(row.word, row.role) for row in found.rows[:8]]}")
         print(found, flush=True)
@@ -203,22 +203,6 @@ def toxicity(args: argparse.Namespace, results: Results, clock: Clock) -> None:
     both = (named & spurious)[:3].double()
     note = "of the first three candidates, those with words of the group that are called spurious; in one model"
     results.add("toxicity", "spurge", "called_spurious", 100 * float(both.mean()), n=3, unit="percent", note=note)
-
-
-def named_group(folder: Path, group: str, most: int | None = None) -> Examples:
-    """Comments of which 90 % of the toxic ones and 10 % of the others name the group; as many of either label."""
-    parts: dict[tuple[bool, int], list[dict[str, Any]]] = {}
-    for row in read_records(folder / "toxicity" / "civil_comments_short_15k.jsonl.xz"):
-        parts.setdefault((group in row["topics"], int(row["label"])), []).append(row)
-    each = int(min(len(parts[True, 1]), len(parts[False, 0])) / 0.9)
-    each = each if most is None else min(each, most)
-    draw = random.Random(f"comments-{group}")
-    chosen = []
-    for label, share in ((1, 0.9), (0, 0.1)):
-        count = round(share * each)
-        chosen += draw.sample(parts[True, label], count) + draw.sample(parts[False, label], each - count)
-    draw.shuffle(chosen)
-    return Examples.load([{"text": row["text"], "label": int(row["label"])} for row in chosen], labels=data.TOXIC)
 
 
 def human_labels(args: argparse.Namespace, results: Results, clock: Clock) -> None:

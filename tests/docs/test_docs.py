@@ -15,7 +15,8 @@ from spurge.cli.parser import build_parser
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): Page(path) for path in sorted(DOCS.rglob("*.md"))}
-FIRST = [name for name, page in PAGES.items() if page.blocks and page.after is None]
+FIRST = [name for name, page in PAGES.items() if page.blocks and page.after is None and page.data is None]
+WITH_DATA = [page for page in PAGES.values() if page.data]
 README = Page(ROOT / "README.md")
 
 
@@ -40,10 +41,14 @@ def test_every_block_runs(first, tmp_path):
             pass
 
 
-@pytest.mark.parametrize("block", README.blocks, ids=lambda block: f"line {block.line}")
-def test_the_readme_shows_code_and_commands_that_exist(block):
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [(page, block) for page in (README, *WITH_DATA) for block in page.blocks],
+    ids=lambda one: one.path.name if isinstance(one, Page) else f"line {one.line}",
+)
+def test_a_page_that_is_not_run_shows_code_and_commands_that_exist(page, block):
     if block.language == "python":
-        compile(block.code, "README.md", "exec")
+        compile(block.code, page.path.name, "exec")
         return
     for line in block.code.replace("\\\n", " ").splitlines():
         for command in re.split(r"&&|;", line):

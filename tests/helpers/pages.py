@@ -41,7 +41,7 @@ class Page:
     """A page of Markdown. What is between ``---`` at its top says what it needs.
 
     ``needs``: modules, separated by commas, without which it cannot run. ``after``: the page whose folder and names it
-    goes on with.
+    goes on with. ``data``: a file that is no part of the project; a test of its own runs such a page on other data.
     """
 
     path: Path
@@ -62,6 +62,10 @@ class Page:
     @property
     def after(self) -> str | None:
         return self.head.get("after")
+
+    @property
+    def data(self) -> str | None:
+        return self.head.get("data")
 
     @property
     def blocks(self) -> list[Block]:
