@@ -126,7 +126,10 @@ class Subject:
         return found
 
     def gates(self, name: str, handle: Handle, macu: MacU) -> NeuronEdit:
-        """What `macu` makes of a model, nothing where it locates nothing; the seconds are those of both steps."""
+        """What `macu` makes of a model, nothing where it locates nothing.
+
+        The seconds are those of both steps, of a swarm that was interrupted those since.
+        """
         path = self._path("edit", name, asdict(macu))
         if path.exists():
             return NeuronEdit.load(path)
@@ -134,11 +137,13 @@ class Subject:
         start = time.process_time()
         if not len(located.spurious_set):
             return NeuronEdit.build(handle.model, NeuronSet(), 1.0, {SECONDS: located.info[SECONDS]})
-        edit = macu.edit(handle.model, handle.tokenizer, self.rows, located, self.task.golden)
+        state = path.with_suffix(".swarm")
+        edit = macu.edit(handle.model, handle.tokenizer, self.rows, located, self.task.golden, resume=state)
         assert isinstance(edit, NeuronEdit)
         seconds = located.info[SECONDS] + time.process_time() - start
         edit = replace(edit, info={**edit.info, SECONDS: seconds})
         edit.save(path)
+        state.unlink(missing_ok=True)
         return edit
 
     def _path(self, what: str, name: str, settings: dict[str, Any]) -> Path:
