@@ -32,8 +32,8 @@ from spurge.report.results import Results
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "toxicity.md"
 GROUP = "black"
 DEV, TEST = 100, 150  # rows of each label in each group
-WORDS = 24  # of a comment, at most; with this and
-EPOCHS, LAYERS = 2, 3  # of the fine-tuning, and of MiniLM-L6 that are kept, the walk is short
+WORDS = 24  # of a comment, at most, so that the walk is short
+EPOCHS = 2
 METRICS = ("accuracy", "worst_group", "mean_group_auc", "auc", "by_threshold", "by_constant", "agreement", "divergence")
 
 
@@ -44,7 +44,7 @@ def make(args: argparse.Namespace, results: Results) -> None:
     tables = data.named_group_splits(args.data, GROUP, dev=dev, test=test, words=WORDS)
     if args.quick:
         tables["train"] = tables["train"][:160]
-    write_walk(args.out, tables, data.TOXIC, epochs=EPOCHS, layers=LAYERS, seed=args.seeds[0])
+    write_walk(args.out, tables, data.TOXIC, epochs=EPOCHS, seed=args.seeds[0])
     clock(f"{', '.join(f'{len(rows)} rows of {name}' for name, rows in tables.items())}, and a model: {args.out}")
 
 
@@ -54,8 +54,8 @@ def write_walk(
     labels: tuple[str, ...],
     *,
     epochs: int,
-    layers: int,
     seed: int,
+    layers: int | None = None,
 ) -> None:
     """A new folder with ``NAME.jsonl`` of each table, and ``model``: some layers of MiniLM-L6, fine-tuned on ``train``.
 
