@@ -32,22 +32,18 @@ from experiments.planted_circuit import LABEL, PLANTED_LAYERS, Plan, Planted, bu
 from experiments.tables import Table
 from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
-from spurge.demo.run import CASES as GROUPS
 from spurge.engine.base import files
 from spurge.engine.cascade.cascade import Cascade
 from spurge.engine.cascade.scores import NeuronScores
-from spurge.engine.data.examples import Examples
 from spurge.engine.evaluation.prediction import accuracy
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import widths
-from spurge.methods.golden.golden import GoldenTokens
 from spurge.report.results import Results
 
 CASES = ("planted", "demo", "sst2", "smollm2")
 DRAWS = 20  # of random neurons, as many as are planted
 RANDOM = 5  # random rankings for each seed
-GOLDEN = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
 COUNTRIES = (
     "France Germany Italy Spain Portugal Austria Poland Hungary Greece Turkey Egypt Kenya Japan China India Russia "
     "Norway Sweden Finland Denmark Ireland Belgium Cuba Peru Chile Brazil Argentina Canada Mexico Iran Iraq Thailand"
@@ -91,7 +87,7 @@ def questions(built: Planted, count: int, seed: int) -> dict[str, Question]:
     texts = [text for own in each.values() for text in [one for one in drawn if one in own][: count // 2]]
     others = [phrase for phrase in grammar.ADJUNCTS if len(phrase.split()) == len(grammar.SHORTCUT.split())]
     without = [text.replace(grammar.SHORTCUT, others[i % len(others)]) for i, text in enumerate(texts)]
-    words = Words(built.train, GOLDEN, "spurious")
+    words = Words(built.train, data.GRAMMAR_GOLDEN, "spurious")
 
     def asked(texts: list[str], weight: list[float]) -> Question:
         leader = torch.full((len(weight),), LABEL)
@@ -155,11 +151,9 @@ def planted(args: argparse.Namespace, results: Results) -> None:
 
 
 def _right(handle: Handle, seed: int) -> dict[str, float]:
-    rows, found = Grammar(unseen=0.0), {}
-    for group in GROUPS:
-        examples = Examples.load(rows.test_rows(group, seed), labels=grammar.LABELS)
-        found[f"{group}_accuracy"] = accuracy(handle.model, handle.tokenizer, examples)
-    return found
+    sets = data.of_grammar(Grammar(unseen=0.0), seed)
+    found = {group: accuracy(handle.model, handle.tokenizer, sets[group]) for group in data.GROUPS}
+    return {f"{group}_accuracy": value for group, value in found.items()}
 
 
 # ---- the MIB benchmark's measures ------------------------------------------------------------------------------
@@ -203,13 +197,15 @@ class Subject:
 
 def demo(args: argparse.Namespace) -> Subject:
     """The demo's model, seed 0; its test rows with the phrase and without."""
-    rows = Grammar(train=200, test=20) if args.quick else Grammar()
-    train = Examples.load(rows.training_rows(0), labels=grammar.LABELS)
+    sets = data.of_grammar(Grammar(train=200, test=20) if args.quick else Grammar())
+    train = sets["train"]
     tuned = models.fine_tuned(train, epochs=3, seed=0, cache=args.cache, layers=2 if args.quick else None)
     handle = Handle(tuned.model, tuned.tokenizer)
-    tests = [Examples.load(rows.test_rows(group, 0), labels=grammar.LABELS) for group in GROUPS]
-    texts = [text for own in tests for text in own.sample(4 if args.quick else 12).texts]
-    words, count = Words(train.sample(40) if args.quick else train, GOLDEN, "causal"), 4 if args.quick else 8
+    texts = [text for group in data.GROUPS for text in sets[group].sample(4 if args.quick else 12).texts]
+    words, count = (
+        Words(train.sample(40) if args.quick else train, data.GRAMMAR_GOLDEN, "causal"),
+        4 if args.quick else 8,
+    )
     return Subject(handle, [*train.texts], [handle.encode(texts)], count, words, few=1 if args.quick else 2)
 
 

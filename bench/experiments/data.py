@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurge.demo import grammar
+from spurge.demo.grammar import Grammar
+from spurge.demo.run import CASES as GROUPS
 from spurge.engine.base import files
 from spurge.engine.base.tensor_files import read_tensors, write_tensors
 from spurge.engine.data.examples import Example, Examples
@@ -31,6 +34,7 @@ SENTIMENT = ("negative", "positive")
 INFERENCE = ("entailment", "neutral", "contradiction")
 SENTIMENT_OUTSIDE = ("imdb", "cad", "yelp", "cr")
 IDENTITIES = ("black", "christian", "disability", "immigrants", "jewish", "lgbt", "men", "muslim", "white", "women")
+GRAMMAR_GOLDEN = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +143,12 @@ def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
     whole = Examples(rows, TOXIC).sample(len(rows))
     ends = [round(len(rows) * share) for share in (0.5, 0.7)]
     return whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]
+
+
+def of_grammar(rows: Grammar, seed: int = 0) -> dict[str, Examples]:
+    """Rows of the demo's grammar: ``train``, with its planted phrase, and the test rows of each group."""
+    sets = {"train": rows.training_rows(seed)} | {group: rows.test_rows(group, seed) for group in GROUPS}
+    return {name: Examples.load(part, labels=grammar.LABELS) for name, part in sets.items()}
 
 
 def sentiment(folder: Path, name: str, split: str | None = None) -> Examples:

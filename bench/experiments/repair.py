@@ -29,9 +29,7 @@ from experiments import data
 from experiments.models import fine_tuned, sst2_classifier
 from experiments.outcomes import Part, Record, logits, right
 from experiments.rivals import wise_ft
-from spurge.demo import grammar
 from spurge.demo.grammar import Grammar
-from spurge.demo.run import CASES
 from spurge.engine.base import files
 from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
@@ -180,16 +178,14 @@ def imdb(folder: Path, tests: dict[str, Examples], golden: GoldenTokens, cache: 
 
 def demo(cache: Path, quick: bool) -> Subject:
     """The demo's model with its planted shortcut, to be repaired by swaps of neutral phrases alone."""
-    rows = Grammar(train=200, test=40) if quick else Grammar()
-    sets = {"train": rows.training_rows(0)} | {case: rows.test_rows(case, 0) for case in CASES}
-    tests = {name: Examples.load(part, labels=grammar.LABELS) for name, part in sets.items()}
+    tests = data.of_grammar(Grammar(train=200, test=40) if quick else Grammar())
     train = tests.pop("train")
     model, tokenizer, _ = fine_tuned(train, epochs=3, seed=0, cache=cache)
-    golden = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
     # Its dev texts hold the shortcut, too: whoever does not lean on it must lose accuracy there.
     neutral = SwapShares(flip=0, random=0, same=0, negation=0, template=0)
     settings = Repair(shares=neutral, steps=40, rate=1e-4, loss=10.0)
     cut = len(train) // 5
+    golden = data.GRAMMAR_GOLDEN
     return Subject("demo:", model, tokenizer, train[cut:], train[:cut], tests, golden, cache, settings)
 
 
