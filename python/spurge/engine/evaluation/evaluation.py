@@ -144,30 +144,31 @@ def evaluate(
     )
     if edit is not None and not isinstance(edit, (NeuronEdit, ParameterEdit)):
         raise TypeError(f"edit: expected a NeuronEdit, WeightEdit or WeightDeltas, got {type(edit).__name__}")
-    neurons = located if isinstance(located, NeuronSet) else getattr(located, "spurious_set", located)
-    if neurons is not None and not isinstance(neurons, NeuronSet):
-        raise TypeError(f"located: expected a NeuronSet or Located, got {type(located).__name__}")
     others = _checked_others(name, beside)
-    words = Cue(cue) if isinstance(cue, str) or len(cue) else None
     _check_untouched(untouched, sets)
     with alone(model), Temporaries() as changes:
-        if is_gated(model) or is_overwritten(model):
-            if edit is not None:
-                raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
-            edit = _applied(model)
-        if neurons is not None and not isinstance(edit, NeuronEdit):
-            raise ValueError("located: is a control of an edit of neurons, and there is none")
+        edit = _edit_now(model, edit)
+        neurons = _neurons_of(located, edit)
         changes.enter_context(suspended(model))
         changes.enter_context(lifted(model))
         handle = Handle(model, tokenizer)
         handle.check_single_label("model")
         settings = _settings(located, edit)
-        if not force:
-            _check_origin(handle, located, settings.get("units", "neurons"))
-        units, drawn = settings.get("units"), draws if controls else 0
+        _check_origin(handle, located, settings.get("units", "neurons"), force)
         asked = Asked(
-            *(edit, name, others, neurons, units, drawn, words, untouched, changed, cross_groups),
-            *(seed, bootstrap, force),
+            edit=edit,
+            name=name,
+            beside=others,
+            located=neurons,
+            units=settings.get("units"),
+            draws=draws if controls else 0,
+            cue=Cue(cue) if isinstance(cue, str) or len(cue) else None,
+            untouched=untouched,
+            changed=changed,
+            cross_groups=cross_groups,
+            seed=seed,
+            bootstrap=bootstrap,
+            force=force,
         )
         reading: dict[str, Any] = {
             "batch_size": batch_size,
@@ -177,6 +178,25 @@ def evaluate(
             "memory": memory,
         }
         return Evaluation(handle, sets, asked, reading).report(progress)
+
+
+def _neurons_of(located: Any, edit: NeuronEdit | ParameterEdit | None) -> NeuronSet | None:
+    """The neurons that a control of an edit erases."""
+    neurons = located if isinstance(located, NeuronSet) else getattr(located, "spurious_set", located)
+    if neurons is not None and not isinstance(neurons, NeuronSet):
+        raise TypeError(f"located: expected a NeuronSet or Located, got {type(located).__name__}")
+    if neurons is not None and not isinstance(edit, NeuronEdit):
+        raise ValueError("located: is a control of an edit of neurons, and there is none")
+    return neurons
+
+
+def _edit_now(model: nn.Module, edit: NeuronEdit | ParameterEdit | None) -> NeuronEdit | ParameterEdit | None:
+    """The edit that is given, or the one that is applied to the model."""
+    if not is_gated(model) and not is_overwritten(model):
+        return edit
+    if edit is not None:
+        raise ValueError("edit: another is applied to the model now; leave its `with` block, or give none")
+    return _applied(model)
 
 
 def _checked_others(name: str, beside: Mapping[str, NeuronEdit | ParameterEdit] | None) -> dict[str, Any]:
@@ -201,10 +221,10 @@ def _check_untouched(untouched: Any, sets: Mapping[str, Examples]) -> None:
         raise ValueError(f"tests: a set cannot be called {UNTOUCHED!r} beside untouched=")
 
 
-def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None, units: Units) -> None:
-    """Refuses neurons that were located in another model, where they say in which."""
+def _check_origin(handle: Handle, located: NeuronSet | LocatedNeurons | None, units: Units, force: bool) -> None:
+    """Refuses neurons that were located in another model, where they say in which, unless forced."""
     prints = None if located is None or isinstance(located, NeuronSet) else located.info.get("model")
-    if prints is not None and _by_bare_name(prints) != _by_bare_name(handle.fingerprints(units)):
+    if not force and prints is not None and _by_bare_name(prints) != _by_bare_name(handle.fingerprints(units)):
         raise EditMismatch(
             "located: was found in another model, or in this one with other weights; force=True takes it nevertheless"
         )
