@@ -148,7 +148,6 @@ def evaluate(
     _check_untouched(untouched, sets)
     with alone(model), Temporaries() as changes:
         edit = _edit_now(model, edit)
-        neurons = _neurons_of(located, edit)
         changes.enter_context(suspended(model))
         changes.enter_context(lifted(model))
         handle = Handle(model, tokenizer)
@@ -159,7 +158,7 @@ def evaluate(
             edit=edit,
             name=name,
             beside=others,
-            located=neurons,
+            located=_neurons_of(located, edit),
             units=settings.get("units"),
             draws=draws if controls else 0,
             cue=Cue(cue) if isinstance(cue, str) or len(cue) else None,
