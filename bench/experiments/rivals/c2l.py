@@ -65,7 +65,7 @@ def contrastive(handle: Handle, rows: Examples, max_length: int, seed: int) -> L
     def loss(model: Any, inputs: Inputs, batch: Examples) -> Tensor:
         pooled = model.bert(**inputs).pooler_output
         value = F.cross_entropy(model.classifier(pooled), batch.targets)
-        places = [i for i, row in enumerate(batch) if row in known][: round(SHARE * len(batch))]
+        places = [i for i, row in enumerate(batch) if row in known][:: round(1 / SHARE)]
         if not places:
             return value
         beside = [known[batch[i]][side] for side in (0, 1) for i in places]
