@@ -229,9 +229,9 @@ MACU = (
             Number(name, "sst2", method, "accuracy")
             for name, method in (
                 ("proximity", "macu-paper"),
-                ("layer path", "macu-paper/layer-path"),
-                ("measured", "macu-paper/exact"),
-                ("counterfactual texts", "macu-paper/counterfactual"),
+                ("layer path", "macu-paper@layer-path"),
+                ("measured", "macu-paper@exact"),
+                ("counterfactual texts", "macu-paper@counterfactual"),
                 ("random neurons", "macu-paper:random"),
             )
         ),

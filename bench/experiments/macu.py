@@ -53,7 +53,7 @@ VIEWS: dict[str, View] = {
 DRAWS = 3  # of random neurons, at each seed
 CORE = (PLAIN, *(f"{preset}{part}" for preset in PRESETS for part in ("", ":zero", ":random", ":threshold")))
 CORE = (*CORE, "macu-paper:amplified")
-ABLATIONS = tuple(f"macu-paper/{name}" for name in VARIANTS if name)
+ABLATIONS = tuple(f"macu-paper@{name}" for name in VARIANTS if name)
 OTHERS = (*TUNED[1:], *WEIGHTS, *VIEWS)
 BOTH = tuple(f"{name}+{preset}" for preset in reversed(PRESETS) for name in ("poe", "nfl-co", "nfl-cp", "swaps"))
 METHODS = (*CORE, *OTHERS, *BOTH, *ABLATIONS)
@@ -119,7 +119,7 @@ class Bench:
         if control in ("zero", "amplified"):
             gate = 0.0 if control == "zero" else 2.0
             return self._measured(handle, NeuronEdit.build(handle.model, located.spurious_set, gate), {})
-        if preset == "macu-paper/weights":
+        if preset == "macu-paper@weights":
             start = time.process_time()
             trained = subject.spurious_weights(handle, located)
             return self._measured(handle, trained, {SECONDS: located.info[SECONDS] + time.process_time() - start})
@@ -176,7 +176,7 @@ class Bench:
 def labels_used(method: str) -> str:
     """Beyond those of the training texts: the paper's localisation and fitness ask for none."""
     name, _, preset = method.partition("+")
-    asked = {"nfl-co", "nfl-cp", *WEIGHTS, "macu-paper/counterfactual", "macu-paper/weights"}
+    asked = {"nfl-co", "nfl-cp", *WEIGHTS, "macu-paper@counterfactual", "macu-paper@weights"}
     return "class" if name in asked or "macu-best" in (name.partition(":")[0], preset) else "none"
 
 

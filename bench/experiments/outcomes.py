@@ -78,7 +78,7 @@ class Record:
     def measure(self, prefix: str, method: str, seed: int, key: str, make: Callable[[], Part]) -> Part:
         """Takes a part from the folder, or makes and keeps it; and says what it gives."""
         name = files.fingerprint(files.canonical_json([prefix, method, seed, key]))[:16]
-        path = self.cache / f"{prefix.strip(':')}{method.replace('/', '-')}-{seed}-{name}.safetensors"
+        path = self.cache / f"{prefix.strip(':')}{method}-{seed}-{name}.safetensors"
         if path.exists():
             tensors, texts = read_tensors(path, self.kind)
             logits = of_group(_LOGITS, tensors)

@@ -112,7 +112,7 @@ class Subject:
             return MacU.best(**how | (small if self.quick else {}))
         small = {"texts": 16, "edit_texts": 4, "swarm": Swarm(particles=3, iterations=2, seed=self.seed)}
         how = {"edit_texts": EDIT_TEXTS} | how | (small if self.quick else {})
-        return MacU.paper(**how | VARIANTS[preset.removeprefix("macu-paper").removeprefix("/")])
+        return MacU.paper(**how | VARIANTS[preset.removeprefix("macu-paper").removeprefix("@")])
 
     def located(self, name: str, handle: Handle, macu: MacU) -> Located:
         """What `macu` locates in the model of a name."""

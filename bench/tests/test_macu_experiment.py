@@ -64,8 +64,8 @@ def test_macu_and_its_controls_come_first_at_all_seeds() -> None:
 
 
 def test_the_labels_that_a_method_used() -> None:
-    free = ("fine-tuning", "poe", "macu-paper", "macu-paper:zero", "poe+macu-paper", "macu-paper/exact")
-    asked = ("macu-best", "macu-best:zero", "nfl-co", "repair", "poe+macu-best", "macu-paper/counterfactual")
+    free = ("fine-tuning", "poe", "macu-paper", "macu-paper:zero", "poe+macu-paper", "macu-paper@exact")
+    asked = ("macu-best", "macu-best:zero", "nfl-co", "repair", "poe+macu-best", "macu-paper@counterfactual")
     assert [macu.labels_used(method) for method in free] == ["none"] * len(free)
     assert [macu.labels_used(method) for method in asked] == ["class"] * len(asked)
 
@@ -118,7 +118,7 @@ def test_an_unknown_method_is_refused(folder: Path, capsys: pytest.CaptureFixtur
     ("task", "methods"),
     [
         ("sa", ["macu-best", "macu-best:random", "macu-best:threshold", "nfl-cp", "last-layer", "deleted"]),
-        ("nli", ["macu-paper", "macu-paper:zero", "poe", "poe+macu-paper", macu.HYPOTHESIS, "macu-paper/weights"]),
+        ("nli", ["macu-paper", "macu-paper:zero", "poe", "poe+macu-paper", macu.HYPOTHESIS, "macu-paper@weights"]),
     ],
 )
 def test_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str, methods: list[str]) -> None:

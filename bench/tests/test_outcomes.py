@@ -40,12 +40,12 @@ def test_a_part_is_made_once_and_comes_back_whole(tmp_path: Path) -> None:
         made.append(1)
         return Part(BEST, {"cpu_seconds": 2.0, "sets": {"a": [1]}}, {"cad": torch.randn(4, 2)})
 
-    first, again = (Record(tmp_path, "outcomes", OUTSIDE).measure("", "x/y", 3, "k", make) for _ in range(2))
+    first, again = (Record(tmp_path, "outcomes", OUTSIDE).measure("", "x", 3, "k", make) for _ in range(2))
     assert len(made) == 1
     assert again.facts == first.facts
     assert again.right.keys() == BEST.keys()
     assert torch.equal(again.logits["cad"], first.logits["cad"])
-    Record(tmp_path, "outcomes", OUTSIDE).measure("", "x/y", 3, "another key", make)
+    Record(tmp_path, "outcomes", OUTSIDE).measure("", "x", 3, "another key", make)
     assert len(made) == 2
 
 
