@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spurge.engine.cascade.audit import Sample, _loss, agreements, draw, likely_crossing
+from spurge.engine.cascade.audit import Agreement, Range, Sample, _loss, agreements, draw, likely_crossing
 
 VALUES, DRAWN = 4000, 256
 
@@ -80,3 +80,11 @@ def test_the_error_of_estimates_that_are_all_alike():
     found = agreements(values[None], [Sample(weights, values[None, drawn], exact[None, drawn], VALUES / DRAWN)])[0]
     assert np.isnan([found.spearman.value, found.pearson.value]).all()
     assert found.error == 1.0
+
+
+def test_a_bound_that_says_nothing_is_not_printed() -> None:
+    known = {"spearman": Range(0.9, 0.8, 1.0), "pearson": Range(0.9, 0.8, 1.0), "missed": 0.1, "missed_bound": 0.2}
+    assert "relative error 0.14 (below 0.3)," in str(Agreement(error=0.14, error_bound=0.3, drawn=8, **known))
+    assert "relative error 0.14 (8 draws bound it by nothing of use)," in str(
+        Agreement(error=0.14, error_bound=9.8e9, drawn=8, **known)
+    )

@@ -52,6 +52,20 @@ def gradient_times_activation(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return torch.stack(found).double()
 
 
+def test_more_values_than_memory_for_their_estimates_are_refused_at_once() -> None:
+    model, inputs = tiny("bert"), batch_for("bert")
+    asked = Cascade(model, memory="16MiB", **ESTIMATES)
+
+    def many(rows: Rows) -> Tensor:
+        return rows.logits[:, :1].expand(-1, 100_000)
+
+    with pytest.raises(
+        ValueError, match=r"target: gives 100,000 values for each example, whose estimates take [\d,]+ MiB"
+    ):
+        asked.attribute(inputs, many)
+    assert asked.attribute(inputs, predicted_logit).full.shape[0] == 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_estimates_are_gradient_times_activation(family: str) -> None:
     model, inputs = tiny(family, labels=3), batch_for(family)

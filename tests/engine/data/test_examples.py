@@ -190,7 +190,7 @@ def test_bad_labels_are_named(values: list[Any], labels: Any, message: str | Non
     [
         ([], {}, ValueError, "source: no rows"),
         ([{"text": "a"}], {}, ValueError, r"row 1: no column 'label', the columns are \['text'\]"),
-        ([{"label": 1}], {}, ValueError, "row 1: no column 'text'"),
+        ([{"label": 1}], {}, ValueError, r"row 1: no column 'text', .*\(text= or --text-column names another\)$"),
         ([{"text": None, "label": 1}], {}, ValueError, "row 1: its text is missing"),
         ([("a", 1), (float("nan"), 1)], {}, ValueError, "row 2: its text is missing"),
         ([(3, 1)], {}, ValueError, "row 1: its text must be text, got int 3"),

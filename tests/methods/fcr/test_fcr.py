@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,10 @@ def test_one_weight_removes_one_class(label):
     assert (edge.row, edge.column, edge.target) == (label, label, label)
     assert (edge.rate, edge.angle) == (1.0, 90.0)
     assert not edge.raises
+    named = replace(features, names=("a", "b", "c", "d"))
+    assert FCR().remove_class(named, "abcd"[label]).edges == removal.edges
+    with pytest.raises(ValueError, match="label: expected one of a, b, c, d, got 'e'"):
+        FCR().remove_class(named, "e")
     after = class_accuracies(features, removal.head)
     assert after[label] < 5
     assert all(after[c] >= before[c] - 0.5 for c in range(4) if c != label)

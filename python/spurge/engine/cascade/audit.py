@@ -27,6 +27,7 @@ LEVEL = 0.95
 WIDER, WIDER_BOUND = 1.3, 1.5  # of intervals and of one-sided bounds, in standard errors
 FLOOR = 1e-6  # of losses: what is smaller is rounding, and one draw of it says nothing of the next
 _RESAMPLES = 1000
+_TELLING = 10.0  # of bounds of a relative error: larger ones say nothing
 
 
 def _number(value: Any) -> Any:
@@ -75,9 +76,14 @@ class Agreement:
         return (
             f"rank correlation {rank.value:.3f} [{rank.low:.3f}, {rank.high:.3f}], "
             f"correlation {line.value:.3f} [{line.low:.3f}, {line.high:.3f}], "
-            f"relative error {self.error:.2g} (below {self.error_bound:.2g}), "
+            f"relative error {self.error:.2g} ({self._bounded()}), "
             f"top 1 % missed {100 * self.missed:.0f} % (below {100 * self.missed_bound:.0f} %)"
         )
+
+    def _bounded(self) -> str:
+        if self.error_bound > _TELLING:
+            return f"{self.drawn} draws bound it by nothing of use"
+        return f"below {self.error_bound:.2g}"
 
 
 @dataclass(frozen=True, eq=False)

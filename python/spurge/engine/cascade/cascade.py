@@ -398,7 +398,7 @@ class Cascade:
         if trace.padding_acts:
             raise ValueError(padding_complaint(self.model))
         assert trace.graded is not None
-        found = first_order(trace.graded, target, keep=keep)
+        found = first_order(trace.graded, target, keep=keep, room=room)
         if not keep:
             trace.graded = None  # its graph is not held while units are measured
         with grad_mode(False):

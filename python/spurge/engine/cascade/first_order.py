@@ -30,7 +30,7 @@ from spurge.engine.passes.activation_gradients import FirstOrder
 from spurge.engine.passes.trace import Graded, Rows, Target
 
 
-def first_order(graded: Graded, target: Target, *, keep: bool) -> list[FirstOrder]:
+def first_order(graded: Graded, target: Target, *, keep: bool, room: int) -> list[FirstOrder]:
     """The estimates of each of a target's Q values.
 
     A target that reads logits alone and says so (``reads = "logits"``) is evaluated at the logits that the gradient of
@@ -39,13 +39,15 @@ def first_order(graded: Graded, target: Target, *, keep: bool) -> list[FirstOrde
     Args:
         graded: the unedited pass.
         keep: leave its graph as it is, for another target.
+        room: bytes that the estimates may take.
 
     Raises:
-        ValueError: a target that is not differentiable, not finite or of another shape.
+        ValueError: a target that is not differentiable, not finite or of another shape, or has too many values.
     """
     gradients, rows = graded.gradients, graded.rows
     if getattr(target, "reads", None) == "logits":
         logits = rows.logits.flatten(1)
+        _check_count(logits.shape[1], graded, room)
         last = logits.shape[1] - 1
         found = [gradients.read(logits[:, y], keep=keep or y < last) for y in range(last + 1)]
         with grad_mode(False):
@@ -54,8 +56,20 @@ def first_order(graded: Graded, target: Target, *, keep: bool) -> list[FirstOrde
         value = target_values(target, rows)
     if not value.requires_grad:
         check_differentiable(target, rows)
+    _check_count(value.shape[1], graded, room)
     last = value.shape[1] - 1
     return [gradients.read(value[:, q], keep=keep or q < last) for q in range(last + 1)]
+
+
+def _check_count(values: int, graded: Graded, room: int) -> None:
+    """Refuses more values of a target, a backward pass each, than there is memory for their estimates."""
+    sites, batch = graded.gradients.sites, len(graded.rows.logits)
+    need = 4 * values * batch * sum(site.width for site in sites) * (2 if graded.gradients.stakes else 1)
+    if need > room:
+        raise ValueError(
+            f"target: gives {values:,} values for each example, whose estimates take {need / 2**20:,.0f} MiB of "
+            f"{room / 2**20:,.0f} MiB, and a backward pass each; ask for fewer at once, or give more memory="
+        )
 
 
 def _through_logits(target: Target, rows: Rows, logits: Sequence[FirstOrder]) -> list[FirstOrder]:

@@ -195,7 +195,7 @@ def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dic
     if isinstance(row, tuple) and len(row) in (2, 3):
         out = {"text": row[0], "label": row[-1]} | ({"pair": row[1]} if len(row) == 3 else {})
     elif isinstance(row, Mapping):
-        out = {name: read_column(row, key, number) for name, key in columns.items() if key is not None}
+        out = {name: _field(row, name, key, number) for name, key in columns.items() if key is not None}
     else:
         raise TypeError(f"row {number}: expected dict, Example or (text, label), got {type(row).__name__}")
     for name in out.keys() - {"label"}:
@@ -205,6 +205,14 @@ def read_fields(row: Any, columns: Mapping[str, str | None], number: int) -> dic
         read = read_name if name == "group" else read_text
         out[name] = read(out[name], name, number)
     return out
+
+
+def _field(row: Mapping[str, Any], name: str, column: str, number: int) -> Any:
+    try:
+        return read_column(row, column, number)
+    except ValueError as error:
+        hint = f" ({name}= or --{name}-column names another)" if column == name else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def read_label(value: Any, number: int) -> int | str:

@@ -67,7 +67,7 @@ def last_real_token(inputs: Mapping[str, Any], padding: int | None = None) -> Te
 
 def _tokenless(some: Tensor) -> str:
     without = (~some).nonzero()  # none, where the check is looked at late and its memory was used again
-    return f"inputs: {f'example {int(without[0])}' if len(without) else 'an example'} has no real token"
+    return f"inputs: {f'example {int(without[0])}' if len(without) else 'an example'} has no real token: an empty text?"
 
 
 def token_mask(inputs: Mapping[str, Any]) -> Tensor | None:

@@ -107,13 +107,13 @@ class FCR:
         return cls(**{"reduction": "mean", "rates": "each", "candidates": 5, **changes})
 
     def remove_class(
-        self, features: Features, label: int, *, rate: float | None = None, angle: float | None = None
+        self, features: Features, label: int | str, *, rate: float | None = None, angle: float | None = None
     ) -> Removal:
         """Tilts the hyperplane of one class about its most specific edge (Algorithm 1); only that output changes.
 
         Args:
             features: labelled samples of all classes, and the head to edit.
-            label: the class.
+            label: the class, its number or its name.
             rate: r of Eq. 8, default 1: orthogonal.
             angle: degrees of tilt, in place of a rate.
 
@@ -121,6 +121,8 @@ class FCR:
             ValueError: no such class or no samples of it, both a rate and an angle, a rate above ``most``, or no edge
                 that can be edited.
         """
+        if isinstance(label, str):
+            label = features.names.index(choice("label", label, features.names))
         label = integer("label", label, 0)
         if label >= features.head.outputs:
             raise ValueError(f"label: expected a class below {features.head.outputs}, got {label}")
