@@ -155,7 +155,7 @@ def gains(
         outside: the sets that a mean is taken of.
     """
     draws, generator = {}, np.random.default_rng(0)
-    for case in pairs[0][1] if pairs else ():
+    for case in sorted(pairs[0][1]) if pairs else ():  # the order of the draws must not depend on what was read back
         each = torch.stack([right[case].double() - plain[case].double() for right, plain in pairs]).mean(0)
         sums = resampled_sums(100 * each.numpy()[:, None], RESAMPLES, generator)[:, 0]
         draws[case] = (sums / len(each), len(each))

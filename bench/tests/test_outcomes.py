@@ -27,6 +27,13 @@ def test_gains_are_means_over_seeds_with_intervals_around_them() -> None:
     assert found["mean-ood"][3] == 16
 
 
+def test_intervals_do_not_depend_on_the_order_of_the_sets() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sides = [{case: torch.randint(2, (40,), generator=draw) for case in OUTSIDE} for _ in range(2)]
+    turned = [dict(reversed(side.items())) for side in sides]
+    assert outcomes.gains([tuple(sides)], OUTSIDE) == outcomes.gains([tuple(turned)], OUTSIDE)  # type: ignore[list-item]
+
+
 def test_the_mean_is_of_the_four_sets_outside() -> None:
     right = {"sst2": torch.ones(2), "imdb": torch.ones(2), "cad": torch.zeros(2), "yelp": torch.ones(2)}
     assert "mean-ood" not in outcomes.accuracies(right, OUTSIDE)
