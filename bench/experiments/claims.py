@@ -327,6 +327,36 @@ CLAIMS = (
         "frozen ImageNet features at 64 pixels, not a fine-tuned backbone: one shared r helps no class there",
     ),
     Claim(
+        "FCR",
+        "units that fire for fewer classes decide more (theorem 1a)",
+        "a theorem",
+        "theory",
+        (Number("rank correlation of classes and loss", "FCR 1", "linear model", "classes that fire", 2),),
+        lambda firing: firing < -0.8,
+        "units that fire alike often, for 1 to 7 of 8 classes; loss where one is switched off",
+    ),
+    Claim(
+        "FCR",
+        "edges with gradients from more classes decide more (theorem 1b)",
+        "a theorem",
+        "theory",
+        (Number("rank correlation of entropy and loss", "FCR 1", "linear model", "entropy of gradients", 2),),
+        lambda entropy: entropy > 0.2,
+        "the same units: what their edges' gradients say, mean over outputs, is not what they are worth here",
+    ),
+    Claim(
+        "FCR",
+        "the edit of one weight turns the hyperplane's normal by a right angle (theorem 2)",
+        "a theorem",
+        "theory",
+        (
+            Number("cosine", "FCR 2", "linear model", "cosine", 15),
+            Number("weights moved", "FCR 2", "linear model", "weights moved", 0),
+        ),
+        lambda cosine, moved: cosine < 1e-12 and moved == 1,
+        "by rounding",
+    ),
+    Claim(
         "NeuronTune",
         "without group labels, within a point of DFR on Waterbirds",
         "ERM 72.6, NeuronTune† 92.5, DFR† 92.4",
@@ -370,6 +400,18 @@ CLAIMS = (
         ),
         lambda erm, fit, by_class, plain, dfr: fit > dfr - 1 and by_class > plain + 1,
         "SFit chooses a penalty at which nothing moves; the worst class chooses better, and then no mask does as well",
+    ),
+    Claim(
+        "NeuronTune",
+        "scores follow the pull of the spurious part: delta is -2 mu gamma' w (theorem 4.2)",
+        "a theorem",
+        "theory",
+        tuple(
+            Number(name, "NeuronTune 4.2", "linear model", metric, 2)
+            for name, metric in (("correlation", "correlation"), ("slope", "slope"), ("same sign", "same_sign_rate"))
+        ),
+        lambda correlation, slope, sign: correlation > 0.9 and abs(slope - 1) < 0.1,
+        "on its linear model, spurious in 95 % of rows; theorem 4.3 was not checked",
     ),
     Claim(
         "mediation",
