@@ -20,7 +20,7 @@ from spurge.report.folders import Job, read_job
 from spurge.report.marks import is_control
 from spurge.report.results import Results
 
-_CANDIDATES = 15  # that are drawn; the table has all of a role that counts, up to
+_CANDIDATES = 15  # that are drawn, and open to the eye; the table has more, up to
 _ROWS = 60
 _METHODS = 7  # beside each other in a table
 _TEXTS = 60  # with another answer, that are shown
@@ -39,10 +39,11 @@ border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .4rem}
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.875rem}
 .verdict{border-left:4px solid var(--flagged);padding:.3rem .8rem;background:var(--panel);margin:.6rem 0}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem 2rem;margin:.6rem 0}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.wide>p{color:var(--soft);font-size:.875rem}
 table{border-collapse:collapse;font-size:.8125rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
 caption{text-align:left;font-weight:600;padding:.2rem 0}
 th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:normal}
+td:last-child{min-width:4rem}.figure text{paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 th:first-child,td:first-child{padding-left:0;overflow-wrap:anywhere;min-width:6rem;max-width:20rem}
 td.long,.text{overflow-wrap:anywhere}
 pre,code{font:.8125rem/1.45 ui-monospace,monospace}
@@ -138,7 +139,7 @@ def _glance(measured: Mapping[str, Report]) -> str:
     """Of each evaluation that holds an edit against something, what it did, in one table a set."""
     parts = []
     for name, report in measured.items():
-        tables = [_wide(Table(title, lines, foot, left=2)) for title, lines, foot in report.glance() if len(lines) > 2]
+        tables = [_wide(Table(title, lines, foot)) for title, lines, foot in report.glance() if len(lines) > 2]
         parts += [f"<h3>{isolated(name)}</h3>{''.join(tables)}"] if tables else []
     return f"<h2>At a glance</h2>{''.join(parts)}" if parts else ""
 
@@ -148,13 +149,23 @@ def _found(job: Job) -> str:
     for name, rows in job.found.items():
         drawn = [mark for row in rows[:_CANDIDATES] if (mark := _lean(row)) is not None]
         figure = intervals("what the model leans on", drawn, baseline=0.0, unit="rise of the log-odds, nats")
-        lines = [["candidate", "label", "role", "reason", "texts", "%", "q", "lean"]]
-        for row in rows[:_ROWS]:
-            names = [_text(row, key) for key in ("word", "label", "role", "reason")]
-            lines.append([*names, *(_short(row.get(key)) for key in ("count", "share", "q", "lean"))])
-        more = f"<p class=soft>{len(rows) - _ROWS} more in the file</p>" if len(rows) > _ROWS else ""
-        parts.append(f"<h3>{isolated(name)}</h3>{_figures([figure])}{_wide(Table('', lines, left=4))}{more}")
+        parts.append(f"<h3>{isolated(name)}</h3>{_figures([figure])}{_candidates(rows)}")
     return f"<h2>Found</h2>{''.join(parts)}" if parts else ""
+
+
+def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tables of those that are drawn, and of more; reasons come last, so that a narrow screen shows the rest."""
+    head = ["candidate", "label", "role", "texts", "%", "q", "lean", "reason"]
+    lines = []
+    for row in rows[:_ROWS]:
+        names = [_text(row, key) for key in ("word", "label", "role")]
+        formats = (("count", ".0f"), ("share", ".0f"), ("q", ".3f"), ("lean", "+.2f"))
+        numbers = [_formatted(row.get(key), digits) for key, digits in formats]
+        lines.append([*names, *numbers, _text(row, "reason")])
+    shown, rest = (_wide(Table("", [head, *own], left=3)) for own in (lines[:_CANDIDATES], lines[_CANDIDATES:]))
+    further = f", {len(rows) - _ROWS} others in the file" if len(rows) > _ROWS else ""
+    title = f"{len(lines) - _CANDIDATES} more{further}"
+    return shown + (f"<details class=data><summary>{title}</summary>{rest}</details>" if rest else "")
 
 
 def _lean(row: Mapping[str, Any]) -> Mark | None:
@@ -239,7 +250,8 @@ def _panels(report: Report) -> list[tuple[str, str]]:
 
 
 def _drawn(report: Report, case: str, metric: str) -> str:
-    own = [m for m in report.measures if (m.case, m.metric) == (case, metric)]
+    found = {m.method: m for m in report.measures if (m.case, m.metric) == (case, metric)}
+    own = [found[method] for method, _ in report.grouped(list(found))]
     edit = report.settings.get("name")
     marks = []
     for m in own:
@@ -362,6 +374,6 @@ def _number(value: Any) -> float | None:
     return found if found - found == 0 else None
 
 
-def _short(value: Any) -> str:
+def _formatted(value: Any, digits: str) -> str:
     number = _number(value)
-    return "" if number is None else f"{number:.3g}" if number != int(number) else f"{int(number)}"
+    return "" if number is None else f"{number:{digits}}"

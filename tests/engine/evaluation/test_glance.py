@@ -22,13 +22,13 @@ def test_a_line_for_each_edit_with_its_controls_below_it() -> None:
     report = Report(tuple(measures), settings)
     ((title, lines, foot),) = report.glance()
     assert title == "home at a glance, percent"
-    assert lines[0] == ["", "labels", "average", "worst group", "threshold", "which"]
+    assert lines[0] == ["", "average", "worst group", "threshold", "verdict", "labels"]
     assert [line[0] for line in lines[1:]] == [
         *("none", "gates", "· threshold", "· random", "DFR", "· threshold", "deleted"),
     ]
-    assert lines[2] == ["gates", "none", "60.0", "30.0", "90, 80", "mostly moves the threshold"]
-    assert lines[5] == ["DFR", "none", "70.0", "35.0", "12, 3", "does more"]
-    assert lines[1][-1] == lines[-1][-1] == ""
+    assert lines[2] == ["gates", "60.0", "30.0", "90, 80", "mostly moves the threshold", "none"]
+    assert lines[5] == ["DFR", "70.0", "35.0", "12, 3", "does more", "none"]
+    assert lines[1][-2] == lines[-1][-2] == ""
     assert len(foot) == 1
     assert "home at a glance" in str(report)
     assert max(map(len, str(report).splitlines())) <= 80
@@ -45,7 +45,7 @@ def test_last_layers_have_no_edit_of_their_own_name() -> None:
     [
         ((None, None), "changes no answer"),
         ((50.0, 99.0), "does more"),
-        ((51.0, 75.0), "like a threshold here, not evenly"),
+        ((51.0, 75.0), "like a threshold, unevenly"),
         ((51.0, 76.0), "mostly moves the threshold"),
         ((51.0, None), "mostly moves the threshold"),
     ],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spurge.engine.base.tables import Table, folded, page, wrapped
-from spurge.engine.evaluation.glance import glance
+from spurge.engine.evaluation.glance import glance, grouped
 from spurge.engine.evaluation.threshold import EVENLY, MOSTLY
 
 if TYPE_CHECKING:
@@ -209,7 +209,11 @@ class Report:
 
     def glance(self) -> Iterator[tuple[str, list[list[str]], list[str]]]:
         """As :meth:`tables`, one for each set: a line for each edit, its controls below it, and what a threshold is."""
-        return glance(self, CONTROLS[:-1])  # deleted words are a control of all edits
+        return glance(self)
+
+    def grouped(self, methods: Sequence[str]) -> list[tuple[str, str]]:
+        """These methods, every edit before its controls, each with the edit that it is a control of, or ""."""
+        return grouped(methods, self.settings.get("name"), CONTROLS[:-1])  # deleted words are a control of all edits
 
     def _head(self, method: str) -> str:
         drawn = method.endswith("random") and "draws" in self.settings  # last layers may be called so, too
