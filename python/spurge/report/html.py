@@ -39,7 +39,8 @@ border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .4rem}
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.875rem}
 .verdict{border-left:4px solid var(--flagged);padding:.3rem .8rem;background:var(--panel);margin:.6rem 0}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem 2rem;margin:.6rem 0}
-.wide{overflow-x:auto}.wide>p{color:var(--soft);font-size:.875rem}
+.wide{overflow-x:auto}.wide>p{color:var(--soft);font-size:.875rem}.glance td{white-space:nowrap}
+.reasons td:last-child,.reasons th:last-child{text-align:left!important;min-width:12rem}
 table{border-collapse:collapse;font-size:.8125rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
 caption{text-align:left;font-weight:600;padding:.2rem 0}
 th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:normal}
@@ -139,7 +140,9 @@ def _glance(measured: Mapping[str, Report]) -> str:
     """Of each evaluation that holds an edit against something, what it did, in one table a set."""
     parts = []
     for name, report in measured.items():
-        tables = [_wide(Table(title, lines, foot)) for title, lines, foot in report.glance() if len(lines) > 2]
+        tables = [
+            _wide(Table(title, lines, foot), "glance") for title, lines, foot in report.glance() if len(lines) > 2
+        ]
         parts += [f"<h3>{isolated(name)}</h3>{''.join(tables)}"] if tables else []
     return f"<h2>At a glance</h2>{''.join(parts)}" if parts else ""
 
@@ -162,7 +165,9 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
         formats = (("count", ".0f"), ("share", ".0f"), ("q", ".3f"), ("lean", "+.2f"))
         numbers = [_formatted(row.get(key), digits) for key, digits in formats]
         lines.append([*names, *numbers, _text(row, "reason")])
-    shown, rest = (_wide(Table("", [head, *own], left=3)) for own in (lines[:_CANDIDATES], lines[_CANDIDATES:]))
+    shown, rest = (
+        _wide(Table("", [head, *own], left=3), "reasons") for own in (lines[:_CANDIDATES], lines[_CANDIDATES:])
+    )
     further = f", {len(rows) - _ROWS} others in the file" if len(rows) > _ROWS else ""
     title = f"{len(lines) - _CANDIDATES} more{further}"
     return shown + (f"<details class=data><summary>{title}</summary>{rest}</details>" if rest else "")
@@ -357,8 +362,8 @@ def _figures(figures: Sequence[str]) -> str:
     return f'<div class="figures">{drawn}</div>' if drawn else ""
 
 
-def _wide(table: Table) -> str:
-    return f'<div class="wide">{table.html()}</div>' if len(table.lines) > 1 else ""
+def _wide(table: Table, kind: str = "") -> str:
+    return f'<div class="{f"wide {kind}".rstrip()}">{table.html()}</div>' if len(table.lines) > 1 else ""
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
