@@ -29,7 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import command, sweep
 from experiments.outcomes import Part, Record, logits, right
-from experiments.subjects import PLAIN, PRESETS, SECONDS, TUNED, VARIANTS, WEIGHTS, Subject, activations, depths
+from experiments.subjects import (
+    EDIT_TEXTS,
+    PLAIN,
+    PRESETS,
+    SECONDS,
+    TUNED,
+    VARIANTS,
+    WEIGHTS,
+    Subject,
+    activations,
+    depths,
+)
 from experiments.tasks import TASKS, Task
 from spurge.engine.base import files
 from spurge.engine.data.cues import Cue
@@ -201,6 +212,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """Accuracies of all methods, proximity, located neurons, and the seconds of each."""
     texts = 16 if args.quick else args.texts
     task = TASKS[args.command](args.data).cut(64 if args.quick else args.rows, 1 if args.quick else args.epochs, texts)
+    size = {"rows": task.rows, "epochs": task.epochs, "max_length": task.max_length, "edit_texts": EDIT_TEXTS}
+    results.head["settings"] |= size
     known = [method for method in METHODS if method != HYPOTHESIS or task.train[0].pair is not None]
     methods = known if args.methods is None else args.methods.split(",")
     if unknown := {*methods} - {*known}:

@@ -127,6 +127,7 @@ def test_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str, meth
     asked += ["--methods", ",".join(methods)]
     assert macu.main(asked) == 0
     results = Results.load(path)
+    assert results.head["settings"]["rows"] == 64
     home = tasks.TASKS[task](folder).home
     assert {row["method"] for row in results.select(case=home, metric="accuracy")} == {*methods}
     assert {row["method"] for row in results.select(case="mean-ood", metric="gain_low")} == {*methods[1:]}
