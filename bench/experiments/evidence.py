@@ -25,7 +25,8 @@ HEAD = """# Evidence
 What the papers of Spurge's methods claim, and what the experiments of this folder measured of it. Written by
 `python bench/experiments/evidence.py` from the files of [bench/results](../results/README.md): each verdict follows
 from the numbers beside it. Models are small and data sets cut to what two cores can do, so a claim that does not hold
-here may hold at full size; [bench/README.md](../README.md#experiments) says what was measured how.
+here may hold at full size; one that an interval leaves open is not shown. [bench/README.md](../README.md#experiments)
+says what was measured how.
 """
 
 
@@ -55,7 +56,7 @@ def _row(claim: Claim, folder: Path) -> str:
         f"{number.name} {value:.{number.digits}f}" for number, value in zip(claim.numbers, values, strict=True)
     )
     measured = f"{shown} ([file](../results/{path.name}))"
-    verdict = "holds" if claim.holds(*values) else "does not hold"
+    verdict = {True: "holds", False: "does not hold", None: "not shown"}[claim.holds(*values)]
     return f"| {claim.text} | {claim.published} | {measured} | **{verdict}**: {claim.reason} |"
 
 

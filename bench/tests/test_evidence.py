@@ -43,6 +43,11 @@ def test_verdicts_follow_from_means_over_seeds(tmp_path: Path, edited: float, ve
     assert verdict in row
 
 
+def test_what_is_too_uncertain_is_not_shown(tmp_path: Path):
+    unsure = replace(CLAIM, holds=lambda plain, edited: None)
+    assert "**not shown**: made up" in evidence.page([unsure], made(tmp_path, 60.0))
+
+
 def test_what_is_not_measured_is_not_judged(tmp_path: Path):
     assert "| 1 to 0 | | not measured |" in evidence.page([CLAIM], tmp_path)
 
