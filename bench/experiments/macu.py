@@ -93,7 +93,8 @@ class Bench:
         task = self.task
         sets = [rows.fingerprint() for rows in (task.dev, *task.tests.values())]
         size = [task.rows, task.epochs, task.max_length]
-        key = files.canonical_json([files.spurge_version(), self.quick, task.name, *size, sets])
+        chosen_at = [self.seeds[0]] if method.startswith("nfl") else []
+        key = files.canonical_json([files.spurge_version(), self.quick, task.name, *size, sets, *chosen_at])
         return self.record.measure("", method, seed, key, partial(self._make, method, self.subject(seed)))
 
     def subject(self, seed: int) -> Subject:

@@ -1,4 +1,4 @@
-"""C2L, causally contrastive learning: Choi et al. 2022, AAAI (arXiv 2201.06299 and the code that goes with it).
+"""C2L, causally contrastive learning: Choi et al. 2022, AAAI 36, 10526-10534, and the code that goes with it.
 
 Cross-entropy plus a triplet loss (margin 1) on the pooled states of a text, of the text without a word that is no
 cause (near) and of the text without its causal word (far). The causal word of a text is that of the highest gradient,
