@@ -252,6 +252,8 @@ def sst2_classifier(folder: Path) -> Handle:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     place = folder / "models" / "minilm-l6-sst2"
-    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32, **how).eval()
-    return Handle(model, AutoTokenizer.from_pretrained(place, **how))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        place, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    return Handle(model.eval(), tokenizer)

@@ -152,13 +152,13 @@ def evaluate(
         changes.enter_context(lifted(model))
         handle = Handle(model, tokenizer)
         handle.check_single_label("model")
-        settings = _settings(located, edit)
+        neurons, settings = _neurons_of(located, edit), _settings(located, edit)
         _check_origin(handle, located, settings.get("units", "neurons"), force)
         asked = Asked(
             edit=edit,
             name=name,
             beside=others,
-            located=_neurons_of(located, edit),
+            located=neurons,
             units=settings.get("units"),
             draws=draws if controls else 0,
             cue=Cue(cue) if isinstance(cue, str) or len(cue) else None,
