@@ -5,8 +5,6 @@ Weights become :math:`(1 - s) W_\\mathrm{tuned} + s W_\\mathrm{base}`. The head 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from spurge.demo.train import base_folder
@@ -19,8 +17,8 @@ def to_base(model: nn.Module) -> WeightDeltas:
     """The edit of a fine-tuned MiniLM that gives its encoder the weights from before; its pooler stays."""
     from transformers import AutoModel
 
-    folder: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    base = dict(AutoModel.from_pretrained(base_folder(), **folder).named_parameters())
+    encoder = AutoModel.from_pretrained(base_folder(), local_files_only=True, trust_remote_code=False)
+    base = dict(encoder.named_parameters())
     own = {f"bert.{name}": weight for name, weight in base.items() if not name.startswith("pooler")}
     deltas = {
         name: Dense(own[name].detach() - weight.detach()) for name, weight in model.named_parameters() if name in own
