@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from spurge import _core, ops
 
@@ -110,7 +110,7 @@ def test_every_op_has_a_case():
 
 
 def test_opcheck(name, device):
-    torch.library.opcheck(getattr(torch.ops.spurge, name).default, moved(CASES[name](), device))
+    library.opcheck(getattr(torch.ops.spurge, name).default, moved(CASES[name](), device))
 
 
 def test_compiles_into_one_graph(name, device):
@@ -141,7 +141,7 @@ def test_nothing_requires_grad(name):
 def test_opcheck_knows_the_gradient(device):
     arguments = moved(CASES["proximity"](), device)
     arguments[0].requires_grad_()
-    torch.library.opcheck(torch.ops.spurge.proximity.default, arguments)
+    library.opcheck(torch.ops.spurge.proximity.default, arguments)
 
 
 def test_in_place_ops_bump_the_version(name):

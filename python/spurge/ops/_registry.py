@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from spurge import _core
 
-_LIB = torch.library.Library("spurge", "DEF")
+_LIB = library.Library("spurge", "DEF")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # torch >= 2.10 hands C++ its tensors and its current stream; older ones go through __dlpack__, which
@@ -107,7 +107,7 @@ def register(
 ) -> Callable[..., Any]:
     """Define one op: ``fake`` for shapes, ``kernel`` for CPU (and CUDA where built), ``twin`` elsewhere.
 
-    With ``backward`` it is differentiable once, as `torch.library.register_autograd` has it; without, not at all.
+    With ``backward`` it is differentiable once, as PyTorch's ``register_autograd`` has it; without, not at all.
     """
     name = schema.split("(", 1)[0]
 
@@ -124,10 +124,10 @@ def register(
         _LIB.impl(name, on_cuda, "CUDA")
     _LIB.impl(name, elsewhere, "CompositeExplicitAutograd")
     if backward is None:
-        _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        _LIB.impl(name, library.fallthrough_kernel, "Autograd")
     else:
-        torch.library.register_autograd(f"spurge::{name}", backward, setup_context=setup_context, lib=_LIB)
-    torch.library.register_fake(f"spurge::{name}", fake, lib=_LIB)
+        library.register_autograd(f"spurge::{name}", backward, setup_context=setup_context, lib=_LIB)
+    library.register_fake(f"spurge::{name}", fake, lib=_LIB)
     return getattr(torch.ops.spurge, name).default
 
 
