@@ -98,16 +98,18 @@ class Peers:
             name: words that are all known.
             rows: texts of the candidate.
         """
-        own = [self._number[word] for word in name.split() if word in self._number]
+        parts = name.split()
+        own = [self._number[word] for word in parts if word in self._number]
         if not own:
             return Witnesses(float("nan"))
         vector = self._weight[own] @ self._vectors[own]
         nearness = self._vectors @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
-        nearness[[number for number, word in enumerate(self.words) if _forms(word, name.split())]] = -np.inf
         chosen: list[int] = []
         for number in np.argsort(-nearness, kind="stable"):
             if len(chosen) == self._count or nearness[number] <= 0:
                 break
+            if _is_form(self.words[number], parts):
+                continue
             if self._texts is None or rows is None or not self._texts.together(int(number), rows):
                 chosen.append(int(number))
         if not chosen:
@@ -119,13 +121,10 @@ class Peers:
         return Witnesses(float(ratio), tuple(self.words[number] for number in chosen[:3]))
 
 
-def _forms(word: str, others: Sequence[str]) -> bool:
-    """Whether a word is one of others, or a form of one: the same beginning, and at most two letters more."""
-    return any(
-        word == other or (min(len(word), len(other)) >= 4 and abs(len(word) - len(other)) <= 2 and _begins(word, other))
-        for other in others
-    )
-
-
-def _begins(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
+def _is_form(word: str, others: Sequence[str]) -> bool:
+    """Whether a word is one of others, or a form of one: four letters in common, and at most two more at the end."""
+    for other in others:
+        short, long = sorted((word, other), key=len)
+        if word == other or (len(short) >= 4 and len(long) <= len(short) + 2 and long.startswith(short)):
+            return True
+    return False
