@@ -96,7 +96,7 @@ def test_a_review_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     text = "word\tkind\tlabel\trole\tkeep\nmovie\tword\tpositive\tcausal\tyes\nplot\tword\tnegative\tcausal\tyes\n"
     Path("found.tsv").write_text(text)
-    words = ("--spurious", "movie", "--causal", "positive=fine,very good", "--causal", "negative=plot")
+    words = ("--spurious", "movie", "--causal", "positive=fine, very good", "--causal", "negative=plot")
     outputs = ("--out", "found.tsv", "--golden-out", "golden.json")
     code, out, err = spurge(capsys, "find", *common(desk), "--reviewed", "found.tsv", *words, *outputs)
     assert (code, err) == (0, "")

@@ -87,9 +87,13 @@ def _reviewed(arguments: argparse.Namespace, found: Found) -> Found:
         label, equals, words = text.partition("=")
         if not equals or not words:
             raise ValueError(f"causal: expected LABEL=A,B, got {text!r}")
-        causal.setdefault(label, []).extend(words.split(","))
-    spurious = arguments.spurious.split(",") if arguments.spurious else ()
-    return found.reviewed(spurious=spurious, causal=causal or None)
+        causal.setdefault(label, []).extend(_words(words))
+    return found.reviewed(spurious=_words(arguments.spurious or ""), causal=causal or None)
+
+
+def _words(text: str) -> list[str]:
+    """Words or phrases between commas."""
+    return [word for part in text.split(",") if (word := part.strip())]
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -201,6 +201,8 @@ def test_a_review_by_words(found):
     ):
         with pytest.raises(ValueError, match=message):
             found.reviewed(**change)
+    with pytest.raises(ValueError, match="spurious: 'fine' is no candidate: there are none"):
+        replace(found, rows=()).reviewed(spurious=["fine"])
 
 
 def test_a_table_comes_back_as_it_was(found, tmp_path):

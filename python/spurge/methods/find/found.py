@@ -205,7 +205,8 @@ class Found:
         named: dict[str, tuple[Role, str | None]] = dict.fromkeys(spurious, ("spurious", None))
         candidates = {row.word for row in self.rows}
         if strange := [word for word in named if word not in candidates]:
-            raise ValueError(f"spurious: {strange[0]!r:.60} is no candidate, the first is {self.rows[0].word!r:.60}")
+            first = f", the first is {self.rows[0].word!r:.60}" if self.rows else ": there are none"
+            raise ValueError(f"spurious: {strange[0]!r:.60} is no candidate{first}")
         for label, words in (causal or {}).items():
             choice("causal", label, self.labels)
             for word in words:
