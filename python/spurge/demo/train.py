@@ -70,6 +70,7 @@ def fine_tune(
         rows: training rows; one output per label.
         learning_rate: the highest.
         layers: how many of the six to keep, from the first; None for all.
+        loss: what is made small, of each batch; `cross_entropy` by default.
         seed: of the head and of the order of the rows; the global generators of torch are left as they were.
         max_length: tokens that a text is cut to; None: the tokenizer's own limit.
         pool: batches whose rows are sorted by length together, so that less is padded; 1: as they come.

@@ -138,10 +138,8 @@ def read_last_layers(
         how = {"tokenizer": handle.tokenizer, "progress": False, **reading}
         found = {}
         for case, rows in sets.items():
-            plain = Examples(
-                [replace(row, group=None) for row in rows], rows.labels
-            )  # in a group or not, or in several
-            found[case] = extract(handle.model, plain, **how).values, head
+            alone = Examples([replace(row, group=None) for row in rows], rows.labels)  # features want one group or none
+            found[case] = extract(handle.model, alone, **how).values, head
         return found
     except ValueError:  # more stands behind that layer
         return None
