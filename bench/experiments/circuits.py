@@ -41,7 +41,6 @@ from spurge.engine.models.neurons import NeuronSet
 from spurge.engine.models.sites import widths
 from spurge.report.results import Results
 
-CASES = ("planted", "demo", "sst2", "smollm2")
 DRAWS = 20  # of random neurons, as many as are planted
 RANDOM = 5  # random rankings for each seed
 COUNTRIES = (
@@ -202,11 +201,9 @@ def demo(args: argparse.Namespace) -> Subject:
     tuned = models.fine_tuned(train, epochs=3, seed=0, cache=args.cache, layers=2 if args.quick else None)
     handle = Handle(tuned.model, tuned.tokenizer)
     texts = [text for group in data.GROUPS for text in sets[group].sample(4 if args.quick else 12).texts]
-    words, count = (
-        Words(train.sample(40) if args.quick else train, data.GRAMMAR_GOLDEN, "causal"),
-        4 if args.quick else 8,
-    )
-    return Subject(handle, [*train.texts], [handle.encode(texts)], count, words, few=1 if args.quick else 2)
+    words = Words(train.sample(40) if args.quick else train, data.GRAMMAR_GOLDEN, "causal")
+    count, few = (4, 1) if args.quick else (8, 2)
+    return Subject(handle, [*train.texts], [handle.encode(texts)], count, words, few)
 
 
 def sst2(args: argparse.Namespace) -> Subject:
@@ -216,7 +213,8 @@ def sst2(args: argparse.Namespace) -> Subject:
     texts = sorted(dev.sample(4 if args.quick else 36).texts, key=len)
     batches = [handle.encode(texts[start : start + 12]) for start in range(0, len(texts), 12)]
     words = Words(train.sample(40) if args.quick else train, data.sentiment_golden(args.data), "causal")
-    return Subject(handle, [*train.texts], batches, 4 if args.quick else 8, words, few=1 if args.quick else 2)
+    count, few = (4, 1) if args.quick else (8, 2)
+    return Subject(handle, [*train.texts], batches, count, words, few)
 
 
 def smollm2(args: argparse.Namespace) -> Subject:
@@ -230,6 +228,7 @@ def smollm2(args: argparse.Namespace) -> Subject:
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"demo": demo, "sst2": sst2, "smollm2": smollm2}
+CASES = ("planted", *SUBJECTS)
 
 
 def mib(args: argparse.Namespace, results: Results, case: str, clock: Clock) -> None:
@@ -291,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; 2 for a wrong argument or file."""
     parser, parsers = command.parser(__doc__, {"all": every})
     parsers["all"].add_argument(
-        "--cases", type=lambda text: text.split(","), default=list(CASES), help="some of planted,demo,sst2,smollm2"
+        "--cases", type=command.some_of(CASES), default=list(CASES), help=f"some of {','.join(CASES)}"
     )
     args = parser.parse_args(argv)
     return command.main("circuits", args, every)

@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; 2 for a wrong argument or file."""
     parser, parsers = command.parser(__doc__, {"all": every})
     own = parsers["all"]
-    own.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES), help="some of all cases")
+    own.add_argument("--cases", type=command.some_of(CASES), default=list(CASES), help="some of all cases")
     own.add_argument("--runs", type=int, default=20, help="planted and clean models")
     own.add_argument("--rows", type=int, default=ROWS, help="of training, of these models")
     args = parser.parse_args(argv)

@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import provenance
-from experiments import data
+from experiments import command, data
 from experiments.models import fine_tuned, sst2_classifier
 from experiments.outcomes import Part, Record, logits, right
 from experiments.rivals import wise_ft
@@ -43,6 +43,7 @@ from spurge.methods.macu.swaps import SwapShares
 from spurge.methods.macu.training import Repair
 from spurge.report.results import Results
 
+MODELS = ("sst2", "demo", "imdb")
 METHODS = ("none", "repair", "no-swaps", "random", "last-layer", "gates", "wise-ft")
 AGAIN = "two-threads"  # the first seed's repair, to be timed alone and held beside that on other threads
 NEURONS = 512
@@ -223,9 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the results here, again after each part")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="%(default)s")
-    parser.add_argument("--methods", default=",".join(METHODS), help="%(default)s")
-    parser.add_argument("--models", default="sst2,demo,imdb", help="%(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--methods", type=command.some_of(("none", *MAKERS)), default=",".join(METHODS), help="%(default)s"
+    )
+    parser.add_argument("--models", type=command.some_of(MODELS), default=",".join(MODELS), help="%(default)s")
+    parser.add_argument("--threads", type=command.positive, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="a few texts and steps: to see that it runs")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -246,7 +249,7 @@ def _run(args: argparse.Namespace, results: Results) -> None:
     tests = data.sentiment_tests(args.data, 40 if args.quick else None)
     golden = data.sentiment_golden(args.data)
     record = Record(args.cache, "repair outcomes", data.SENTIMENT_OUTSIDE)
-    for name in args.models.split(","):
+    for name in args.models:
         if name == "sst2":
             subject = sst2(args.data, tests, golden, args.cache)
         elif name == "imdb":
@@ -255,7 +258,7 @@ def _run(args: argparse.Namespace, results: Results) -> None:
             subject = demo(args.cache, args.quick)
         if args.quick:
             subject = replace(subject, train=subject.train.sample(min(300, len(subject.train))), dev=subject.dev[:60])
-        for method, seed in schedule(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]):
+        for method, seed in schedule(args.methods, [int(seed) for seed in args.seeds.split(",")]):
             key = f"{files.spurge_version()} {args.quick}"
             record.measure(subject.prefix, method, seed, key, partial(subject.part, method, seed))
             record.write(results, "none", lambda method: "class", base_once=True)

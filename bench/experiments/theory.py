@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import command
 from experiments.tables import Table
 from spurge.engine.features.features import Features
 from spurge.engine.last_layer.association import association
@@ -128,11 +129,9 @@ CHECKS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; 2 for a wrong argument or file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="draws of each model (default %(default)s)")
+    parser.add_argument("--seeds", type=command.positive, default=20, help="draws of each model (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args(argv)
-    if args.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {args.seeds}")
     results = Results("theory", {"seeds": args.seeds})
     for case, check in CHECKS.items():
         table = Table(case, unit="")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import controls, data, fcr, frozen, models, neurontune
+from experiments import circuits, controls, data, fcr, find, frozen, models, neurontune, repair, theory
 from experiments.tables import Table
 from spurge.demo import train
 from spurge.engine.data.examples import Example, Examples
@@ -197,3 +197,28 @@ def test_fine_tuned_models_are_kept(tmp_path: Path):
     other_loss = ("none", lambda: lambda model, inputs, batch: 0 * train.cross_entropy(model, inputs, batch))
     other = models.fine_tuned(rows, epochs=1, seed=0, cache=tmp_path, loss=other_loss).model
     assert not torch.equal(other.classifier.weight, model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("main", "given", "said"),
+    [
+        (
+            circuits.main,
+            ["all", "FOLDER", "--cases", "planted,sst3"],
+            "'sst3' is unknown, expected some of planted,demo",
+        ),
+        (find.main, ["all", "FOLDER", "--cases", "plants"], "'plants' is unknown, expected some of planted,clean"),
+        (repair.main, ["FOLDER", "--cache", "C", "--models", "sst3"], "'sst3' is unknown, expected some of sst2,demo"),
+        (
+            repair.main,
+            ["FOLDER", "--cache", "C", "--methods", "gate"],
+            "'gate' is unknown, expected some of none,repair",
+        ),
+        (theory.main, ["--seeds", "0"], "expected at least 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_named(main, given: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as refused:
+        main(given)
+    assert refused.value.code == 2
+    assert said in capsys.readouterr().err
