@@ -55,16 +55,15 @@ def write_walk(
     *,
     epochs: int,
     seed: int,
-    layers: int | None = None,
 ) -> None:
-    """A new folder with ``NAME.jsonl`` of each table, and ``model``: some layers of MiniLM-L6, fine-tuned on ``train``.
+    """A new folder with ``NAME.jsonl`` of each table, and ``model``: MiniLM-L6, fine-tuned on ``train``.
 
     Raises:
         ValueError: the folder exists.
     """
     check_new("out", folder)
     train = Examples.load(tables["train"], labels=labels)
-    tuned = models.fine_tuned(train, epochs=epochs, seed=seed, layers=layers)
+    tuned = models.fine_tuned(train, epochs=epochs, seed=seed)
     with new_folder("out", folder) as draft:
         for name, rows in tables.items():
             lines = "".join(f"{files.canonical_json(dict(row))}\n" for row in rows)

@@ -79,7 +79,7 @@ def test_the_commands_of_the_page_on_the_demo_s_grammar(tmp_path: Path) -> None:
         for name, own in tables.items()
     }
     folder = tmp_path / "walk"
-    walk.write_walk(folder, named, grammar.LABELS, epochs=3, layers=None, seed=0)
+    walk.write_walk(folder, named, grammar.LABELS, epochs=3, seed=0)
     assert len(Examples.load(folder / "train.jsonl", labels=grammar.LABELS)) == 480
     page = walk.PAGE.read_text(encoding="utf-8")
     words = {
