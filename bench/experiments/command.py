@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,13 @@ def main(experiment: str, args: argparse.Namespace, run: Run) -> int:
         return 2
     print(f"all in {seconds:.0f} s")
     return 0
+
+
+@contextmanager
+def cache(args: argparse.Namespace) -> Iterator[Path]:
+    """The folder of ``--cache``, or one that is gone after the run."""
+    with nullcontext(args.cache) if args.cache is not None else tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 class Clock:

@@ -189,6 +189,11 @@ def inference(folder: Path, name: str, split: str, part: Collection[str] | None 
     return Examples(examples, INFERENCE)
 
 
+def hypotheses(rows: Examples) -> Examples:
+    """The second text of each pair alone; single texts as they are."""
+    return Examples([row if row.pair is None else Example(row.pair, row.label) for row in rows], rows.labels)
+
+
 def inference_golden(folder: Path) -> GoldenTokens:
     """Words of hypotheses that go with a label, by the published cues of SNLI, and Spurge's function words.
 

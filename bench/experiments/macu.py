@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,8 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import command, sweep
-from experiments.outcomes import Part, Record, logits, right
+from experiments import command, data, sweep
+from experiments.outcomes import Part, Record, chosen, logits, right
 from experiments.subjects import (
     EDIT_TEXTS,
     PLAIN,
@@ -44,7 +43,7 @@ from experiments.subjects import (
 from experiments.tasks import TASKS, Task
 from spurge.engine.base import files
 from spurge.engine.data.cues import Cue
-from spurge.engine.data.examples import Example, Examples
+from spurge.engine.data.examples import Examples
 from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.parameter_edits import ParameterEdit
 from spurge.engine.evaluation.prediction import Prepared
@@ -58,7 +57,7 @@ View = Callable[[Task, Examples], Examples]
 HYPOTHESIS = "hypothesis-only"
 VIEWS: dict[str, View] = {
     "deleted": lambda task, rows: Cue(task.golden.irrelevant).deleted(rows),
-    HYPOTHESIS: lambda task, rows: Examples([Example(str(row.pair), row.label) for row in rows], rows.labels),
+    HYPOTHESIS: lambda task, rows: data.hypotheses(rows),
 }
 """Other texts for the plain model: without the irrelevant golden words; the hypothesis of a pair alone (table 15)."""
 DRAWS = 3  # of random neurons, at each seed
@@ -116,8 +115,7 @@ class Bench:
             start = time.process_time()
             edit = subject.weights(name, handle)
             facts = {SECONDS: time.process_time() - start}
-            chosen = {name: edit.info[name] for name in ("alpha", "home", "swapped") if name in edit.info}
-            return self._measured(handle, edit, facts | chosen)
+            return self._measured(handle, edit, facts | chosen(edit.info))
         if plus:
             gates = subject.gates(name, handle, subject.macu(preset))
             return self._measured(handle, gates, {SECONDS: gates.info[SECONDS], "neurons": len(gates.neurons)})
@@ -156,8 +154,8 @@ class Bench:
             layers = depths(handle, own)
             facts |= {f"{side}_layer": fmean(layers)} if layers else {}
             values = activations(handle, own, dev, length)
-            for answer, chosen in (("wrong", wrong), ("right", ~wrong)):
-                facts |= {f"{side}_activation_{answer}": float(values[chosen].mean())} if bool(chosen.any()) else {}
+            for answer, rows in (("wrong", wrong), ("right", ~wrong)):
+                facts |= {f"{side}_activation_{answer}": float(values[rows].mean())} if bool(rows.any()) else {}
         return facts
 
     def _measured(self, handle: Handle, edit: Edit | None, facts: dict[str, Any], view: View | None = None) -> Part:
@@ -219,8 +217,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     methods = known if args.methods is None else args.methods.split(",")
     if unknown := {*methods} - {*known}:
         raise ValueError(f"methods: {sorted(unknown)[0]!r} is unknown, expected some of {', '.join(known)}")
-    with nullcontext(args.cache) if args.cache is not None else tempfile.TemporaryDirectory() as folder:
-        record = Record(Path(folder), "macu outcomes", task.outside)
+    with command.cache(args) as folder:
+        record = Record(folder, "macu outcomes", task.outside)
         bench = Bench(task, record, args.seeds, args.quick)
         for method, seed in schedule(methods, args.seeds):
             bench.part(method, seed)

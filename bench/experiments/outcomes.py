@@ -62,6 +62,11 @@ def right(rows: Examples, logits: Tensor) -> Tensor:
     return (logits.argmax(1) == rows.targets).to(torch.uint8)
 
 
+def chosen(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what an edit of weights says of itself: its strength, and accuracies at home (dev) and on swaps."""
+    return {name: info[name] for name in ("alpha", "home", "swapped") if name in info}
+
+
 class Record:
     """Parts by what they are about (a prefix of the cases), method and seed.
 

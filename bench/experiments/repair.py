@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import provenance
 from experiments import command, data
 from experiments.models import fine_tuned, sst2_classifier
-from experiments.outcomes import Part, Record, logits, right
+from experiments.outcomes import Part, Record, chosen, logits, right
 from experiments.rivals import wise_ft
 from spurge.demo.grammar import Grammar
 from spurge.engine.base import files
@@ -101,7 +101,7 @@ class Subject:
         facts: dict[str, Any] = {"cpu_seconds": time.process_time() - start}
         facts |= {"seconds": time.perf_counter() - alone} if method == AGAIN else {}
         if edit is not None:
-            facts |= {name: edit.info[name] for name in ("alpha", "home", "swapped") if name in edit.info}
+            facts |= chosen(edit.info)
             facts |= {"l2": edit.info["last_layer"]["l2"]} if "last_layer" in edit.info else {}
         return Part(self.right(edit), facts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from spurge.engine.edits.neuron_edits import NeuronEdit
 from spurge.engine.edits.weight_deltas import WeightDeltas
 from spurge.engine.evaluation.prediction import accuracy
 from spurge.engine.models.handle import Handle
-from spurge.engine.models.hooks import frozen, hook_before
+from spurge.engine.models.hooks import frozen
 from spurge.engine.models.neurons import NeuronSet
-from spurge.engine.models.sites import Site, widths
+from spurge.engine.models.sites import widths
 from spurge.methods.macu.located import Located
 from spurge.methods.macu.macu import MacU
 from spurge.methods.macu.repair import Repairer
@@ -220,13 +220,12 @@ def activations(handle: Handle, neurons: NeuronSet, rows: Examples, max_length: 
     with frozen(handle.model, gradients=False), Temporaries() as hooks:
         seen: list[Tensor] = []
 
-        def watch(site: Site) -> Callable[..., None]:
-            indices = neurons.indices(site.name)
-            return lambda module, args, kwargs: seen.append(args[0][..., indices].sum(-1))
+        def look(name: str, z: Tensor, output: Tensor, rest: Tensor | None) -> None:
+            seen.append(z[..., neurons.indices(name)].sum(-1))
 
         for site in handle.sites:
             if site.name in neurons.sites:
-                hooks.enter_context(hook_before(site.down, watch(site)))
+                hooks.enter_context(site.projection.watch(partial(look, site.name)))
         for start in range(0, len(rows), 32):
             batch = rows[start : start + 32]
             inputs = handle.encode(batch, max_length)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from experiments import command
 from experiments.subjects import PLAIN, Subject
 from experiments.tasks import TASKS
 from spurge.report.results import Results
@@ -27,9 +25,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """The swarm's best fitness (Eq. 7) on 8 training texts of SST-2, by setting and iteration."""
     task = TASKS["sa"](args.data).cut(64 if args.quick else args.rows, 1 if args.quick else args.epochs, None)
     chosen = list(SETTINGS)[:2] if args.quick else list(SETTINGS)
-    with nullcontext(args.cache) if args.cache is not None else tempfile.TemporaryDirectory() as folder:
+    with command.cache(args) as folder:
         for seed in args.seeds:
-            subject = Subject(task, seed, Path(folder), args.quick, {})
+            subject = Subject(task, seed, folder, args.quick, {})
             handle, macu = subject.handle(PLAIN), subject.macu("macu-paper")
             macu = replace(macu, edit_texts=min(TEXTS, macu.edit_texts))
             for name in chosen:

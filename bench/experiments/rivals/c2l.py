@@ -23,6 +23,7 @@ from spurge.engine.data.examples import Example, Examples, Inputs, encode
 from spurge.engine.data.words import CorrelationTokens, Vocabulary, unit_scores, word_spans
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.probes import token_scores
+from spurge.methods.macu.objectives import length_of
 
 SHARE = 0.25  # of a batch
 
@@ -30,7 +31,7 @@ SHARE = 0.25  # of a batch
 def importance(handle: Handle, rows: Examples, max_length: int) -> dict[str, float]:
     """Of each word its mean share of a text's gradient times input."""
     vocabulary, found = Vocabulary(), defaultdict(list)
-    ordered = Examples(sorted(rows, key=lambda row: sum(map(len, row.segments))), rows.labels)
+    ordered = Examples(sorted(rows, key=length_of), rows.labels)
     for batch in ordered.batches(32):
         inputs = handle.encode(batch, max_length)
         units = CorrelationTokens().units(handle.tokenizer, inputs, batch.texts, vocabulary)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments import data
 from spurge.demo.train import Loss
 from spurge.engine.data.examples import Example, Examples, Inputs
 from spurge.engine.data.tfidf import BagOfWords
@@ -21,7 +22,7 @@ FOLDS = 5
 
 def expert(rows: Examples, seed: int) -> dict[Example, Tensor]:
     """Of each row the expert's log-probabilities, ``[Y]``; the expert is fitted on the other folds."""
-    seen = Examples([_half(row) for row in rows], rows.labels)
+    seen = data.hypotheses(rows)
     order, found = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist(), {}
     for fold in range(FOLDS):
         held = order[fold::FOLDS]
@@ -39,8 +40,3 @@ def product(rows: Examples, seed: int) -> Loss:
         return F.cross_entropy(logits + torch.stack([known[row] for row in batch]).to(logits), batch.targets)
 
     return loss
-
-
-def _half(row: Example) -> Example:
-    """The hypothesis of a pair; a single text as it is."""
-    return row if row.pair is None else Example(row.pair, row.label)
