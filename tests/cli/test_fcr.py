@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from helpers.planted_features import unit_features
+from helpers.planted_features import layer_of, unit_features
 from helpers.pretended_devices import stand_in
 from spurge.cli import main
 from spurge.engine.base import budgets
@@ -62,11 +61,7 @@ def test_a_feature_is_removed(
     edit, removal = WeightEdit.load("edit.safetensors"), Removal.load("removal.safetensors")
     assert len(edit) == len(removal.edges) == 2
     assert (removal.edges[0].rate == removal.edges[1].rate) == bool(preset)
-    layer = nn.Linear(8, 2)
-    original = Features.load(desk / "train.safetensors").head
-    with torch.no_grad():
-        layer.weight.copy_(original.weight)
-        layer.bias.copy_(original.bias)  # type: ignore[arg-type]
+    layer = layer_of(Features.load(desk / "train.safetensors").head)
     with edit.applied(layer):
         assert torch.equal(layer.weight, removal.head.weight)
 

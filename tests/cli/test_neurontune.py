@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from helpers.planted_features import dimension_sets
+from helpers.planted_features import dimension_sets, layer_of
 from helpers.pretended_devices import stand_in
 from spurge.cli import main
 from spurge.engine.base import budgets
@@ -25,11 +24,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Feature files of a model's layer, its validation set with and without groups, and one that no model has."""
     folder = tmp_path_factory.mktemp("desk")
     sets = dimension_sets()
-    layer = nn.Linear(96, 2)
-    with torch.no_grad():
-        layer.weight.copy_(sets.train.head.weight)
-        layer.bias.copy_(sets.train.head.bias)  # type: ignore[arg-type]
-    head = Head.of(layer)
+    head = Head.of(layer_of(sets.train.head))
     for name in ("train", "validation", "test"):
         getattr(sets, name).with_head(head).save(folder / f"{name}.safetensors")
     sets.validation.with_head(head).with_groups(None).save(folder / "plain.safetensors")
@@ -72,11 +67,7 @@ def test_validation_set_in_halves_with_all_controls(
     ]
     assert worst["random mask"]["n"] == 2
     tuned, edit = Tuned.load("tuned.safetensors"), WeightEdit.load("edit.safetensors")
-    layer = nn.Linear(96, 2)
-    original = Features.load(desk / "train.safetensors").head
-    with torch.no_grad():
-        layer.weight.copy_(original.weight)
-        layer.bias.copy_(original.bias)  # type: ignore[arg-type]
+    layer = layer_of(Features.load(desk / "train.safetensors").head)
     with edit.applied(layer):
         assert torch.equal(layer.weight, tuned.head.weight)
     first, second = Features.load(desk / "validation.safetensors").split()
@@ -88,7 +79,8 @@ def test_the_control_without_a_mask_and_dfr_are_edits_as_well(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plain = Features.load(desk / "validation.safetensors")
-    groups = plain.groups % 2  # type: ignore[operator]  # the shortcut alone
+    assert plain.groups is not None
+    groups = plain.groups % 2  # the shortcut alone
     plain.with_groups(groups, ("land", "water")).save("validation.safetensors")
     outputs = ("--out", "edit.safetensors", "--no-mask-out", "plain.safetensors", "--dfr-out", "dfr.safetensors")
     test = ("--test", f"birds={desk / 'test.safetensors'}", "--draws", 2, "--bootstrap", 0, "--json", "numbers.json")
@@ -101,10 +93,7 @@ def test_the_control_without_a_mask_and_dfr_are_edits_as_well(
     for name, method, labels in (("plain", "no mask", "class"), ("dfr", "DFR", "group")):
         edit = WeightEdit.load(f"{name}.safetensors")
         assert edit.info["labels"] == labels
-        layer = nn.Linear(96, 2)
-        with torch.no_grad():
-            layer.weight.copy_(test_set.head.weight)
-            layer.bias.copy_(test_set.head.bias)  # type: ignore[arg-type]
+        layer = layer_of(test_set.head)
         with edit.applied(layer):
             right = layer(test_set.values).argmax(1) == test_set.labels
         (row,) = numbers.select(case="birds", metric="accuracy", method=method)

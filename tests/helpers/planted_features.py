@@ -26,6 +26,13 @@ def labels_and_shortcuts(rows: int, correlation: float, generator: torch.Generat
     return labels, torch.where(same, labels, 1 - labels)
 
 
+def layer_of(head: Head) -> nn.Linear:
+    """A layer with the weights and the bias of a head, float32."""
+    layer = nn.Linear(head.width, head.outputs)
+    layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+    return layer
+
+
 # ---- units ---------------------------------------------------------------------------------------------------------
 
 
@@ -41,12 +48,7 @@ def unit_features(rows: int, correlation: float, seed: int, head: Head | None = 
     values[torch.arange(rows), 2 + shortcut] += 2.5
     values = values.relu()
     if head is None:
-        layer = nn.Linear(8, 2)
-        fitted = fit_head(values, labels, 2, weights=None, l2=1e-3)
-        with torch.no_grad():
-            layer.weight.copy_(fitted.weight)
-            layer.bias.copy_(fitted.bias)  # type: ignore[arg-type]
-        head = Head.of(layer)
+        head = Head.of(layer_of(fit_head(values, labels, 2, weights=None, l2=1e-3)))
     groups = 2 * labels + shortcut
     return Features(values, labels, head, groups=groups, group_names=("00", "01", "10", "11")), shortcut
 
