@@ -128,12 +128,17 @@ def test_what_is_not_kept_is_zero_or_the_mean(built, asked):
     assert measure.lead(NeuronSet()) != pytest.approx(Faithfulness(handle, [batch], means).empty)
 
 
-def test_a_curve_keeps_more_and_more_of_the_highest_scores(built, asked, exact):
+def test_a_curve_keeps_more_and_more_of_the_highest_scores(built, asked, exact, monkeypatch: pytest.MonkeyPatch):
     batch = {name: value[:4] for name, value in asked["pairs"].inputs.items()}
     measure = Faithfulness(built.handle, [batch])
     counts: list[int] = []
     lead = measure.lead
-    measure.lead = lambda kept: counts.append(len(kept)) or lead(kept)  # type: ignore[method-assign, func-returns-value]
+
+    def counted(kept: NeuronSet) -> float:
+        counts.append(len(kept))
+        return lead(kept)
+
+    monkeypatch.setattr(measure, "lead", counted)
     measure.areas(exact)
     assert counts == 2 * [int(share * 96) for share in FRACTIONS[:-1]]
 
@@ -146,7 +151,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     first, second = Results("circuits", {}), Results("circuits", {})
     circuits.planted(args, first)
     monkeypatch.setattr(planted_circuit, "_train", None)
-    monkeypatch.setattr(circuits, "LOCALISERS", {name: few[name].__class__(None, "", few[name].labels) for name in few})
+    monkeypatch.setattr(circuits, "LOCALISERS", {name: replace(own, scores=None) for name, own in few.items()})
     circuits.planted(args, second)
     numbers = [
         [(row["case"], row["method"], row["metric"], row["value"]) for row in own.rows] for own in (first, second)

@@ -18,6 +18,7 @@ from spurge.demo.train import PACKAGE
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.models.handle import Handle
 from spurge.engine.models.neurons import NeuronSet
+from spurge.methods.golden.golden import GoldenTokens
 from spurge.report.results import Results
 
 needs_model = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="extra demo not installed")
@@ -72,7 +73,8 @@ def test_the_labels_that_a_method_used() -> None:
 
 def test_a_moved_threshold_answers_each_label_as_often_as_the_edit(tmp_path: Path) -> None:
     rows = Examples([Example(f"text {i}", i % 2) for i in range(8)], ("no", "yes"))
-    task = tasks.Task("made", rows, rows, {"here": rows}, "here", (), None, 8, 1, 16)  # type: ignore[arg-type]
+    golden = GoldenTokens.from_words(no=["bad"], yes=["good"])
+    task = tasks.Task("made", rows, rows, {"here": rows}, "here", (), golden, rows=8, epochs=1, max_length=16)
     plain, edited = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 2)
     edited[:3, 1] = 1
     bench = macu.Bench(task, Record(tmp_path, "outcomes", ()), [0], True)
@@ -146,4 +148,5 @@ def test_the_fitness_of_the_swarm_never_falls(folder: Path, tmp_path: Path) -> N
     assert macu.main(["sweep", str(folder), *COMMON, "--json", str(path)]) == 0
     for name in list(sweep.SETTINGS)[:2]:
         found = [row["value"] for row in Results.load(path).select(method=name, metric="fitness")]
+        assert found
         assert found == sorted(found)
