@@ -86,7 +86,16 @@ class Subject:
         """What a repair of this seed chooses by."""
         settings = self.settings
         return Repairer(
-            self.handle, self.train, self.dev, self.golden, settings, 0.25, settings.max_length, None, seed, False
+            self.handle,
+            self.train,
+            self.dev,
+            self.golden,
+            settings,
+            held_out=0.25,
+            max_length=settings.max_length,
+            memory=None,
+            seed=seed,
+            progress=False,
         )
 
     def right(self, edit: Edit | None) -> dict[str, Tensor]:

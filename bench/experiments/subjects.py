@@ -158,8 +158,18 @@ class Subject:
         task = self.task
         settings = Repair(last_layer=True, dev_texts=len(task.dev), max_length=task.max_length)
         settings = replace(settings, steps=2, warm_up=1) if self.quick else settings
-        length = task.max_length
-        return Repairer(handle, self.rows, task.dev, task.golden, settings, 0.25, length, None, self.seed, False)
+        return Repairer(
+            handle,
+            self.rows,
+            task.dev,
+            task.golden,
+            settings,
+            held_out=0.25,
+            max_length=task.max_length,
+            memory=None,
+            seed=self.seed,
+            progress=False,
+        )
 
     def spurious_weights(self, handle: Handle, located: Located) -> WeightDeltas:
         """A repair of what the located spurious neurons read and write, in the place of their gates."""

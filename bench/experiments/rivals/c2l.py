@@ -59,7 +59,14 @@ def triplets(rows: Examples, weights: dict[str, float], mask: str, seed: int) ->
 
 
 def contrastive(handle: Handle, rows: Examples, max_length: int, seed: int) -> Loss:
-    """The loss; `handle` is of the model that says what is causal."""
+    """The loss, a scalar.
+
+    Args:
+        handle: of the model that says what is causal; its tokenizer has a mask token.
+        rows: training texts; rows of a batch that are none of them get no triplet.
+        max_length: tokens that a text is cut to.
+        seed: of the words that are no cause.
+    """
     tokenizer = handle.tokenizer
     known = triplets(rows, importance(handle, rows, max_length), tokenizer.mask_token, seed)
 

@@ -21,7 +21,12 @@ FACTORS = {"outputs": (1.0, 10.0), "parameters": (0.01, 0.1)}
 
 
 def constrained_outputs(labels: tuple[str, ...], factor: float) -> Loss:
-    """NFL-CO."""
+    """NFL-CO: the loss, a scalar, beside the outputs of the encoder before fine-tuning.
+
+    Args:
+        labels: of the model, by which the one before is loaded.
+        factor: of the penalty.
+    """
     base = load_base(labels)[0].bert.eval()
 
     def loss(model: Any, inputs: Inputs, batch: Examples) -> Tensor:
@@ -36,7 +41,7 @@ def constrained_outputs(labels: tuple[str, ...], factor: float) -> Loss:
 
 
 def constrained_parameters(labels: tuple[str, ...], factor: float) -> Loss:
-    """NFL-CP."""
+    """NFL-CP: the loss, a scalar, beside the parameters of the encoder before fine-tuning; arguments as above."""
     base = dict(load_base(labels)[0].bert.named_modules())
     names = [name for name, module in base.items() if isinstance(module, nn.Linear) and not name.startswith("pooler")]
 
@@ -49,5 +54,5 @@ def constrained_parameters(labels: tuple[str, ...], factor: float) -> Loss:
 
 
 def classified(model: Any, states: Tensor) -> Tensor:
-    """Logits of a BERT classifier from the states of its last layer."""
+    """Logits ``[B, Y]`` of a BERT classifier from the states of its last layer, ``[B, T, M]``."""
     return model.classifier(model.dropout(model.bert.pooler(states)))

@@ -32,7 +32,7 @@ def expert(rows: Examples, seed: int) -> dict[Example, Tensor]:
 
 
 def product(rows: Examples, seed: int) -> Loss:
-    """The loss beside such experts."""
+    """The loss, a scalar, beside such experts; for batches of these rows alone."""
     known = expert(rows, seed)
 
     def loss(model: nn.Module, inputs: Inputs, batch: Examples) -> Tensor:
