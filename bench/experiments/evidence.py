@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.claims import CLAIMS, Claim
+from experiments.claims import CLAIMS
+from experiments.claims.claim import Claim
 from spurge.engine.base import files
 from spurge.report.results import Results
 

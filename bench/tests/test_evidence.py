@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import evidence
-from experiments.claims import CLAIMS, Claim, Number
+from experiments.claims import CLAIMS
+from experiments.claims.claim import Claim, Number
 from spurge.report.results import Results
 
 PAGE = Path(evidence.__file__).with_name("EVIDENCE.md")
