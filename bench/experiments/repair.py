@@ -109,6 +109,10 @@ class Subject:
         edit = None if method == "none" else MAKERS[method](self, seed)
         facts: dict[str, Any] = {"cpu_seconds": time.process_time() - start}
         facts |= {"seconds": time.perf_counter() - alone} if method == AGAIN else {}
+        if edit is None or "swapped" not in edit.info:
+            with nullcontext() if edit is None else edit.applied(self.model):
+                tried = self.repairer(seed).judged()
+            facts |= {"home": tried.home, "swapped": tried.swapped}
         if edit is not None:
             facts |= chosen(edit.info)
             facts |= {"l2": edit.info["last_layer"]["l2"]} if "last_layer" in edit.info else {}

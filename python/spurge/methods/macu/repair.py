@@ -157,6 +157,11 @@ class Repairer:
             dev, _, _ = self._parted()
             return self._preferred(values, edit, dev)
 
+    def judged(self) -> Tried:
+        """Accuracies of the model as it is now, with what is applied to it, on dev and on swaps of it."""
+        with frozen(self.handle.model):
+            return self._parted()[0].measure(0.0, self.handle)
+
     def last_layer(self) -> WeightDeltas:
         """The last layer alone, refitted on what the repair is trained on; no change where dev finds none better."""
         with frozen(self._plain()):
