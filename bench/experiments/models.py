@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,18 @@ def resnet18(channels: int, side: int, outputs: int) -> nn.Sequential:
     )
 
 
-NETWORKS: dict[str, Callable[[int, int, int], nn.Sequential]] = {"conv2net": conv2net, "resnet18": resnet18}
+def lite0(channels: int, side: int, outputs: int) -> nn.Sequential:
+    """EfficientNet-Lite0 with its ImageNet weights, for pictures of three channels enlarged to 96 pixels."""
+    del channels, side  # three; any
+    return efficientnet_lite0(outputs, size=96)
+
+
+NETWORKS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
+    "conv2net": conv2net,
+    "resnet18": resnet18,
+    "lite0": lite0,
+}
+Optimizer = Literal["adamw", "sgd"]
 
 
 def _augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -134,10 +145,11 @@ def trained(
     rate: float = 2e-3,
     batch_size: int = 128,
     augment: bool = False,
+    optimizer: Optimizer = "adamw",
     device: str = "cpu",
     cache: Path | None = None,
 ) -> nn.Module:
-    """The network trained by cross-entropy with AdamW, its rate rising over a fifth of the steps and falling to 0.
+    """The network trained by cross-entropy, its rate rising over a fifth of the steps and falling to 0.
 
     Loaded from `cache` where it was trained on the same images, in the same way, by the same torch before.
     """
@@ -147,10 +159,13 @@ def trained(
         model = NETWORKS[network](channels, side, len(images.names))
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
     settings = [epochs, seed, rate, batch_size, augment, device, torch.__version__, repr(model)]
+    settings += [] if optimizer == "adamw" else [optimizer]
     key = files.canonical_json([settings, files.fingerprint(images.pixels), files.fingerprint(images.labels)])
 
     def train() -> dict[str, Tensor]:
-        _train(model, images, epochs, seed, rate, batch_size, augment, device)
+        with torch.random.fork_rng(devices=[]):  # of dropout
+            torch.manual_seed(seed)
+            _train(model, images, epochs, seed, rate, batch_size, augment, device, optimizer)
         return model.state_dict()
 
     model.load_state_dict(kept(cache, network, key, train))
@@ -158,12 +173,25 @@ def trained(
 
 
 def _train(
-    model: nn.Module, images: Images, epochs: int, seed: int, rate: float, size: int, augment: bool, device: str
+    model: nn.Module,
+    images: Images,
+    epochs: int,
+    seed: int,
+    rate: float,
+    size: int,
+    augment: bool,
+    device: str,
+    kind: Optimizer,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     per_epoch = -(-len(images) // size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * per_epoch, pct_start=0.2)
+    optimizer: torch.optim.Optimizer
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=5e-4)
+    cycle = {"total_steps": epochs * per_epoch, "pct_start": 0.2, "cycle_momentum": kind == "adamw"}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, **cycle)
     model.train()
     with tqdm(total=epochs * per_epoch, desc=f"train, seed {seed}", leave=False, disable=None) as bar:
         for _ in range(epochs):
@@ -181,8 +209,8 @@ def _train(
                 bar.update()
 
 
-def efficientnet_lite0(outputs: int) -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights, for uint8 pixels of any size; 1,280 features in 0 to 6.
+def efficientnet_lite0(outputs: int, size: int = 224) -> nn.Sequential:
+    """EfficientNet-Lite0 with its ImageNet weights, for uint8 pixels enlarged to `size`; 1,280 features in 0 to 6.
 
     The Lite networks were trained on ``(pixel - 127) / 128``, not on ImageNet's usual mean and deviation. The head of
     1,000 classes gives way to one with `outputs` rows that is yet to be fitted, the same every time.
@@ -201,7 +229,7 @@ def efficientnet_lite0(outputs: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network._fc = nn.Linear(network._fc.in_features, outputs)
-    return nn.Sequential(Scale([127.0] * 3, [128.0] * 3, size=224), network).eval()
+    return nn.Sequential(Scale([127.0] * 3, [128.0] * 3, size=size), network).eval()
 
 
 class Tuned(NamedTuple):
