@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import nan
 
 import numpy as np
+import torch
 
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -37,6 +38,21 @@ def chosen(head: Head, columns: Sequence[Sequence[int]], select: Features, crite
     found = Chooser(select, criterion, None, high=1.0, each=True).choose(head, slots)
     choice = list(zip(found.edges, found.rates, strict=True))
     return tilt(head, found.edges, rate=None, angle=None, choice=lambda *_: choice, most=1.0)[1]
+
+
+def moved_threshold(select: Features) -> Head:
+    """The head of two classes with the bias at which the worst group is best, of those halfway between its margins."""
+    head = select.head
+    assert head.bias is not None
+    logits = head.logits(select.values).double()
+    margins = (logits[:, 0] - logits[:, 1]).unique()
+    tried = torch.cat([torch.zeros(1, dtype=torch.float64), (margins[1:] + margins[:-1]) / 2])
+    answers = (logits[:, 1:] + tried > logits[:, :1]).long()  # [N, T]
+    right = (answers == select.labels[:, None]).double()
+    assert select.groups is not None
+    groups = [right[select.groups == group].mean(0) for group in select.groups.unique()]
+    best = tried[int(torch.stack(groups).min(0).values.argmax())]
+    return head.with_(bias=head.bias + torch.tensor([0.0, float(best)]).to(head.bias))
 
 
 def switched_off(head: Head, label: int) -> Head:

@@ -1,6 +1,6 @@
 """NeuronTune's experiments: both of its protocols beside the same retraining without the mask, random masks and DFR.
 
-python bench/experiments/neurontune.py waterbirds    FOLDER    frozen EfficientNet-Lite0
+python bench/experiments/neurontune.py waterbirds    FOLDER    EfficientNet-Lite0, fine-tuned or frozen
 python bench/experiments/neurontune.py civilcomments FOLDER    MiniLM fine-tuned on comments
 
 NeuronTune identifies on the validation set and retrains on the training set; NeuronTune† identifies on one half of the
@@ -17,9 +17,10 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import command, data, frozen, models
+from experiments import backbones, command, data, models
+from experiments.backbones import robustness
 from experiments.command import Clock
-from experiments.frozen import robustness
+from experiments.rivals import last_layers
 from experiments.tables import Table
 from spurge.engine.data.examples import Examples
 from spurge.engine.features.extraction import extract
@@ -32,19 +33,20 @@ from spurge.report.results import Results
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the retrained layer; selection chooses
 SELECT = {"sfit": "SFit", "worst_class": "worst class", "class_difference": "class difference"}
+KEPT = (0.2, 0.4, 0.6, 0.8)  # of what is suppressed
 DRAWS = 5  # random masks
 
 
 def waterbirds(args: argparse.Namespace, results: Results) -> None:
     """Landbirds and waterbirds on land and water; the validation set has equal places in each class."""
     clock = Clock()
-    train, validation, test = frozen.waterbirds(args)
-    clock("features read")
-    table = Table("waterbirds")
+    features = backbones.waterbirds(args)
+    table = Table(backbones.case(args))
     for seed in args.seeds:
-        erm = frozen.erm(train, seed, quick=args.quick)
-        own = [part.with_head(erm) for part in (train, validation, test)]
+        own = features(seed)
         tuned = _all_methods(table, *own, seed=seed, settings=[NeuronTune(l2=PENALTIES, seed=seed)])
+        _partly_suppressed(table, *own, seed=seed)
+        last_layers.add_rivals(table, *own, seed=seed)
         clock(f"seed {seed}: {tuned}")
     _finish(table, tuned, args, results)
 
@@ -117,6 +119,23 @@ def _all_methods(
     return out
 
 
+def _partly_suppressed(table: Table, train: Features, validation: Features, test: Features, *, seed: int) -> None:
+    """NeuronTune† that leaves a part of what it suppresses; and both steps on the training set alone."""
+    first, second = validation.split(seed=seed)
+    for name, keep, identify, retrain in (
+        *((f"NeuronTune†, keeps {keep:g}", keep, first, second) for keep in KEPT),
+        ("NeuronTune, identified on training data", 0.0, train, train),
+    ):
+        method = NeuronTune(l2=PENALTIES, keep=keep, seed=seed)
+        try:
+            tuned = method.tune(identify, retrain)
+        except ValueError as error:  # too few wrong predictions of rows that were trained on
+            print(f"{name}, seed {seed}: {error}", flush=True)
+            continue
+        note = f"class labels; penalty by SFit on {len(identify)} rows"
+        table.add(name, robustness(test, tuned) | {"suppressed": 100 * tuned.suppressed}, labels="class", note=note)
+
+
 def _beside_controls(
     table: Table, name: str, method: NeuronTune, identify: Features, train: Features, test: Features, seed: int
 ) -> Tuned | None:
@@ -154,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one experiment; 2 for a wrong argument or file."""
     commands = {"waterbirds": waterbirds, "civilcomments": civilcomments}
     parser, parsers = command.parser(__doc__, commands)
+    backbones.add_argument(parsers["waterbirds"])
     comments = parsers["civilcomments"]
     comments.add_argument("--train", choices=["correlated", "natural"], default="correlated")
     comments.add_argument("--share", type=float, default=0.9, help="of toxic training comments that name an identity")

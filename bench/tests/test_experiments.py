@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import circuits, controls, data, fcr, find, frozen, models, neurontune, repair, theory
+from experiments import backbones, circuits, controls, data, fcr, find, models, neurontune, repair, theory
+from experiments.rivals import last_layers
 from experiments.tables import Table
 from spurge.demo import train
 from spurge.engine.data.examples import Example, Examples
@@ -30,6 +31,9 @@ def _fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controls, "usable_columns", lambda head, row: usable(head, row)[:4])
     monkeypatch.setattr(neurontune, "DRAWS", 1)
     monkeypatch.setattr(neurontune, "PENALTIES", (1e-2, 1e-1))
+    monkeypatch.setattr(last_layers, "L2", (1e-2,))
+    monkeypatch.setattr(last_layers, "GAMMAS", (4.0,))
+    monkeypatch.setattr(last_layers, "STEPS", 20)
     for script in (fcr, neurontune):
         monkeypatch.setattr(script, "dfr", oracle)
 
@@ -79,7 +83,7 @@ def vision(tmp_path: Path) -> Path:
 def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random network of few features in the place of EfficientNet-Lite0."""
 
-    def network(outputs: int) -> nn.Module:
+    def network(outputs: int, size: int = 20) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             layers = (nn.Conv2d(3, 24, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -121,12 +125,13 @@ def test_classes_are_removed(vision: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("small_backbone")
-@pytest.mark.parametrize("script", [fcr, neurontune])
-def test_waterbirds(script, vision: Path, tmp_path: Path):
+@pytest.mark.parametrize(("script", "backbone"), [(fcr, "fine-tuned"), (fcr, "frozen"), (neurontune, "fine-tuned")])
+def test_waterbirds(script, backbone: str, vision: Path, tmp_path: Path):
     out = tmp_path / "out.json"
-    assert script.main(["waterbirds", str(vision), *COMMON, "--json", str(out)]) == 0
+    assert script.main(["waterbirds", str(vision), *COMMON, "--backbone", backbone, "--json", str(out)]) == 0
     results = Results.load(out)
-    rows = results.select(case="waterbirds", metric="worst_group_accuracy")
+    case = "waterbirds" if backbone == "frozen" else "waterbirds, fine-tuned"
+    rows = results.select(case=case, metric="worst_group_accuracy")
     assert {"ERM", "DFR (oracle)"} <= {row["method"] for row in rows}
     assert all(row["labels"] in ("none", "class", "group") and "seeds 0" in row["note"] for row in rows)
 
@@ -156,7 +161,7 @@ def test_comments_have_groups_and_can_be_correlated(tmp_path: Path):
 def test_every_method_stands_beside_its_controls():
     generator = torch.Generator().manual_seed(0)
 
-    def part(n: int, share: float) -> frozen.Features:
+    def part(n: int, share: float) -> backbones.Features:
         label = torch.randint(2, (n,), generator=generator)
         spurious = torch.where(torch.rand(n, generator=generator) < share, label, 1 - label)
         values = torch.rand(n, 12, generator=generator)
@@ -165,10 +170,12 @@ def test_every_method_stands_beside_its_controls():
         values[:, 2] += 2.0 * (1 - spurious)
         head = models.nn.Linear(12, 2)
         names = ("a", "b", "c", "d")
-        return frozen.Features(values, label, frozen.Head.of(head), groups=2 * label + spurious, group_names=names)
+        return backbones.Features(
+            values, label, backbones.Head.of(head), groups=2 * label + spurious, group_names=names
+        )
 
     train, validation, test = part(600, 0.9), part(400, 0.5), part(400, 0.5)
-    erm = frozen.erm(train, 0, quick=True)
+    erm = backbones.erm(train, 0, quick=True)
     own = [features.with_head(erm) for features in (train, validation, test)]
     table = Table("toy")
     tuned = neurontune._all_methods(table, *own, seed=0, settings=[neurontune.NeuronTune(l2=1e-3)])

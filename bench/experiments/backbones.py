@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -36,12 +37,43 @@ def image_features(model: nn.Module, images: Images, cache: Path | None, device:
     )
 
 
-def waterbirds(args: argparse.Namespace) -> list[Features]:
-    """Training, validation and test features of the frozen EfficientNet-Lite0; the head is yet to be fitted."""
-    parts = data.waterbirds(args.data)
-    model = models.efficientnet_lite0(outputs=2)
-    chosen = [part.sample(QUICK) if args.quick else part for part in parts]
-    return [image_features(model, part, args.cache, args.device) for part in chosen]
+Backbone = Literal["fine-tuned", "frozen"]
+EPOCHS, RATE = 4, 0.01  # of fine-tuning, batches of 32
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that says which of the two."""
+    parser.add_argument("--backbone", choices=get_args(Backbone), default="fine-tuned")
+
+
+def case(args: argparse.Namespace) -> str:
+    """What the rows of one of them are about."""
+    return "waterbirds" if args.backbone == "frozen" else f"waterbirds, {args.backbone}"
+
+
+def waterbirds(args: argparse.Namespace) -> Callable[[int], list[Features]]:
+    """Training, validation and test features of Waterbirds by seed, with the head of ERM.
+
+    Of EfficientNet-Lite0, fine-tuned end to end with each seed or, by ``args.backbone``, as it was trained on
+    ImageNet, with a head fitted with each seed.
+    """
+    parts = [part.sample(QUICK) if args.quick else part for part in data.waterbirds(args.data)]
+    if args.backbone == "frozen":
+        frozen = models.efficientnet_lite0(outputs=2)
+        features = [image_features(frozen, part, args.cache, args.device) for part in parts]
+        return lambda seed: _with_head(features, erm(features[0], seed, quick=args.quick))
+
+    def tuned(seed: int) -> list[Features]:
+        how: dict[str, Any] = {"epochs": 1 if args.quick else EPOCHS, "rate": RATE, "batch_size": 32, "augment": True}
+        how |= {"optimizer": "sgd", "seed": seed, "cache": args.cache, "device": args.device}
+        model = models.trained("lite0", parts[0], **how)
+        return [image_features(model, part, args.cache, args.device) for part in parts]
+
+    return tuned
+
+
+def _with_head(parts: Sequence[Features], head: Head) -> list[Features]:
+    return [part.with_head(head) for part in parts]
 
 
 def erm(train: Features, seed: int, *, quick: bool) -> Head:
