@@ -93,6 +93,7 @@ def judged(features: Features, answer: Head | Callable[[Features], Tensor] | Non
 
 
 def robustness(features: Features, answer: Head | Callable[[Features], Tensor] | None = None) -> dict[str, float]:
-    """Average over all rows, worst group, and the gap between them, percent."""
-    found = judged(features, answer)
-    return {"average_accuracy": found.average, "worst_group_accuracy": found.worst_group, "gap": found.gap}
+    """Average over all rows, worst group, the gap between them, and what the worst group gains over the own head's."""
+    found, own = judged(features, answer), judged(features)
+    values = {"average_accuracy": found.average, "worst_group_accuracy": found.worst_group, "gap": found.gap}
+    return values | {"gain": found.worst_group - own.worst_group}

@@ -7,6 +7,7 @@ from math import nan
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spurge.engine.features.features import Features
 from spurge.engine.models.heads import Head
@@ -40,8 +41,11 @@ def chosen(head: Head, columns: Sequence[Sequence[int]], select: Features, crite
     return tilt(head, found.edges, rate=None, angle=None, choice=lambda *_: choice, most=1.0)[1]
 
 
-def moved_threshold(select: Features) -> Head:
-    """The head of two classes with the bias at which the worst group is best, of those halfway between its margins."""
+def moved_threshold(select: Features, parts: Tensor) -> Head:
+    """The head of two classes with the bias at which the worst of the rows' parts ``[N]`` is best.
+
+    Tried are no change, and all biases halfway between two margins of these rows.
+    """
     head = select.head
     assert head.bias is not None
     logits = head.logits(select.values).double()
@@ -49,9 +53,8 @@ def moved_threshold(select: Features) -> Head:
     tried = torch.cat([torch.zeros(1, dtype=torch.float64), (margins[1:] + margins[:-1]) / 2])
     answers = (logits[:, 1:] + tried > logits[:, :1]).long()  # [N, T]
     right = (answers == select.labels[:, None]).double()
-    assert select.groups is not None
-    groups = [right[select.groups == group].mean(0) for group in select.groups.unique()]
-    best = tried[int(torch.stack(groups).min(0).values.argmax())]
+    each = torch.stack([right[parts == part].mean(0) for part in parts.unique()])
+    best = tried[int(each.min(0).values.argmax())]
     return head.with_(bias=head.bias + torch.tensor([0.0, float(best)]).to(head.bias))
 
 

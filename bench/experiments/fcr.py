@@ -225,7 +225,9 @@ PLACES = {
     "SCA": FCR(),
     "activation x gradient": FCR(score="product"),
     "SCA, r for each weight": FCR(rates="each"),
+    "activation x gradient, r for each": FCR(score="product", rates="each"),
     "SCA, r for each, best of 5": FCR.best(),
+    "SCA by sums": FCR.paper(),
     "SCA by sums, r for each": FCR.paper(rates="each"),
 }
 
@@ -261,8 +263,10 @@ def waterbirds(args: argparse.Namespace, results: Results) -> None:
             luckiest = max(drawn, key=lambda found: found["worst_group_accuracy"])
             note = f"the best worst group on the test set {note}"
             table.add(f"{RANDOM_PAIR}, by {criterion}: luckiest", luckiest, labels="group", note=note)
-        threshold = controls.moved_threshold(select)
-        table.add("moved threshold", robustness(test, threshold), labels="group", note="a bias by the worst group")
+        for parts, by in (("group", "worst group"), ("class", "worst class")):
+            own = select.groups if parts == "group" else select.labels
+            threshold = robustness(test, controls.moved_threshold(select, own))
+            table.add(f"moved threshold, by {by}", threshold, labels=parts, note=f"a bias by {by}")
         most = controls.chosen(erm, [controls.usable_columns(erm, row) for row in range(2)], select, "worst_group")
         table.add(BEST, robustness(test, most), labels="group", note="weights and r by the worst group")
         oracle = dfr(validation, train=train, seed=seed)
@@ -280,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"mnist-parity": mnist_parity, "cifar10": cifar10, "waterbirds": waterbirds}
     parser, parsers = command.parser(__doc__, commands)
     backbones.add_argument(parsers["waterbirds"])
-    parsers["cifar10"].add_argument("--network", choices=list(models.NETWORKS), default="conv2net")
+    parsers["cifar10"].add_argument("--network", choices=["conv2net", "resnet18"], default="conv2net")
     parsers["cifar10"].add_argument("--epochs", type=int, default=8, help="of the network's training")
     args = parser.parse_args(argv)
     return command.main("fcr", args, commands[args.command])

@@ -87,6 +87,6 @@ def test_a_moved_threshold_is_the_bias_that_the_worst_group_likes_best():
     labels = torch.tensor([0, 0, 1, 1])
     rows = Features(values, labels, head, groups=labels, group_names=("a", "b"))
     assert backbones.robustness(rows)["worst_group_accuracy"] == 50
-    moved = controls.moved_threshold(rows)
+    moved = controls.moved_threshold(rows, labels)
     assert torch.equal(moved.predictions(values), labels)
     assert torch.equal(moved.weight, head.weight)

@@ -57,6 +57,11 @@ def afr(train: Features, reweigh: Features, select: Features, seed: int) -> Head
     return best((descend(train, afr_weights(train, gamma), pull) for gamma, pull in settings), by_class(select))
 
 
+def afr_unseen(train: Features, reweigh: Features, select: Features, seed: int) -> Head:
+    """The same on rows that the encoder has not seen: the first half of the validation set."""
+    return afr(reweigh, reweigh, select, seed)
+
+
 def afr_weights(rows: Features, gamma: float) -> Tensor:
     """Of each row, float64 ``[N]``; they sum to 1."""
     own = rows.logits().double().softmax(1).gather(1, rows.labels[:, None])[:, 0]
@@ -124,6 +129,7 @@ RIVALS = {
     "retrained on half of validation": retrained,
     "JTT on features": jtt,
     "AFR": afr,
+    "AFR on half of validation": afr_unseen,
     "SELF": self_,
     "EVaLS": evals,
 }
