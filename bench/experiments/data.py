@@ -34,6 +34,18 @@ SENTIMENT = ("negative", "positive")
 INFERENCE = ("entailment", "neutral", "contradiction")
 SENTIMENT_OUTSIDE = ("imdb", "cad", "yelp", "cr")
 IDENTITIES = ("black", "christian", "disability", "immigrants", "jewish", "lgbt", "men", "muslim", "white", "women")
+WILDS = {
+    "male": "men",
+    "female": "women",
+    "LGBTQ": "lgbt",
+    "christian": "christian",
+    "muslim": "muslim",
+    "other religions": "jewish",
+    "black": "black",
+    "white": "white",
+}
+"""The eight identities of CivilComments-WILDS (Koh et al. 2021) and the topic that stands for each here: a keyword in
+the place of what people saw in the comment, and one other religion."""
 GRAMMAR_GOLDEN = GoldenTokens(grammar.LABELS, grammar.CAUSAL, grammar.IRRELEVANT)
 
 
@@ -130,16 +142,18 @@ def waterbirds(folder: Path) -> tuple[Images, Images, Images]:
     return train, validation, test
 
 
-def civil_comments(folder: Path) -> tuple[Examples, Examples, Examples]:
+def civil_comments(folder: Path, *, wilds: bool = False) -> tuple[Examples, Examples, Examples]:
     """Short Civil Comments, half of them toxic; training (50 %), validation (20 %), test (30 %), split at random.
 
-    Group: label, and whether the comment names one of ten identities (by keyword).
+    Group: label, and whether the comment names one of ten identities (by keyword). With `wilds`, of the same rows:
+    label and identity, one for each identity of WILDS that the comment names, so that groups overlap; or none.
     """
     rows = []
     for row in read_records(_file(folder, "civil_comments_short_15k.jsonl.xz")):
-        about = "identity" if set(row["topics"]) & set(IDENTITIES) else "no identity"
-        name = TOXIC[int(row["label"])]
-        rows.append(Example(row["text"], int(row["label"]), group=f"{name}, {about}"))
+        topics, name = set(row["topics"]), TOXIC[int(row["label"])]
+        named = [identity for identity, topic in WILDS.items() if topic in topics]
+        about = named if wilds else ["identity" if topics & set(IDENTITIES) else "no identity"]
+        rows.append(Example(row["text"], int(row["label"]), group=tuple(f"{name}, {one}" for one in about)))
     whole = Examples(rows, TOXIC).sample(len(rows))
     ends = [round(len(rows) * share) for share in (0.5, 0.7)]
     return whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]

@@ -1,7 +1,7 @@
 """FCR's experiments: classes and features removed by single weights, beside a random weight and other ways to pick one.
 
 python bench/experiments/fcr.py mnist-parity FOLDER    ten digits inside two parities (Fig. 8)
-python bench/experiments/fcr.py cifar10      FOLDER    every class by one, two and three weights (Fig. 6)
+python bench/experiments/fcr.py cifar10      FOLDER    each class by 1 to 3 weights (Fig. 6), several at once (Fig. 7)
 python bench/experiments/fcr.py waterbirds   FOLDER    the place in the picture (Fig. 9, Table 1)
 """
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from experiments import backbones, command, controls, data, models
+from experiments import backbones, command, controls, data, models, several
 from experiments.backbones import image_features, judged, robustness
 from experiments.command import Clock
 from experiments.tables import Table
@@ -46,6 +46,8 @@ OFF = "output switched off"
 RANDOM = "random weight of the row"
 RANDOM_PAIR = "random weights, r for each"
 BEST = "best weight (tries all)"
+BY_CLASS = {"labels": "class", "note": "class labels of the training set for the weight; r = 1"}
+NOTHING = {"labels": "none", "note": "nothing edited"}
 PRICE = 2  # percent points of the retained digits
 CURVES = ("removed_accuracy", "retained_accuracy", "same_parity_accuracy")
 
@@ -160,7 +162,7 @@ def _digit_tables(curves: Mapping[str, list[Tensor]], args: argparse.Namespace, 
 
 
 def cifar10(args: argparse.Namespace, results: Results) -> None:
-    """Fig. 6: each class removed at r = 1, by one, two and three weights; what happens to it and to the others."""
+    """Fig. 6, 7: each class, and several at once, removed at r = 1; what happens to them and to the others."""
     clock = Clock()
     images, test_images = data.cifar10(args.data, args.cache)
     if args.quick:
@@ -168,6 +170,7 @@ def cifar10(args: argparse.Namespace, results: Results) -> None:
     clock("CIFAR-10 read")
     table = Table("cifar10")
     by_class = {name: Table(f"cifar10, {name}") for name in images.names}
+    at_once = {count: Table(f"cifar10, {count} at once") for count in several.COUNTS}
     for seed in args.seeds:
         how = {"epochs": 2 if args.quick else args.epochs, "seed": seed, "cache": args.cache, "device": args.device}
         model = models.trained(args.network, images, augment=True, **how)
@@ -175,29 +178,44 @@ def cifar10(args: argparse.Namespace, results: Results) -> None:
         before = judged(test).classes
         clock(f"seed {seed}: trained, {before.mean():.1f} % right")
         table.add("before", {"removed_accuracy": before.mean()}, labels="none", note="nothing edited, all classes")
-        for method, heads in _class_removals(train, seed).items():
+        removals = _class_removals(train, seed)
+        for method, heads in removals.items():
             after = torch.stack([torch.stack([judged(test, h).classes for h in tried]).mean(0) for tried in heads])
             change = after - before  # [removed class, class]
             others = (change.sum(1) - change.diagonal()) / (len(before) - 1)
             worst = (change - torch.diag(change.diagonal())).abs().max()
             values = {"removed_accuracy": after.diagonal().mean(), "worst_removed_accuracy": after.diagonal().max()}
             values |= {"change_of_others": others.mean(), "largest_change_of_another": worst}
-            how_used = {"labels": "class", "note": "class labels of the training set for the weight; r = 1"}
-            table.add(method, values, **how_used)
+            table.add(method, values, **BY_CLASS)
             for label, name in enumerate(images.names):
                 values = {"before_accuracy": before[label], "removed_accuracy": after[label, label]}
-                by_class[name].add(method, {**values, "change_of_others": others[label]}, **how_used)
+                by_class[name].add(method, {**values, "change_of_others": others[label]}, **BY_CLASS)
         clock(f"seed {seed}: removed")
+        for count, each in at_once.items():
+            for method, found in several.removed(test, removals, count, seed).items():
+                each.add(method, found, **(NOTHING if method == "before" else BY_CLASS))
+        clock(f"seed {seed}: removed several at once")
     table.show()
-    for each in (table, *by_class.values()):
+    for each in (table, *by_class.values(), *at_once.values()):
         each.write(results, args.seeds)
     lines = [["removed by one weight (SCA), percent", "before", "after", "mean change of the others"]]
     for name, each in by_class.items():
         lines.append([name, *(f"{each.mean('SCA', metric):.1f}" for metric in (*FIG6, "change_of_others"))])
     print(f"{grid(lines)}\n", flush=True)
+    _several_shown(at_once)
     if args.plot is not None:
         means = [[each.mean("SCA", metric) for each in by_class.values()] for metric in FIG6]
         command.save(plots.classes(means[0], means[1], images.names), args.plot, "cifar10-removed")
+
+
+def _several_shown(tables: Mapping[int, Table]) -> None:
+    """Fig. 7 as a table: a line for each method, a column for each number of classes."""
+    lines = [["removed at once: percent of them / of the others", *map(str, tables)]]
+    metrics = ("removed_accuracy", "retained_accuracy")
+    for method in tables[1].lines:
+        cells = ([each.mean(method, metric) for metric in metrics] for each in tables.values())
+        lines.append([method, *(f"{gone:.1f} / {left:.1f}" for gone, left in cells)])
+    print(f"{grid(lines)}\n", flush=True)
 
 
 def _class_removals(train: Features, seed: int) -> dict[str, list[list[Head]]]:

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+from torch import Tensor
+
 from experiments import backbones, command, data, models
-from experiments.backbones import robustness
+from experiments.backbones import judged, robustness
 from experiments.command import Clock
 from experiments.rivals import last_layers
 from experiments.tables import Table
 from spurge.engine.data.examples import Examples
 from spurge.engine.features.extraction import extract
 from spurge.engine.features.features import Features
+from spurge.engine.models.heads import Head
 from spurge.methods.neurontune.controls import dfr, random_masks, without_mask
 from spurge.methods.neurontune.neurontune import NeuronTune
 from spurge.methods.neurontune.tuned import Tuned
@@ -35,6 +40,10 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the retrained layer; selection chooses
 SELECT = {"sfit": "SFit", "worst_class": "worst class", "class_difference": "class difference"}
 KEPT = (0.2, 0.4, 0.6, 0.8)  # of what is suppressed
 DRAWS = 5  # random masks
+WORST_IDENTITY = "worst_identity_accuracy"  # of each identity with each label
+
+Judge = Callable[..., dict[str, float]]
+"""From a test set, and a layer in the place of its own, to what it is worth: `robustness`, or that and more."""
 
 
 def waterbirds(args: argparse.Namespace, results: Results) -> None:
@@ -54,11 +63,16 @@ def waterbirds(args: argparse.Namespace, results: Results) -> None:
 def civilcomments(args: argparse.Namespace, results: Results) -> None:
     """Toxic or not, identity named or not; a validation set as balanced as the test set, and one like the training set.
 
-    One encoder, fine-tuned with the first seed; the seeds are those of the halves, the masks and DFR.
+    One encoder, fine-tuned with the first seed; the seeds are those of the halves, the masks and DFR. The worst group
+    is that of these four, and in a metric of its own that of each identity with each label, as in WILDS.
     """
     clock = Clock()
     parts = data.civil_comments(args.data)
     train, validation, test = (part.sample(min(len(part), 800)) if args.quick else part for part in parts)
+    identities = data.civil_comments(args.data, wilds=True)[-1]
+    identities = identities.sample(len(test)) if args.quick else identities
+    judge = partial(by_identity, members(identities))
+    clock(f"groups of WILDS in the test set: {_sizes(identities)}")
     like_test, like_train = validation, data.correlate(validation, args.share)
     if args.train == "correlated":
         train = data.correlate(train, args.share)
@@ -84,7 +98,7 @@ def civilcomments(args: argparse.Namespace, results: Results) -> None:
             settings = [NeuronTune(l2=PENALTIES, signs=signs, seed=seed) for signs in ("magnitude", "relu", "split")]
             own = (features["train"], features[case], features["test"])
             again = seed != args.seeds[0]
-            tuned = _all_methods(table, *own, seed=seed, settings=settings, halves_only=again)
+            tuned = _all_methods(table, *own, seed=seed, settings=settings, halves_only=again, judge=judge)
             clock(f"{case}, seed {seed}: {tuned}")
         _finish(table, tuned, args, results)
 
@@ -98,24 +112,25 @@ def _all_methods(
     seed: int,
     settings: Sequence[NeuronTune],
     halves_only: bool = False,
+    judge: Judge = robustness,
 ) -> Tuned | None:
     """Every method once, judged on the test set; gives the first result of the halves.
 
     `halves_only` leaves out what the same encoder and the whole sets gave for another seed already.
     """
-    table.add("ERM", robustness(test), labels="none", note="the model as trained")
+    table.add("ERM", judge(test), labels="none", note="the model as trained")
     first, second = validation.split(seed=seed)
     out = None
     for method in settings:
         name = "" if method.signs == "magnitude" else f", {method.signs}"
         if not halves_only:
-            _beside_controls(table, f"NeuronTune{name}", method, validation, train, test, seed)
-        tuned = _beside_controls(table, f"NeuronTune†{name}", method, first, second, test, seed)
+            _beside_controls(table, f"NeuronTune{name}", method, validation, train, test, seed, judge)
+        tuned = _beside_controls(table, f"NeuronTune†{name}", method, first, second, test, seed, judge)
         out = out or tuned
     by_class = NeuronTune(l2=PENALTIES, seed=seed, select="worst_class")
-    _beside_controls(table, "NeuronTune†, by worst class", by_class, first, second, test, seed)
+    _beside_controls(table, "NeuronTune†, by worst class", by_class, first, second, test, seed, judge)
     oracle = dfr(validation, train=train, seed=seed)
-    table.add("DFR (oracle)", robustness(test, oracle), labels="group", note="group labels of the validation set")
+    table.add("DFR (oracle)", judge(test, oracle), labels="group", note="group labels of the validation set")
     return out
 
 
@@ -137,7 +152,14 @@ def _partly_suppressed(table: Table, train: Features, validation: Features, test
 
 
 def _beside_controls(
-    table: Table, name: str, method: NeuronTune, identify: Features, train: Features, test: Features, seed: int
+    table: Table,
+    name: str,
+    method: NeuronTune,
+    identify: Features,
+    train: Features,
+    test: Features,
+    seed: int,
+    judge: Judge,
 ) -> Tuned | None:
     """NeuronTune, then the same retraining and selection without a mask and behind random ones of the same size."""
     try:
@@ -147,14 +169,28 @@ def _beside_controls(
         return None
     note = f"class labels; signs {method.signs}; penalty by {SELECT[method.select]} on {len(identify)} rows"
     shares = {"suppressed": 100 * tuned.suppressed}
-    table.add(name, robustness(test, tuned) | shares, labels="class", note=note)
+    table.add(name, judge(test, tuned) | shares, labels="class", note=note)
     plain = without_mask(tuned, method, identify, train)
-    table.add(f"{name}: no mask", robustness(test, plain) | {"suppressed": 0.0}, labels="class", note=note)
+    table.add(f"{name}: no mask", judge(test, plain) | {"suppressed": 0.0}, labels="class", note=note)
     drawn = random_masks(tuned, method, identify, train, draws=DRAWS, seed=seed)
-    found = [robustness(test, one) for one in drawn]
+    found = [judge(test, one) for one in drawn]
     mean = {metric: fmean(one[metric] for one in found) for metric in found[0]}
     table.add(f"{name}: random mask", mean | shares, labels="class", note=f"{note}; mean of {DRAWS} masks")
     return tuned
+
+
+def members(rows: Examples) -> Tensor:
+    """Which rows are in which of their groups, bool ``[N, G]``."""
+    names = rows.groups
+    return torch.tensor([[name in row.groups for name in names] for row in rows])
+
+
+def by_identity(
+    groups: Tensor, test: Features, answer: Head | Callable[[Features], Tensor] | None = None
+) -> dict[str, float]:
+    """As `robustness`, and the worst of groups that overlap, bool ``[N, G]``: a row counts in each that it is in."""
+    found = [judged(test.subset(rows), answer).average for rows in groups.T]
+    return robustness(test, answer) | {WORST_IDENTITY: min(found)}
 
 
 def _finish(table: Table, tuned: Tuned | None, args: argparse.Namespace, results: Results) -> None:

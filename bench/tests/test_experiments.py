@@ -122,6 +122,13 @@ def test_classes_are_removed(vision: Path, tmp_path: Path):
     (row,) = results.select(case="cifar10, cat", method="SCA, 3 weights", metric="change_of_others")
     assert row["labels"] == "class"
     assert len(list(cache.glob("cifar10-*"))) == 1
+    for count in (1, 8):
+        case = f"cifar10, {count} at once"
+        (gone,) = results.select(case=case, method=fcr.OFF, metric="removed_accuracy")
+        assert gone["value"] == 0
+        (row,) = results.select(case=case, method="before", metric="change_of_others")
+        assert (row["value"], row["labels"]) == (0, "none")
+        assert len(results.select(case=case, metric="retained_accuracy")) == 7
 
 
 @pytest.mark.usefixtures("small_backbone")
@@ -156,6 +163,36 @@ def test_comments_have_groups_and_can_be_correlated(tmp_path: Path):
     sizes = {name: len(close.in_group(name)) for name in close.groups}
     assert sizes["toxic, identity"] == sizes["non-toxic, no identity"]
     assert 0.8 < sizes["toxic, identity"] / (sizes["toxic, identity"] + sizes["toxic, no identity"]) < 1
+
+
+def test_comments_may_be_in_several_groups_of_wilds_and_count_in_each(tmp_path: Path):
+    topics = [["men", "black"], ["jewish"], ["immigrants"], ["men", "white"], []]
+    rows = [{"text": f"words {i}", "label": i % 2, "topics": topics[i % 5]} for i in range(20)]
+    (tmp_path / "civil_comments_short_15k.jsonl.xz").write_bytes(
+        lzma.compress("\n".join(map(json.dumps, rows)).encode())
+    )
+    plain, overlapping = data.civil_comments(tmp_path), data.civil_comments(tmp_path, wilds=True)
+    for one, other in zip(plain, overlapping, strict=True):
+        assert one.texts == other.texts
+        assert torch.equal(one.targets, other.targets)
+    groups = {row.text: row.groups for part in overlapping for row in part}
+    assert groups["words 0"] == ("non-toxic, male", "non-toxic, black")
+    assert groups["words 1"] == ("toxic, other religions",)
+    assert groups["words 2"] == groups["words 4"] == ()
+
+    labelled = [("toxic, male", "toxic, black"), ("toxic, black",), ("non-toxic, male",), ()]
+    found = Examples([Example(f"words {i}", 0, group=names) for i, names in enumerate(labelled)], data.TOXIC)
+    member = neurontune.members(found)
+    assert found.groups == ("non-toxic, male", "toxic, black", "toxic, male")
+    assert member.tolist() == [[False, True, True], [False, True, False], [True, False, False], [False] * 3]
+    labels = torch.tensor([1, 1, 0, 0])
+    head = backbones.Head(torch.eye(2), torch.zeros(2))
+    test = backbones.Features(torch.eye(2)[[1, 0, 0, 1]], labels, head, groups=labels)  # right, wrong, right, wrong
+    values = neurontune.by_identity(member, test)
+    assert values["worst_identity_accuracy"] == 50  # the second row is in one group with the first, the last in none
+    assert values["average_accuracy"] == values["worst_group_accuracy"] == 50
+    better = neurontune.by_identity(member, test, lambda part: part.labels)
+    assert better["worst_identity_accuracy"] == 100
 
 
 def test_every_method_stands_beside_its_controls():
