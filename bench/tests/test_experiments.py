@@ -215,8 +215,13 @@ def test_every_method_stands_beside_its_controls():
     erm = backbones.erm(train, 0, quick=True)
     own = [features.with_head(erm) for features in (train, validation, test)]
     table = Table("toy")
-    tuned = neurontune._all_methods(table, *own, seed=0, settings=[neurontune.NeuronTune(l2=1e-3)])
+    assert test.groups is not None
+    judge = partial(neurontune.by_identity, torch.nn.functional.one_hot(test.groups).bool())  # groups that are apart
+    tuned = neurontune._all_methods(table, *own, seed=0, settings=[neurontune.NeuronTune(l2=1e-3)], judge=judge)
     assert tuned is not None
+    for method in table.lines:
+        own_worst, worst = (table.mean(method, f"worst_{part}_accuracy") for part in ("identity", "group"))
+        assert own_worst == pytest.approx(worst)
     assert {"ERM", "NeuronTune†", "NeuronTune†: no mask", "NeuronTune†: random mask", "DFR (oracle)"} <= set(
         table.lines
     )
