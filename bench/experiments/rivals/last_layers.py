@@ -19,7 +19,7 @@ from spurge.engine.features.features import Features
 from spurge.engine.last_layer.fitting import Sgd, fit_head
 from spurge.engine.models.heads import Head
 
-L2 = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+L2 = (1e-3, 1e-2, 1e-1)
 GAMMAS = (4.0, 8.0, 12.0, 16.0, 20.0)
 PULLS = (0.0, 0.1, 0.5)
 UPWEIGHTS = (5.0, 20.0, 50.0)
