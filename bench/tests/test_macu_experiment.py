@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import lzma
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import macu, subjects, sweep, tasks
+from experiments import macu, methods, subjects, sweep, tasks
 from experiments.outcomes import Part, Record
-from spurge.demo import grammar
-from spurge.demo.grammar import Grammar
 from spurge.demo.train import PACKAGE
 from spurge.engine.data.examples import Example, Examples
 from spurge.engine.models.handle import Handle
@@ -25,50 +21,20 @@ needs_model = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reas
 COMMON = ["--quick", "--threads", "1", "--seeds", "0"]
 
 
-def _write(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Sentences of the demo's grammar in the form of the real files."""
-    rows = Grammar(train=240, share=0.0).training_rows(0)
-    split = [{**row, "split": ("train", "dev", "test")[i % 3]} for i, row in enumerate(rows)]
-    for name in ("sst2_sentences", "imdb_cad_original", "imdb_cad_revised"):
-        _write(tmp_path / "sentiment" / f"{name}.jsonl.xz", split)
-    for name in ("yelp_small", "cr_customer_reviews"):
-        _write(tmp_path / "sentiment" / f"{name}.jsonl.xz", [{**row, "split": "test"} for row in rows * 5])
-    words = [{"word": word, "label": label} for label, own in grammar.CAUSAL.items() for word in own]
-    _write(tmp_path / "lexicons" / "opinion_lexicon_hu_liu.jsonl.xz", words)
-    pairs = [
-        {"premise": "They said so.", "hypothesis": row["text"], "label": tasks.data.INFERENCE[i % 3], "split": part}
-        for i, row in enumerate(rows)
-        for part in ("train", "validation", "test")
-    ]
-    for name in ("snli_subset", "mnli_subset", "breaking_nli"):
-        _write(tmp_path / "nli" / f"{name}.jsonl.xz", pairs)
-    _write(tmp_path / "nli" / "snli_cad.jsonl.xz", [{**row, "part": "revised_premise"} for row in pairs])
-    labels = ("entailment", "neutral", "contradiction")
-    cues = [{"word": word, "label": labels[i % 3]} for i, word in enumerate(row["word"] for row in words)]
-    _write(tmp_path / "lexicons" / "snli_hypothesis_cues_pmi.jsonl.xz", cues)
-    return tmp_path
-
-
 def test_macu_and_its_controls_come_first_at_all_seeds() -> None:
-    pairs = macu.schedule(macu.METHODS, [4, 5])
-    first = 2 * len(macu.CORE)
+    pairs = macu.schedule(methods.METHODS, [4, 5])
+    first = 2 * len(methods.CORE)
     assert pairs[0] == ("fine-tuning", 4)
-    assert {method for method, _ in pairs[:first]} == {*macu.CORE}
-    assert [seed for _, seed in pairs[:first]] == [4] * len(macu.CORE) + [5] * len(macu.CORE)
-    assert len(pairs) == len({*pairs}) == 2 * len(macu.METHODS)
+    assert {method for method, _ in pairs[:first]} == {*methods.CORE}
+    assert [seed for _, seed in pairs[:first]] == [4] * len(methods.CORE) + [5] * len(methods.CORE)
+    assert len(pairs) == len({*pairs}) == 2 * len(methods.METHODS)
 
 
 def test_the_labels_that_a_method_used() -> None:
     free = ("fine-tuning", "poe", "macu-paper", "macu-paper:zero", "poe+macu-paper", "macu-paper@exact")
     asked = ("macu-best", "macu-best:zero", "nfl-co", "repair", "poe+macu-best", "macu-paper@counterfactual")
-    assert [macu.labels_used(method) for method in free] == ["none"] * len(free)
-    assert [macu.labels_used(method) for method in asked] == ["class"] * len(asked)
+    assert [methods.labels_used(method) for method in free] == ["none"] * len(free)
+    assert [methods.labels_used(method) for method in asked] == ["class"] * len(asked)
 
 
 def test_a_moved_threshold_answers_each_label_as_often_as_the_edit(tmp_path: Path) -> None:
@@ -77,7 +43,7 @@ def test_a_moved_threshold_answers_each_label_as_often_as_the_edit(tmp_path: Pat
     task = tasks.Task("made", rows, rows, {"here": rows}, "here", (), golden, rows=8, epochs=1, max_length=16)
     plain, edited = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 2)
     edited[:3, 1] = 1
-    bench = macu.Bench(task, Record(tmp_path, "outcomes", ()), [0], True)
+    bench = methods.Bench(task, Record(tmp_path, "outcomes", ()), [0], True)
     found = bench._moved(Part({}, {}, {"here": plain}), Part({}, {}, {"here": edited})).right["here"]
     margins = plain[:, 1] - plain[:, 0]
     wanted = (margins >= margins.sort(descending=True).values[2]).long()
@@ -86,7 +52,7 @@ def test_a_moved_threshold_answers_each_label_as_often_as_the_edit(tmp_path: Pat
 
 def test_those_misled_by_the_hypothesis_alone_are_told_apart(tmp_path: Path) -> None:
     record, results = Record(tmp_path, "outcomes", ()), Results("macu")
-    for method, right in (("fine-tuning", [1, 1, 0, 0]), (macu.HYPOTHESIS, [1, 0, 0, 1])):
+    for method, right in (("fine-tuning", [1, 1, 0, 0]), (methods.HYPOTHESIS, [1, 0, 0, 1])):
         record.parts["", method] = {0: Part({"cad": torch.tensor(right, dtype=torch.uint8)}, {})}
     macu.add_misled(results, record)
     assert [(row["method"], row["value"], row["n"]) for row in results.rows] == [("fine-tuning", 50.0, 2)]
@@ -117,24 +83,24 @@ def test_an_unknown_method_is_refused(folder: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(located|dev)")
 @pytest.mark.parametrize(
-    ("task", "methods"),
+    ("task", "asked"),
     [
         ("sa", ["macu-best", "macu-best:random", "macu-best:threshold", "nfl-cp", "last-layer", "deleted"]),
-        ("nli", ["macu-paper", "macu-paper:zero", "poe", "poe+macu-paper", macu.HYPOTHESIS, "macu-paper@weights"]),
+        ("nli", ["macu-paper", "macu-paper:zero", "poe", "poe+macu-paper", methods.HYPOTHESIS, "macu-paper@weights"]),
     ],
 )
-def test_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str, methods: list[str]) -> None:
-    path, methods = tmp_path / "results.json", ["fine-tuning", *methods]
+def test_methods_run_on_made_texts(folder: Path, tmp_path: Path, task: str, asked: list[str]) -> None:
+    path, names = tmp_path / "results.json", ["fine-tuning", *asked]
     asked = [task, str(folder), *COMMON, "--json", str(path), "--cache", str(tmp_path / "cache")]
-    asked += ["--methods", ",".join(methods)]
+    asked += ["--methods", ",".join(names)]
     assert macu.main(asked) == 0
     results = Results.load(path)
     assert results.head["settings"]["rows"] == 64
     home = tasks.TASKS[task](folder).home
-    assert {row["method"] for row in results.select(case=home, metric="accuracy")} == {*methods}
-    assert {row["method"] for row in results.select(case="mean-ood", metric="gain_low")} == {*methods[1:]}
+    assert {row["method"] for row in results.select(case=home, metric="accuracy")} == {*names}
+    assert {row["method"] for row in results.select(case="mean-ood", metric="gain_low")} == {*names[1:]}
     assert bool(results.select(case="mean-ood", method="poe+macu-paper", metric="gain_over_poe")) == (task == "nli")
-    assert 0 <= results.select(method=methods[1], metric="eta")[0]["value"] <= 2
+    assert 0 <= results.select(method=names[1], metric="eta")[0]["value"] <= 2
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
     assert macu.main(asked) == 0
     assert {file: file.stat().st_mtime_ns for file in made} == made
@@ -150,3 +116,19 @@ def test_the_fitness_of_the_swarm_never_falls(folder: Path, tmp_path: Path) -> N
         found = [row["value"] for row in Results.load(path).select(method=name, metric="fitness")]
         assert found
         assert found == sorted(found)
+
+
+@needs_model
+@pytest.mark.slow
+def test_layers_add_up_to_the_located_neurons(folder: Path, tmp_path: Path) -> None:
+    path, plots = tmp_path / "results.json", tmp_path / "plots"
+    assert macu.main(["maps", str(folder), *COMMON, "--json", str(path), "--plot", str(plots)]) == 0
+    results, names = Results.load(path), ("causal", "spurious", "both", "either")
+    causal, spurious, both, either = (
+        sum(row["value"] for row in results.select(method=name, metric="neurons")) for name in names
+    )
+    assert causal + spurious - both == either > 0
+    assert {row["case"] for row in results.rows if row["metric"] == "neurons"} == {
+        f"map, layer {layer}" for layer in range(1, 7)
+    }
+    assert (plots / "macu-map-0.png").stat().st_size > 0

@@ -94,6 +94,29 @@ def fine_tune(
         torch.manual_seed(seed)
         model, tokenizer = load_base(rows.labels, layers)
     model.get_input_embeddings().weight.requires_grad_(False)
+    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    how |= {"warmup": warmup, "seed": seed}
+    optimize(model, tokenizer, rows, loss=loss, max_length=max_length, pool=pool, progress=progress, **how)
+    model.requires_grad_(True)
+    return model.eval(), tokenizer
+
+
+def optimize(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Examples,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup: float,
+    seed: int,
+    loss: Loss,
+    max_length: int | None,
+    pool: int,
+    progress: bool,
+) -> None:
+    """The training of `fine_tune`, of those parameters of any classifier that require gradients."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     steps = epochs * -(-len(rows) // batch_size)
@@ -112,8 +135,6 @@ def fine_tune(
                 schedule.step()
                 bar.update()
     model.zero_grad(set_to_none=True)
-    model.requires_grad_(True)
-    return model.eval(), tokenizer
 
 
 def _batches(rows: Examples, size: int, pool: int, seed: int) -> Iterator[Examples]:
