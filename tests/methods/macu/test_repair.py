@@ -313,6 +313,19 @@ def test_the_strength_of_another_edit_is_chosen_without_a_course(monkeypatch: py
     assert torch.equal(found.deltas[name].full((2,)), expected)
 
 
+def test_a_model_is_judged_with_what_is_applied_to_it() -> None:
+    model = planted_texts.model()
+    handle, settings = Handle(model, tiny_tokenizer()), Repair(dev_texts=40)
+    repairer = Repairer(
+        handle, planted_texts.train(), None, planted_texts.GOLDEN, settings, 0.1, 64, None, seed=0, progress=False
+    )
+    edit = WeightDeltas.build(model, {"classifier.bias": Dense(torch.tensor([1e3, -1e3]))})
+    plain, alone = repairer.strength(edit, (1e-6,)).info["selection"][0], repairer.judged()
+    assert (alone.home, alone.swapped) == (plain["home"], plain["swapped"])
+    with edit.applied(model):
+        assert repairer.judged().home != alone.home
+
+
 def test_the_rule_that_chooses() -> None:
     before = Tried(0.0, 90.0, 70.0)
     tried = [Tried(0.5, 89.8, 75.0), Tried(1.0, 89.7, 80.0), Tried(1.25, 89.7, 80.0), Tried(1.5, 89.6, 90.0)]
