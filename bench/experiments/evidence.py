@@ -23,11 +23,11 @@ from spurge.report.results import Results
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEAD = """# Evidence
 
-What the papers of Spurge's methods claim, and what the experiments of this folder measured of it. Written by
-`python bench/experiments/evidence.py` from the files of [bench/results](../results/README.md): each verdict follows
-from the numbers beside it. Models are small and data sets cut to what two cores can do, so a claim that does not hold
-here may hold at full size; one that an interval leaves open is not shown. [bench/README.md](../README.md#experiments)
-says what was measured how.
+What the papers of Spurge's methods claim, what this project wants of its own, and what the experiments of this folder
+measured of it. Written by `python bench/experiments/evidence.py` from the files of
+[bench/results](../results/README.md): each verdict follows from the numbers beside it. Models are small and data sets
+cut to what two cores can do, so a claim that does not hold here may hold at full size; one that an interval leaves open
+is not shown. [bench/README.md](../README.md#experiments) says what was measured how.
 """
 
 

@@ -1,5 +1,12 @@
-"""What the papers claim, and the numbers by which the experiments' results say whether it holds."""
+"""What is claimed, and the numbers by which the experiments' results say whether it holds."""
 
-from experiments.claims import fcr, macu, mediation, neurontune
+from experiments.claims import circuits, fcr, macu, mediation, neurontune, repair
 
-CLAIMS = (*macu.CLAIMS, *fcr.CLAIMS, *neurontune.CLAIMS, *mediation.CLAIMS)
+CLAIMS = (
+    *macu.CLAIMS,
+    *repair.CLAIMS,
+    *circuits.CLAIMS,
+    *fcr.CLAIMS,
+    *neurontune.CLAIMS,
+    *mediation.CLAIMS,
+)

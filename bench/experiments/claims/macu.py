@@ -130,16 +130,16 @@ CLAIMS = (
         "MacU",
         "more accurate than its rivals on average (table 6)",
         "84.3; AutoCAD 81.9, Sentiment-CAD 81.7, NFL 83.0",
-        "macu-sa-rivals",
-        tuple(Number(name, "mean-ood", name, "accuracy") for name in ("macu-paper", "macu-best", *RIVALS, *CHEAP)),
+        "macu-sa",
+        tuple(Number(name, "mean-ood", name, "gain") for name in ("macu-paper", "macu-best", *RIVALS, *CHEAP)),
         lambda paper, best, *others: paper > max(others),
-        "mean outside SST-2; the paper's setting decides",
+        "points outside SST-2 over fine-tuning with the same seeds; the paper's setting decides",
     ),
     Claim(
         "MacU",
         "its attention leans less on spurious words than that of rivals (eta, table 8)",
         "0.87; AutoCAD 1.05, Sentiment-CAD 1.02, NFL 0.97",
-        "macu-sa-rivals",
+        "macu-sa",
         tuple(Number(name, "all", name, "eta", 3) for name in ("macu-paper", *RIVALS)),
         lambda own, *others: own < min(others),
         "on test sentences of SST-2",
@@ -148,20 +148,16 @@ CLAIMS = (
         "MacU",
         "it improves what rivals have trained (table 6)",
         "AutoCAD +3.2, Sentiment-CAD +1.8, NFL +1.2",
-        "macu-sa-rivals",
-        tuple(
-            Number(f"{name}+{preset}", "mean-ood", f"{name}+{preset}", f"gain_over_{name}")
-            for preset in ("macu-paper", "macu-best")
-            for name in JOINED
-        ),
-        lambda *gains: min(gains[: len(JOINED)]) > 0,
-        "points over the rival alone, outside SST-2; the paper's setting decides",
+        "macu-sa",
+        tuple(Number(f"{name}+macu-best", "mean-ood", f"{name}+macu-best", f"gain_over_{name}") for name in JOINED),
+        lambda *found: min(found) > 0,
+        "points over the rival alone, outside SST-2, by the best setting; the paper's was not tried on them",
     ),
     Claim(
         "MacU",
         "quicker than NFL, C2L and counterfactual texts (table 17)",
         "1.9 h; NFL 2.5, C2L 2.7, AutoCAD 7.1, PoE 1.1",
-        "macu-sa-rivals",
+        "macu-sa",
         tuple(Number(name, "all", name, "cpu_seconds", 0) for name in ("macu-paper", "macu-best", *RIVALS)),
         lambda paper, best, co, cp, poe, c2l, swaps: paper < min(co, cp, c2l, swaps),
         "processor seconds; of MacU on top of fine-tuning, of the others the whole training; swaps are made by rule, "
